@@ -1,0 +1,41 @@
+# `make demo` and `make test` need nothing but Python 3.11+, make and a C compiler: each sets up .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# To fetch a CPU-only torch on Linux, pass where it is kept: make demo PIP_ARGS="--extra-index-url <address>"
+PIP_ARGS ?=
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo    train, compress, deliver and compare on embedded data (about two minutes)"
+	@echo "make test    lint, types and all tests"
+	@echo "make check   lint and types only"
+	@echo "make format  format the code"
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bitstill needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/bitstill demo --out demo
+
+test: check
+	$(BIN)/pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache dist

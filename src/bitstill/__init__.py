@@ -1,0 +1,99 @@
+"""bitstill: distil a trained network into a 1- to 8-bit one, and deliver a file that really is that small.
+
+Names are loaded when they are first used (PEP 562), so that reading an artifact does not need torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitstill._version import VERSION as __version__
+    from bitstill.api import Result, compress, load
+    from bitstill.artifact.reader import Archive, read
+    from bitstill.artifact.writer import Storage
+    from bitstill.errors import BitstillError
+    from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
+    from bitstill.lifecycle import freeze, pack, prepare, unpack
+    from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation
+    from bitstill.specs import Binary, Compression, Points, Prune, QuantizeInput, Ternary, Uniform
+    from bitstill.train.loop import Settings
+    from bitstill.train.task import Split, Task
+
+_HOMES = {
+    "Archive": "bitstill.artifact.reader",
+    "Binary": "bitstill.specs",
+    "BitstillError": "bitstill.errors",
+    "Bucket": "bitstill.granularity",
+    "Compression": "bitstill.specs",
+    "DifferentiableQuantization": "bitstill.recipes",
+    "PerChannel": "bitstill.granularity",
+    "PerGroup": "bitstill.granularity",
+    "PerTensor": "bitstill.granularity",
+    "Points": "bitstill.specs",
+    "PostTraining": "bitstill.recipes",
+    "Prune": "bitstill.specs",
+    "QuantizeInput": "bitstill.specs",
+    "QuantizedDistillation": "bitstill.recipes",
+    "Result": "bitstill.api",
+    "Settings": "bitstill.train.loop",
+    "Split": "bitstill.train.task",
+    "Storage": "bitstill.artifact.writer",
+    "Task": "bitstill.train.task",
+    "Ternary": "bitstill.specs",
+    "Uniform": "bitstill.specs",
+    "compress": "bitstill.api",
+    "freeze": "bitstill.lifecycle",
+    "load": "bitstill.api",
+    "pack": "bitstill.lifecycle",
+    "prepare": "bitstill.lifecycle",
+    "read": "bitstill.artifact.reader",
+    "unpack": "bitstill.lifecycle",
+}
+
+__all__ = [
+    "Archive",
+    "Binary",
+    "BitstillError",
+    "Bucket",
+    "Compression",
+    "DifferentiableQuantization",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "Points",
+    "PostTraining",
+    "Prune",
+    "QuantizeInput",
+    "QuantizedDistillation",
+    "Result",
+    "Settings",
+    "Split",
+    "Storage",
+    "Task",
+    "Ternary",
+    "Uniform",
+    "__version__",
+    "compress",
+    "freeze",
+    "load",
+    "pack",
+    "prepare",
+    "read",
+    "unpack",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("bitstill._version").VERSION
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bitstill' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,258 @@
+"""The three verbs: `compress` trains and delivers, `Result.save` keeps, `load` brings back."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from bitstill.artifact.files import check_target, replaced_folder
+from bitstill.artifact.reader import read
+from bitstill.artifact.restore import load_into
+from bitstill.artifact.writer import Storage
+from bitstill.decode import encode
+from bitstill.delivery import deliver, environment, measure
+from bitstill.errors import SpecError, suggest
+from bitstill.lifecycle import PrepareReport, report
+from bitstill.nn.transform import check_finite
+from bitstill.recipes import RECIPES, Recipe
+from bitstill.tasks import load_task
+from bitstill.tasks.models import MODELS, build, from_architecture
+from bitstill.train.loop import Settings, train
+from bitstill.train.stage import Stage
+from bitstill.train.task import Task
+
+ModelLike = nn.Module | str | Path
+"""A network; the name of one of bitstill's, freshly initialised; or the folder of an artifact."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` delivers.
+
+    Args:
+        model: the delivered model, reloaded from disk.
+        report: the contents of report.json.
+        folder: where the artifact is; a temporary folder that vanishes with the result if no `out` was given.
+        models: every model of the run by name, as training left it (latent weights and teachers).
+    """
+
+    model: nn.Module
+    report: dict[str, Any]
+    folder: Path
+    models: dict[str, nn.Module]
+    _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+
+    def save(self, folder: str | Path) -> Path:
+        """Copy the artifact to `folder`, which may hold an older one.
+
+        Raises:
+            ArtifactError: if the place cannot be written or holds something else.
+        """
+        target = Path(folder)
+        with replaced_folder(target) as beside:
+            shutil.copytree(self.folder, beside, dirs_exist_ok=True)
+        return target
+
+
+def compress(
+    recipe: Recipe | str,
+    task: Task | str,
+    models: Mapping[str, ModelLike],
+    *,
+    out: str | Path | None = None,
+    settings: Settings | None = None,
+    storage: Storage | None = None,
+    resume: bool = False,
+    data: str | Path | None = None,
+) -> Result:
+    """Train a compressed model under a recipe, deliver it as an artifact, and read it back.
+
+    Args:
+        recipe: a recipe, or the name of one with its default settings.
+        task: a task, or the name of one of bitstill's.
+        models: by role. "student" is what is compressed; "teacher" guides it. A network is taken as it is and left unchanged; a
+            name ("polino-teacher") is built anew, and a teacher built anew is trained first; a folder is an artifact.
+        out: where to deliver; None keeps the artifact in a temporary folder until `Result.save`.
+        settings: seed, precision, checkpoints and so on.
+        storage: dtype of leftovers, entropy coding.
+        resume: continue from the checkpoint beside `out`, if there is one.
+        data: a folder with local files for the task.
+
+    Returns:
+        The reloaded model, its report and its folder.
+
+    Raises:
+        BitstillError: its subclasses say what was wrong; nothing at `out` is damaged.
+
+    Example:
+        >>> import bitstill
+        >>> recipe = bitstill.QuantizedDistillation(bits=2, epochs=1, teacher_epochs=1)
+        >>> models = {"teacher": "digits-teacher", "student": "digits-student"}
+        >>> result = bitstill.compress(recipe, "digits", models, settings=bitstill.Settings(progress=False))
+        >>> result.report["size"]["nominal_bits"]
+        2.0
+    """
+    started = time.perf_counter()
+    settings, storage = settings or Settings(), storage or Storage()
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    temporary = tempfile.TemporaryDirectory() if out is None else None
+    target = Path(temporary.name) / "artifact" if temporary else Path(str(out))
+    check_target(target)
+    task = load_task(task, None if data is None else Path(data)) if isinstance(task, str) else task
+    networks = resolve_models(recipe, models, settings.seed)
+    fresh_teacher = isinstance(models.get("teacher"), str) and models["teacher"] in MODELS
+    stages = recipe.stages(train_teacher=fresh_teacher and recipe.needs_teacher)
+    for name, network in networks.items():
+        check_model(name, network, task)
+    skeleton = copy.deepcopy(networks["student"])
+    identity = _identity(recipe, stages, task, networks, settings)
+    work = None if temporary else target.with_name(f".{target.name}.checkpoint.safetensors")
+    if work is not None:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            work.unlink(missing_ok=True)
+    history = train(stages, networks, task, settings, identity=identity, checkpoint_path=work, resume=resume)
+    run_report = {
+        "recipe": encode(recipe),
+        "task": task.name,
+        "settings": encode(settings),
+        "storage": encode(storage),
+        "history": history,
+        "parameters": _parameters(report(networks["student"])),
+        **environment(),
+    }
+    if "teacher" in networks and recipe.needs_teacher:
+        run_report["teacher"] = _teacher_row(networks["teacher"], task)
+    run_report["wall_seconds"] = time.perf_counter() - started
+    delivered, complete = deliver(
+        target, networks["student"], task, storage, run_report, resolved_yaml(recipe, task, models, settings, storage), skeleton
+    )
+    if work is not None:
+        work.unlink(missing_ok=True)
+    return Result(delivered.model, complete, target, networks, temporary)
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The delivered model in `folder`, ready to run: packed layers, eval mode, no gradients. Nothing in it is executed.
+
+    Args:
+        folder: an artifact.
+        model: a float network of the delivered architecture, needed where it is not one of bitstill's own; a copy is used.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged, of another version, or does not fit `model`.
+    """
+    archive = read(folder)
+    network = from_architecture(archive.config) if model is None else copy.deepcopy(model)
+    return load_into(network, archive)
+
+
+def recipe_named(name: str) -> Recipe:
+    """A recipe with its default settings.
+
+    Raises:
+        SpecError: unknown name.
+    """
+    if name not in RECIPES:
+        raise SpecError("a known recipe", given=repr(name), where="recipe", fix=suggest(name, RECIPES))
+    return RECIPES[name]()
+
+
+def resolve_models(recipe: Recipe, models: Mapping[str, ModelLike], seed: int) -> dict[str, nn.Module]:
+    """Networks for the roles that `recipe` needs; those handed in are copied.
+
+    Raises:
+        SpecError: a role is missing or unknown.
+    """
+    roles = ("student", "teacher")
+    for name in models:
+        if name not in roles:
+            raise SpecError("a known role", given=repr(name), where="models", fix=suggest(name, roles))
+    wanted = ("student", "teacher") if recipe.needs_teacher else ("student",)
+    for name in wanted:
+        if name not in models:
+            raise SpecError(
+                f"a model for the role {name!r}",
+                given=f"only {sorted(models)}",
+                where=type(recipe).__name__,
+                fix=f"Pass a network, one of {', '.join(sorted(MODELS))}, or an artifact's folder.",
+            )
+    return {name: _network(models[name], seed, name) for name in wanted}
+
+
+def check_model(name: str, network: nn.Module, task: Task) -> None:
+    """Refuse weights that are not finite, and outputs that do not fit the task's classes."""
+    for tensor_name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_floating_point():
+            check_finite(tensor.detach(), f"{name}: {tensor_name}")
+    task.check_model(network, name)
+
+
+def resolved_yaml(
+    recipe: Recipe, task: Task, models: Mapping[str, ModelLike], settings: Settings, storage: Storage
+) -> str:
+    """The run as a file that `bitstill compress` accepts; networks handed in as objects are named by their class."""
+    named = {role: m if isinstance(m, str) else str(m) if isinstance(m, Path) else type(m).__name__ for role, m in models.items()}
+    name = next(name for name, cls in RECIPES.items() if isinstance(recipe, cls))
+    run = {
+        "recipe": name, "task": task.name, "models": named, "options": encode(recipe), "settings": encode(settings),
+        "storage": encode(storage),
+    }  # fmt: skip
+    return yaml.safe_dump(run, sort_keys=False)
+
+
+def _network(model: ModelLike, seed: int, role: str) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model)
+    if str(model) in MODELS:
+        return build(str(model), seed, role)
+    if not Path(model).is_dir():
+        raise SpecError(
+            "a known model or an artifact's folder", given=repr(str(model)), where=role, fix=suggest(str(model), MODELS)
+        )
+    loaded = load(model)
+    return loaded.requires_grad_(role == "student")
+
+
+def _identity(
+    recipe: Recipe, stages: tuple[Stage, ...], task: Task, networks: Mapping[str, nn.Module], settings: Settings
+) -> dict[str, Any]:
+    return {
+        "recipe": encode(recipe),
+        "stages": [stage.name for stage in stages],
+        "task": task.name,
+        "data": task.train.digest(),
+        "models": {name: _digest(network) for name, network in networks.items()},
+        "seed": settings.seed,
+        "precision": settings.precision,
+        "accumulate": settings.accumulate,
+    }
+
+
+def _digest(network: nn.Module) -> str:
+    state = hashlib.blake2b(digest_size=8)
+    for name, tensor in network.state_dict().items():
+        state.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _teacher_row(teacher: nn.Module, task: Task) -> dict[str, Any]:
+    skeleton = copy.deepcopy(teacher)
+    row = measure(teacher, task, skeleton)
+    return {"metric": task.metric_name, "test": row.metric, "file_bytes": row.size.file_bytes}
+
+
+def _parameters(prepared: PrepareReport) -> list[dict[str, Any]]:
+    return [encode(row) for row in prepared.rows]

@@ -1,0 +1,45 @@
+"""Entropy-coded storage of codes, by Zstandard, where it makes them smaller.
+
+Codes of a trained low-bit layer are far from equally frequent: the outer levels of a min-max quantizer are rare. Zstandard's
+literal stage is a Huffman coder over bytes, so packed bytes (several codes each) come close to the entropy of the codes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bitstill.errors import ArtifactError, need_package
+
+LEVEL = 19
+"""Zstandard's strongest ordinary setting; decoding is as fast as with any other."""
+
+
+def compress(data: bytes) -> bytes:
+    """`data` as one Zstandard frame."""
+    compressed: bytes = _zstd().ZstdCompressor(level=LEVEL, write_content_size=True).compress(data)
+    return compressed
+
+
+def decompress(data: bytes, expected: int, where: str) -> bytes:
+    """Undo `compress`, knowing how many bytes must come out, so that a damaged frame cannot ask for more memory.
+
+    Raises:
+        ArtifactError: if the frame is damaged or of another size.
+    """
+    zstd = _zstd()
+    try:
+        size = zstd.get_frame_parameters(data).content_size
+        plain: bytes = zstd.ZstdDecompressor().decompress(data) if size == expected else b""
+    except zstd.ZstdError as error:
+        raise _damaged(str(error), where) from None
+    if len(plain) != expected:
+        raise _damaged(f"a frame of {size} bytes instead of {expected}", where)
+    return plain
+
+
+def _zstd() -> Any:
+    return need_package("zstandard", extra="all", purpose="entropy-coded artifacts")
+
+
+def _damaged(given: str, where: str) -> ArtifactError:
+    return ArtifactError("an intact Zstandard frame", given=given, where=where, fix="Deliver the model again.")

@@ -1,0 +1,115 @@
+"""Writing files and folders so that a crash leaves either the old one or the new one, never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bitstill.artifact.format import CONFIG
+from bitstill.errors import ArtifactError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, flush it to disk, and rename it into place."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; when the block ends well it takes `target`'s place, else it vanishes.
+
+    On Linux the exchange with an older artifact is one system call; elsewhere it is two renames.
+
+    Raises:
+        ArtifactError: if the place cannot be written, is full, or holds something that is not an artifact.
+    """
+    check_target(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise unwritable(target, error) from None
+    try:
+        os.chmod(beside, 0o777 & ~_umask())
+        yield beside
+        _move_into_place(beside, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise unwritable(target, error) from None
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_target(target: Path) -> None:
+    """Refuse a place where writing an artifact would destroy something else, or cannot succeed.
+
+    Raises:
+        ArtifactError: if `target` is a file, a folder with other things, or inside a folder that cannot be written.
+    """
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CONFIG).is_file())):
+        raise ArtifactError(
+            "a new folder, an empty one or an older artifact",
+            given="something else",
+            where=str(target),
+            fix="Choose another --out, so that nothing of yours is overwritten.",
+        )
+    parent = next(p for p in (target.absolute().parent, *target.absolute().parent.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise unwritable(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def unwritable(target: Path, error: OSError) -> ArtifactError:
+    """The error for a place that cannot be written, or has no room left."""
+    return ArtifactError(
+        "a folder that can be written",
+        given=error.strerror or str(error),
+        where=str(target),
+        fix="Choose another --out, or free some space; an older artifact there is untouched.",
+    )
+
+
+def _move_into_place(beside: Path, target: Path) -> None:
+    for file in beside.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+    if not target.exists():
+        os.rename(beside, target)
+        return
+    if _exchange(beside, target):
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.rename(target, old / target.name)
+    os.rename(beside, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step where the system can; False where it cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    status = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return bool(status == 0)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,143 @@
+"""The packed format, version 1: what the files of an artifact say. No torch, no tensors.
+
+A folder holds `model.safetensors` (tensors), `config.json` (the architecture, and `quantization_config` with one record per
+packed layer), `recipe.yaml`, `report.json`, `report.html`, `README.md` and the preprocessor's files. A packed layer `L`
+has the tensors
+
+    L.codes     uint8   packed codes (rows, bytes per row), or (bytes,) when entropy-coded
+    L.scale     float   (rows, groups per row)
+    L.offset    float   the same shape; absent where levels are symmetric
+    L.levels    float32 (levels,); only for learned points, since all other levels are consecutive integers
+    L.mask      uint8   one bit per weight; only where no level means zero
+
+and, for a second plane, `L.codes_1`, `L.scale_1` and so on. Every other tensor is a leftover under its own name.
+`config.json` holds the SHA-256 of `model.safetensors`, so that files of two artifacts are never mixed and a flipped bit is
+noticed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bitstill.errors import ArtifactError
+from bitstill.granularity import Bucket, Granularity, Grid, PerChannel, PerGroup, PerTensor, grid_of
+from bitstill.ops.layouts import Layout
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD = (
+    "model.safetensors", "config.json", "recipe.yaml", "report.json", "report.html", "README.md",
+)  # fmt: skip
+
+_GRANULARITIES: dict[str, type[Granularity]] = {
+    "tensor": PerTensor, "channel": PerChannel, "group": PerGroup, "bucket": Bucket,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PlaneRecord:
+    """One plane of a packed layer.
+
+    Args:
+        levels: how many there are.
+        first: the first of consecutive integer levels (-1 for binary and ternary; binary then steps by `step`), or None when
+            the levels are a tensor.
+        step: distance between consecutive levels: 2 for binary (-1, +1), else 1.
+        offset: whether there is an offset tensor.
+        layout: how codes are packed.
+        coding: "none", or "zstd" when the packed codes were compressed further.
+    """
+
+    levels: int
+    first: int | None
+    step: int
+    offset: bool
+    layout: Layout
+    coding: str
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One packed layer.
+
+    Args:
+        name: its dotted module name.
+        kind: "Linear", "TransposedLinear", "Conv1d", "Conv2d" or "Embedding".
+        shape: the weight's shape, rows first.
+        granularity: which weights share a scale.
+        quantizer: how reports call the quantizer.
+        scale_dtype: "float32" or "float16".
+        planes: one or more, added up.
+        mask: whether there is a mask tensor.
+        input: settings of the input quantizer (the fields of `QuantizeInput`), or None.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    granularity: Granularity
+    quantizer: str
+    scale_dtype: str
+    planes: tuple[PlaneRecord, ...]
+    mask: bool
+    input: dict[str, Any] | None
+
+    @property
+    def grid(self) -> Grid:
+        """How the weight is cut into groups."""
+        return grid_of(self.shape, self.granularity)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.grid.rows * self.grid.length
+
+    def tensor(self, kind: str, plane: int = 0) -> str:
+        """Name of one of the layer's tensors in the file."""
+        return f"{self.name}.{kind}" + (f"_{plane}" if plane else "")
+
+    def tensors(self) -> dict[str, str]:
+        """Every tensor this layer has in the file: name -> "codes", "scale", "offset", "levels" or "mask"."""
+        found = {self.tensor("mask"): "mask"} if self.mask else {}
+        for index, plane in enumerate(self.planes):
+            present = {"codes": True, "scale": True, "offset": plane.offset, "levels": plane.first is None}
+            found |= {self.tensor(kind, index): kind for kind, there in present.items() if there}
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as `config.json` holds it."""
+        record = asdict(self)
+        del record["name"]
+        record["granularity"] = _granularity_to_json(self.granularity)
+        return record
+
+    @classmethod
+    def from_json(cls, name: str, record: dict[str, Any]) -> LayerRecord:
+        """Undo `to_json`.
+
+        Raises:
+            ArtifactError: if a field is missing, unknown or of the wrong kind.
+        """
+        try:
+            fields = dict(record)
+            fields["granularity"] = _granularity_from_json(fields["granularity"])
+            fields["shape"] = tuple(int(n) for n in fields["shape"])
+            fields["planes"] = tuple(PlaneRecord(**plane) for plane in fields["planes"])
+            return cls(name=name, **fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(
+                "a record of a packed layer",
+                given=f"{type(error).__name__}: {error}",
+                where=f"{CONFIG}: quantization_config.layers[{name!r}]",
+                fix="The file is damaged or was edited; deliver the model again.",
+            ) from None
+
+
+def _granularity_to_json(granularity: Granularity) -> dict[str, Any]:
+    kind = next(name for name, cls in _GRANULARITIES.items() if type(granularity) is cls)
+    return {"kind": kind, **asdict(granularity)}
+
+
+def _granularity_from_json(record: dict[str, Any]) -> Granularity:
+    fields = dict(record)
+    return _GRANULARITIES[fields.pop("kind")](**fields)

@@ -1,0 +1,205 @@
+"""Reading an artifact with numpy alone: validated records, tensors, and weights dequantized as training saw them.
+
+Nothing here imports torch, and nothing in the files is executed. It is what a server without torch reads with, and the
+oracle against which the torch path is tested.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitstill.artifact import coding
+from bitstill.artifact.format import CONFIG, FORMAT_VERSION, WEIGHTS, LayerRecord
+from bitstill.errors import ArtifactError
+from bitstill.ops.layouts import TRITS_PER_BYTE, bits_for, packed_length
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An artifact that has been read and found consistent.
+
+    Args:
+        folder: where it is.
+        config: the whole of `config.json`.
+        layers: packed layers by module name.
+        tensors: every tensor of `model.safetensors` by name.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    layers: dict[str, LayerRecord]
+    tensors: dict[str, Array]
+
+    @property
+    def leftovers(self) -> dict[str, Array]:
+        """The tensors that belong to no packed layer, by parameter or buffer name."""
+        packed = {name for layer in self.layers.values() for name in layer.tensors()}
+        return {name: tensor for name, tensor in self.tensors.items() if name not in packed}
+
+    def packed_codes(self, layer: LayerRecord, plane: int = 0) -> Array:
+        """Packed codes of one plane, uint8 (rows, bytes per row), entropy coding undone."""
+        record, name = layer.planes[plane], layer.tensor("codes", plane)
+        stored, width = self.tensors[name], packed_length(layer.grid.length, layer.planes[plane].levels, record.layout)
+        if record.coding == "zstd":
+            plain = coding.decompress(stored.tobytes(), layer.grid.rows * width, f"{WEIGHTS}: {name}")
+            stored = np.frombuffer(plain, np.uint8)
+        return stored.reshape(layer.grid.rows, width)
+
+    def codes(self, layer: LayerRecord, plane: int = 0) -> Array:
+        """Codes of one plane, uint8 (rows, row length)."""
+        record = layer.planes[plane]
+        packed, length = self.packed_codes(layer, plane), layer.grid.length
+        if record.layout == "bytes":
+            codes = packed
+        elif record.layout == "trits":
+            powers = 3 ** np.arange(TRITS_PER_BYTE, dtype=np.uint8)
+            codes = (packed[..., None] // powers % 3).reshape(len(packed), -1)[:, :length]
+        else:
+            bits = bits_for(record.levels)
+            stream = np.unpackbits(packed, axis=-1, bitorder="little")[:, : length * bits]
+            codes = np.packbits(stream.reshape(len(packed), length, bits), axis=-1, bitorder="little")[..., 0]
+        if codes.size and int(codes.max()) >= record.levels:
+            raise ArtifactError(
+                f"codes below {record.levels}",
+                given=str(int(codes.max())),
+                where=f"{WEIGHTS}: {layer.tensor('codes', plane)}",
+                fix="The file is damaged; deliver the model again.",
+            )
+        return codes
+
+    def levels(self, layer: LayerRecord, plane: int = 0) -> Array:
+        """Sorted levels of one plane, float32."""
+        record = layer.planes[plane]
+        if record.first is None:
+            return self.tensors[layer.tensor("levels", plane)]
+        return (record.first + record.step * np.arange(record.levels)).astype(np.float32)
+
+    def weight(self, name: str) -> Array:
+        """The effective weight of the packed layer `name`, float32, bit for bit the one that was trained."""
+        layer = self.layers[name]
+        grid = layer.grid
+        total: Array | None = None
+        for index, record in enumerate(layer.planes):
+            values = self.levels(layer, index)[self.codes(layer, index)]
+            values = np.pad(values, ((0, 0), (0, grid.padding))).reshape(grid.rows, grid.groups, grid.size)
+            plane = values * self.tensors[layer.tensor("scale", index)].astype(np.float32)[..., None]
+            if record.offset:
+                plane = plane + self.tensors[layer.tensor("offset", index)].astype(np.float32)[..., None]
+            total = plane if total is None else total + plane
+        assert total is not None
+        weight = total.reshape(grid.rows, -1)[:, : grid.length].reshape(layer.shape)
+        if layer.mask:
+            row = int(np.prod(layer.shape[1:]))
+            kept = np.unpackbits(self.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :row]
+            weight = np.where(kept.reshape(layer.shape).astype(bool), weight, np.float32(0))
+        return np.ascontiguousarray(weight)
+
+
+def read(folder: str | Path) -> Archive:
+    """Read and check the artifact in `folder`.
+
+    Raises:
+        ArtifactError: if it is missing, truncated, inconsistent, of another version or not bitstill's.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    settings = config["quantization_config"]
+    tensors = _read_tensors(folder / WEIGHTS, settings)
+    layers = {name: LayerRecord.from_json(name, record) for name, record in settings["layers"].items()}
+    for layer in layers.values():
+        _check_layer(layer, tensors, folder)
+    return Archive(folder, config, layers, tensors)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of the artifact in `folder`, its version checked.
+
+    Raises:
+        ArtifactError: as `read`.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(
+            "a folder with an artifact", given="no such folder", where=str(folder), fix="Check the path, or deliver the model first."
+        )
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ArtifactError(
+                f"a folder with {CONFIG} and {WEIGHTS}", given=f"no {name}", where=str(folder), fix="Is this an artifact?"
+            )
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings = config["quantization_config"]
+        method, version = settings["quant_method"], settings["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            "a quantization_config written by bitstill",
+            given=f"{type(error).__name__}: {error}",
+            where=str(folder / CONFIG),
+            fix="The file is damaged, or this is another kind of model folder.",
+        ) from None
+    if method != "bitstill":
+        raise ArtifactError(
+            "quant_method 'bitstill'", given=repr(method), where=str(folder / CONFIG), fix="Load it with the library that wrote it."
+        )
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"format version {FORMAT_VERSION}",
+            given=repr(version),
+            where=str(folder / CONFIG),
+            fix="Upgrade bitstill: the artifact was written by another version.",
+        )
+    result: dict[str, Any] = config
+    return result
+
+
+def _read_tensors(path: Path, settings: dict[str, Any]) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    data = path.read_bytes()
+    try:
+        tensors: dict[str, Array] = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ArtifactError(
+            "an intact safetensors file",
+            given=f"{len(data)} bytes, {error}",
+            where=str(path),
+            fix="The file is truncated or damaged; copy or deliver it again.",
+        ) from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != settings.get("weights_sha256"):
+        raise ArtifactError(
+            f"the weights that {CONFIG} describes (SHA-256 {str(settings.get('weights_sha256'))[:12]}...)",
+            given=f"SHA-256 {digest[:12]}...",
+            where=str(path),
+            fix="Files of two artifacts were mixed, or one was damaged; copy or deliver the folder again.",
+        )
+    return tensors
+
+
+def _check_layer(layer: LayerRecord, tensors: dict[str, Array], folder: Path) -> None:
+    expected = {name: layer.grid.scale_shape for name, kind in layer.tensors().items() if kind in ("scale", "offset")}
+    for index, plane in enumerate(layer.planes):
+        if plane.coding == "none":
+            width = packed_length(layer.grid.length, plane.levels, plane.layout)
+            expected[layer.tensor("codes", index)] = (layer.grid.rows, width)
+        if plane.first is None:
+            expected[layer.tensor("levels", index)] = (plane.levels,)  # type: ignore[assignment]
+    for name in layer.tensors():
+        found = tensors.get(name)
+        if found is None or (name in expected and found.shape != expected[name]):
+            raise ArtifactError(
+                f"a tensor {name} of shape {expected.get(name, 'any')}",
+                given="none" if found is None else f"shape {found.shape}",
+                where=str(folder / WEIGHTS),
+                fix="The file is damaged; deliver the model again.",
+            )

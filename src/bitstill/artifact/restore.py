@@ -1,0 +1,100 @@
+"""From an artifact back to a model that runs, in torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bitstill.artifact.format import WEIGHTS, LayerRecord
+from bitstill.artifact.reader import Archive
+from bitstill.artifact.writer import named_leftovers
+from bitstill.errors import ArtifactError
+from bitstill.nn.inputs import input_transform
+from bitstill.nn.layers import kind_of
+from bitstill.nn.packed import PackedPlane, PackedSpec, PackedWeight, packed_layer
+from bitstill.ops import bitpack
+from bitstill.ops.layouts import natural_layout
+from bitstill.specs import QuantizeInput
+from bitstill.surgery.swap import swap
+
+
+def load_into(model: nn.Module, archive: Archive) -> nn.Module:
+    """Turn `model`, a float network of the right architecture, into the delivered one, in place.
+
+    Args:
+        model: its weights are thrown away.
+        archive: what `reader.read` returned.
+
+    Returns:
+        `model`, packed, in eval mode, without gradients.
+
+    Raises:
+        ArtifactError: if the architecture is not the one that was delivered.
+    """
+    modules = dict(model.named_modules())
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, layer in archive.layers.items():
+        original = modules.get(name)
+        if original is None or kind_of(original) != layer.kind:
+            raise _mismatch(f"a {layer.kind} layer", "none" if original is None else type(original).__name__, name)
+        if tuple(original.weight.shape) != _stored_shape(layer):  # type: ignore[union-attr]
+            raise _mismatch(f"a weight of shape {_stored_shape(layer)}", str(tuple(original.weight.shape)), name)  # type: ignore[union-attr]
+        spec = None if layer.input is None else QuantizeInput(**layer.input)
+        replacements[original] = packed_layer(original, _packed_weight(layer, archive), input_transform(spec))
+    swap(model, replacements)
+    _load_leftovers(model, archive)
+    return model.eval().requires_grad_(False)
+
+
+def _packed_weight(layer: LayerRecord, archive: Archive) -> PackedWeight:
+    planes = []
+    for index, record in enumerate(layer.planes):
+        layout = natural_layout(record.levels)
+        if record.coding == "none" and record.layout == layout:
+            codes = torch.from_numpy(archive.packed_codes(layer, index).copy())
+        else:
+            codes = bitpack.pack(torch.from_numpy(archive.codes(layer, index).copy()), record.levels, layout)
+        scale = torch.from_numpy(archive.tensors[layer.tensor("scale", index)].copy()).float()
+        offset = archive.tensors.get(layer.tensor("offset", index)) if record.offset else None
+        levels = torch.from_numpy(archive.levels(layer, index).copy())
+        shift = None if offset is None else torch.from_numpy(offset.copy()).float()
+        planes.append(PackedPlane(codes, levels, scale, shift))
+    spec = PackedSpec(layer.kind, layer.shape, layer.granularity, layer.quantizer, layer.scale_dtype)
+    mask = torch.from_numpy(archive.tensors[layer.tensor("mask")].copy()) if layer.mask else None
+    return PackedWeight(spec, planes, mask)
+
+
+def _load_leftovers(model: nn.Module, archive: Archive) -> None:
+    slots = {name: t for name, t in named_leftovers(model).items() if not _belongs_to_packed(name, archive)}
+    stored = archive.leftovers
+    missing, extra = sorted(slots.keys() - stored.keys()), sorted(stored.keys() - slots.keys())
+    if missing or extra:
+        given = f"{len(missing)} missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}"
+        raise _mismatch(f"{len(slots)} float tensors that fit the model", given, "leftovers")
+    for name, slot in slots.items():
+        value = torch.from_numpy(stored[name].copy())
+        if value.shape != slot.shape:
+            raise _mismatch(f"shape {tuple(slot.shape)}", str(tuple(value.shape)), name)
+        _assign(slot, value)
+
+
+def _assign(slot: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        slot.copy_(value)
+
+
+def _belongs_to_packed(name: str, archive: Archive) -> bool:
+    return ".packed." in name and name.split(".packed.")[0] in archive.layers
+
+
+def _stored_shape(layer: LayerRecord) -> tuple[int, ...]:
+    return layer.shape[::-1] if layer.kind == "TransposedLinear" else layer.shape
+
+
+def _mismatch(wanted: str, given: str, name: str) -> ArtifactError:
+    return ArtifactError(
+        wanted,
+        given=given,
+        where=f"{WEIGHTS} against the model, {name}",
+        fix="Load with the architecture that was delivered: its name is in config.json, or pass model=.",
+    )

@@ -1,0 +1,173 @@
+"""From a packed model to the tensors and records of the format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from bitstill import _version
+from bitstill.artifact import coding
+from bitstill.artifact.files import write_file
+from bitstill.artifact.format import CONFIG, FORMAT_VERSION, WEIGHTS, LayerRecord, PlaneRecord
+from bitstill.errors import SpecError
+from bitstill.nn.inputs import InputTransform
+from bitstill.nn.layers import is_compressed
+from bitstill.nn.packed import PackedPlane, PackedWeight, is_packed
+from bitstill.ops import bitpack
+from bitstill.ops.layouts import Layout, natural_layout
+
+LeftoverDtype = Literal["float32", "float16"]
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How an artifact is stored.
+
+    Args:
+        leftovers: dtype of everything that is not quantized.
+        entropy_coding: store codes as Zstandard frames where that is smaller; they are unpacked when loaded.
+    """
+
+    leftovers: LeftoverDtype = "float32"
+    entropy_coding: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """`leftovers` as torch names it."""
+        return _DTYPES[self.leftovers]
+
+
+def write_weights(folder: Path, packed: nn.Module, config: dict[str, Any], storage: Storage) -> None:
+    """Write `model.safetensors` and `config.json` of a packed model into `folder`.
+
+    Args:
+        folder: an existing folder.
+        packed: what `lifecycle.pack` returned; layers that were never compressed are stored whole.
+        config: the architecture and whatever else loading needs; `quantization_config` is added.
+        storage: dtype of leftovers, entropy coding.
+
+    Raises:
+        SpecError: if the model still has latent weights.
+    """
+    tensors, layers = collect(packed, storage)
+    metadata = {"bitstill": _canonical({"format": "bitstill", "version": FORMAT_VERSION})}
+    data = safetensors_bytes(tensors, metadata)
+    settings = {
+        "quant_method": "bitstill",
+        "version": FORMAT_VERSION,
+        "written_by": _version.VERSION,
+        "weights_sha256": hashlib.sha256(data).hexdigest(),
+        "leftovers": storage.leftovers,
+        "layers": {layer.name: layer.to_json() for layer in layers},
+    }
+    write_file(folder / WEIGHTS, data)
+    text = json.dumps({**config, "quantization_config": settings}, indent=1, sort_keys=True)
+    write_file(folder / CONFIG, text.encode())
+
+
+def collect(packed: nn.Module, storage: Storage) -> tuple[dict[str, Tensor], list[LayerRecord]]:
+    """The tensors to store, each shared one once, and a record for each packed layer.
+
+    Raises:
+        SpecError: if the model still has latent weights.
+    """
+    tensors: dict[str, Tensor] = {}
+    layers: list[LayerRecord] = []
+    inside: set[str] = set()
+    for name, module in packed.named_modules():
+        if is_compressed(module):
+            raise SpecError("a packed model", given="a layer that is not", where=name, fix="Call pack(freeze(model)) first.")
+        if is_packed(module):
+            assert isinstance(module.packed, PackedWeight)
+            layer, its_tensors = _layer(name, module, module.packed, storage)
+            layers.append(layer)
+            tensors |= its_tensors
+            inside.add(f"{name}.packed.")
+    for name, tensor in named_leftovers(packed).items():
+        if not any(name.startswith(prefix) for prefix in inside):
+            tensors[name] = _leftover(tensor, storage.dtype)
+    return tensors, layers
+
+
+def named_leftovers(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by their first name, each shared one once."""
+    persistent = model.state_dict(keep_vars=True)
+    unique = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor.detach() for name, tensor in unique if name in persistent}
+
+
+def _layer(
+    name: str, module: nn.Module, packed: PackedWeight, storage: Storage
+) -> tuple[LayerRecord, dict[str, Tensor]]:
+    tensors: dict[str, Tensor] = {}
+    planes = []
+    for index, plane in enumerate(packed.planes):
+        assert isinstance(plane, PackedPlane)
+        suffix = f"_{index}" if index else ""
+        count = plane.levels.numel()
+        first, step = _integer_levels(plane.levels)
+        codes, layout, how = _store_codes(plane.codes, packed, count, storage)
+        tensors[f"{name}.codes{suffix}"] = codes
+        tensors[f"{name}.scale{suffix}"] = plane.scale.to(_DTYPES[packed.spec.scale_dtype])
+        if plane.offset is not None:
+            tensors[f"{name}.offset{suffix}"] = plane.offset.to(_DTYPES[packed.spec.scale_dtype])
+        if first is None:
+            tensors[f"{name}.levels{suffix}"] = plane.levels
+        planes.append(PlaneRecord(count, first, step, plane.offset is not None, layout, how))
+    if packed.mask is not None:
+        tensors[f"{name}.mask"] = packed.mask
+    inputs = module._modules.get("input_transform")
+    record = LayerRecord(
+        name=name,
+        kind=packed.spec.kind,
+        shape=packed.spec.shape,
+        granularity=packed.spec.granularity,
+        quantizer=packed.spec.name,
+        scale_dtype=packed.spec.scale_dtype,
+        planes=tuple(planes),
+        mask=packed.mask is not None,
+        input=asdict(inputs.spec) if isinstance(inputs, InputTransform) else None,
+    )
+    return record, {key: tensor.contiguous() for key, tensor in tensors.items()}
+
+
+def _store_codes(codes: Tensor, packed: PackedWeight, levels: int, storage: Storage) -> tuple[Tensor, Layout, str]:
+    """The smallest way to store packed codes: as they are, or as a frame over packed or over single bytes."""
+    layout = natural_layout(levels)
+    if not storage.entropy_coding:
+        return codes, layout, "none"
+    single = bitpack.unpack(codes, packed.spec.grid.length, levels, layout)
+    frames: list[tuple[bytes, Layout]] = [
+        (coding.compress(codes.numpy().tobytes()), layout),
+        (coding.compress(single.contiguous().numpy().tobytes()), "bytes"),
+    ]
+    frame, its_layout = min(frames, key=lambda pair: len(pair[0]))
+    if len(frame) >= codes.numel():
+        return codes, layout, "none"
+    return torch.frombuffer(bytearray(frame), dtype=torch.uint8), its_layout, "zstd"
+
+
+def _integer_levels(levels: Tensor) -> tuple[int | None, int]:
+    """First level and step if the levels are evenly spaced integers, so that they need no tensor; else (None, 0)."""
+    first, step = float(levels[0]), float(levels[1] - levels[0])
+    even = torch.arange(levels.numel(), dtype=torch.float32) * step + first
+    if step >= 1 and step.is_integer() and first.is_integer() and torch.equal(levels.cpu(), even):
+        return int(first), int(step)
+    return None, 0
+
+
+def _leftover(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.cpu().contiguous()
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _canonical(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,1 @@
+"""What a teacher says and how a student is measured against it."""

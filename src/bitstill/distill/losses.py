@@ -1,0 +1,192 @@
+"""Losses: one pure function each, and a frozen dataclass around it that a recipe can print, compare and save.
+
+Every loss is called as `loss(student, target, labels, progress)` and returns a scalar; `student` and `target` are `Output`s,
+target is the (detached) teacher's or None. Reductions are part of the definition and stated for each: dividing a KL by the
+number of classes, as some published code does without saying so, changes its weight tenfold on CIFAR-10.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitstill.distill.taps import Output
+from bitstill.errors import DataError, SpecError
+from bitstill.schedules import Scheduled, at
+
+Reduction = Literal["batchmean", "mean"]
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, reduction: Reduction) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) (Hinton, Vinyals, Dean 2015).
+
+    Args:
+        student, teacher: logits (batch, classes).
+        temperature: T > 0; the factor T^2 keeps the gradient's size independent of it.
+        reduction: "batchmean" divides the sum by the batch size, the definition of a mean KL; "mean" also by the number of
+            classes, as Polino et al.'s (2018) code does.
+    """
+    divergence = F.kl_div(
+        F.log_softmax(student.float() / temperature, -1),
+        F.log_softmax(teacher.float() / temperature, -1),
+        reduction="sum",
+        log_target=True,
+    )
+    return divergence * temperature**2 / (student.numel() if reduction == "mean" else student.shape[0])
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tensor:
+    """-sum softmax(teacher) log softmax(student): the loss of TernaryBERT, BinaryBERT and XTC, T = 1.
+
+    Args:
+        student, teacher: logits (batch, classes).
+        reduction: as `kl_divergence`; those systems use "mean".
+    """
+    total = -(F.softmax(teacher.float(), -1) * F.log_softmax(student.float(), -1)).sum()
+    return total / (student.numel() if reduction == "mean" else student.shape[0])
+
+
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared distance of normalised activation maps (Zagoruyko and Komodakis 2017, eq. 2, p = 2).
+
+    The map of (batch, channels, ...) is the sum of squares over channels, flattened and divided by its L2 norm, so student
+    and teacher may differ in width. Mean over the batch.
+
+    Raises:
+        DataError: if the maps differ in size.
+    """
+    maps = [F.normalize(x.float().square().sum(1).flatten(1), dim=1) for x in (student, teacher)]
+    if maps[0].shape != maps[1].shape:
+        raise DataError(
+            "feature maps of one size",
+            given=f"{tuple(student.shape)} and {tuple(teacher.shape)}",
+            where="AttentionTransfer",
+            fix="Pair layers whose outputs have the same height and width.",
+        )
+    return (maps[0] - maps[1]).square().sum(1).mean()
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy with the labels, mean over the batch. No teacher."""
+
+    label_smoothing: float = 0.0
+    needs_teacher = False
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        return F.cross_entropy(student.logits.float(), labels, label_smoothing=self.label_smoothing)
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """No intermediate outputs."""
+        return (), ()
+
+
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """Squared error with the teacher's logits, or with the labels where no teacher is named; mean over all elements."""
+
+    needs_teacher = False
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        wanted = labels.float().reshape(student.logits.shape) if target is None else target.logits.float()
+        return F.mse_loss(student.logits.float(), wanted)
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """No intermediate outputs."""
+        return (), ()
+
+
+@dataclass(frozen=True)
+class KL:
+    """`kl_divergence` from the teacher, at a temperature that may be a schedule."""
+
+    temperature: Scheduled = 2.0
+    reduction: Reduction = "batchmean"
+    needs_teacher = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
+            raise SpecError("a temperature above 0", given=str(self.temperature), where="KL", fix="Common values are 1 to 5.")
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        return kl_divergence(student.logits, target.logits, at(self.temperature, progress), self.reduction)
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """No intermediate outputs."""
+        return (), ()
+
+
+@dataclass(frozen=True)
+class SoftCrossEntropy:
+    """`soft_cross_entropy` with the teacher."""
+
+    reduction: Reduction = "batchmean"
+    needs_teacher = True
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        return soft_cross_entropy(student.logits, target.logits, self.reduction)
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """No intermediate outputs."""
+        return (), ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A module of the student and the module of the teacher that it is matched to."""
+
+    student: str
+    teacher: str
+
+
+@dataclass(frozen=True)
+class AttentionTransfer:
+    """`attention_transfer` summed over pairs of layers; widths may differ."""
+
+    pairs: tuple[Pair, ...]
+    needs_teacher = True
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        losses = [attention_transfer(student.features[p.student], target.features[p.teacher]) for p in self.pairs]
+        return torch.stack(losses).sum()
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The modules on either side."""
+        return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class FeatureMSE:
+    """Mean squared error of layer outputs of equal shape, summed over pairs; mean over all elements of each."""
+
+    pairs: tuple[Pair, ...]
+    needs_teacher = True
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        losses = []
+        for pair in self.pairs:
+            ours, theirs = student.features[pair.student].float(), target.features[pair.teacher].float()
+            if ours.shape != theirs.shape:
+                raise DataError(
+                    "outputs of one shape",
+                    given=f"{tuple(ours.shape)} and {tuple(theirs.shape)}",
+                    where=f"FeatureMSE {pair.student} -> {pair.teacher}",
+                    fix="Pair layers of equal width, or use AttentionTransfer, which allows different widths.",
+                )
+            losses.append(F.mse_loss(ours, theirs))
+        return torch.stack(losses).sum()
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The modules on either side."""
+        return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
+
+
+Loss = CrossEntropy | MeanSquaredError | KL | SoftCrossEntropy | AttentionTransfer | FeatureMSE

@@ -1,0 +1,96 @@
+"""What can go wrong, as one small tree.
+
+    BitstillError
+    ├── SpecError            a setting, key or combination that cannot be (also ValueError)
+    ├── MatchError           a pattern that names no module, or two rules for one module (also ValueError)
+    ├── DataError            data that are missing, empty, NaN or do not fit the model (also ValueError)
+    ├── TrainingError        a loss without gradient, a stage that trains nothing, divergence (also RuntimeError)
+    ├── CheckpointError      a checkpoint of another run, or a damaged one (also ValueError)
+    ├── ArtifactError        a delivered folder that is missing, damaged or too new (also ValueError)
+    └── MissingPackageError  an optional package that is not installed (also ImportError)
+
+Every message answers four questions: what was wanted, what was given, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class BitstillError(Exception):
+    """Base of every error that bitstill raises on purpose; catch it to show one clear message.
+
+    Args:
+        wanted: what would have been right, as a noun phrase ("bits from 1 to 8").
+        given: what was found instead.
+        where: the setting, module path, file or tensor concerned.
+        fix: one sentence that says what to do.
+    """
+
+    def __init__(self, wanted: str, *, given: str, where: str, fix: str) -> None:
+        self.wanted, self.given, self.where, self.fix = wanted, given, where, fix
+        super().__init__(f"{where}: wanted {wanted}, got {given}. {fix}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.wanted, self.given, self.where, self.fix)
+
+
+def _rebuild(kind: type[BitstillError], wanted: str, given: str, where: str, fix: str) -> BitstillError:
+    return kind(wanted, given=given, where=where, fix=fix)
+
+
+class SpecError(BitstillError, ValueError):
+    """A setting, key or combination of settings that cannot be."""
+
+
+class MatchError(BitstillError, ValueError):
+    """A pattern that names no module, or two rules that name the same one."""
+
+
+class DataError(BitstillError, ValueError):
+    """Data that are missing, empty, not finite, or that do not fit the model."""
+
+
+class TrainingError(BitstillError, RuntimeError):
+    """Training that cannot work: a loss without gradient, nothing to train, divergence."""
+
+
+class CheckpointError(BitstillError, ValueError):
+    """A checkpoint of another run, or a damaged one."""
+
+
+class ArtifactError(BitstillError, ValueError):
+    """A delivered folder that is missing, damaged, inconsistent or written by a newer version."""
+
+
+class MissingPackageError(BitstillError, ImportError):
+    """An optional package that this feature needs and that is not installed."""
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """One sentence that names the nearest valid spelling of `name`, else lists them all."""
+    options = sorted(valid)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if near:
+        return f"Did you mean {near[0]!r}? Valid: {', '.join(options)}."
+    return f"Valid: {', '.join(options) if options else 'none'}."
+
+
+def need_package(name: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import the optional package `name`, or say which extra of bitstill installs it.
+
+    Raises:
+        MissingPackageError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"the package {name!r} for {purpose}",
+            given=str(error),
+            where="import",
+            fix=f"Install it with: pip install 'bitstill[{extra}]'",
+        ) from None

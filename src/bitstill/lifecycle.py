@@ -1,0 +1,245 @@
+"""prepare -> freeze -> pack -> unpack: the life of a compressed model.
+
+    prepare(model, compression)   in place: layers train at their effective weights; a report names every parameter
+    freeze(model)                 a copy whose weights *are* the effective weights, with their codes beside them
+    pack(frozen)                  a copy that holds packed bits only
+    unpack(packed)                a copy made of ordinary torch layers in float32, for any tool that wants those
+
+Each step gives the same outputs as the one before, bit for bit in float32 (leftovers, the parameters that stay in float,
+may be cast to float16 by `freeze`, and only there).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitstill.errors import MatchError, SpecError
+from bitstill.nn.inputs import InputTransform
+from bitstill.nn.layers import (
+    CompressedLayer,
+    CompressedTransposedLinear,
+    FrozenWeight,
+    adopt,
+    compress_layer,
+    is_compressed,
+    kind_of,
+)
+from bitstill.nn.packed import PackedLayer, PackedSpec, is_packed, pack_weight, packed_layer
+from bitstill.nn.transform import WeightTransform, check_finite
+from bitstill.specs import Compression
+from bitstill.surgery.select import RunOnce, select
+from bitstill.surgery.swap import swap
+
+
+@dataclass(frozen=True)
+class Touched:
+    """What happened to one parameter.
+
+    Args:
+        parameter: its name in the model.
+        shape: its shape.
+        action: "quantized" or "float".
+        detail: the quantizer, or why it stays in float.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    action: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """Every parameter of a prepared model, so that nothing is missed silently."""
+
+    rows: tuple[Touched, ...]
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """Names of the quantized parameters."""
+        return tuple(row.parameter for row in self.rows if row.action == "quantized")
+
+
+def prepare(
+    model: nn.Module, compression: Compression | Sequence[Compression], run_once: RunOnce | None = None
+) -> PrepareReport:
+    """Swap compressed layers into `model`, in place; parameters stay the same objects under the same names.
+
+    Args:
+        model: any module; its Linear, Embedding, Conv1d, Conv2d and Hugging Face Conv1D layers can be compressed.
+        compression: one rule, or several that must not name the same layer.
+        run_once: runs the model on a small batch; needed where a rule names a role ("role:classifier").
+
+    Returns:
+        A report on every parameter.
+
+    Raises:
+        MatchError: a pattern matches nothing, or two rules name one layer.
+        DataError: a weight is NaN or infinite.
+        SpecError: the model is already compressed.
+    """
+    if any(is_compressed(m) or is_packed(m) for m in model.modules()):
+        raise SpecError(
+            "a float model", given="one with compressed layers", where="prepare", fix="Load or build the model anew."
+        )
+    rules = (compression,) if isinstance(compression, Compression) else tuple(compression)
+    chosen: dict[str, tuple[nn.Module, Compression]] = {}
+    for rule in rules:
+        for name, module in select(model, rule.targets, rule.ignore, run_once).items():
+            if name in chosen:
+                raise MatchError(
+                    "each layer in one rule only",
+                    given="two rules that name it",
+                    where=name,
+                    fix="Add it to `ignore` of one of them.",
+                )
+            chosen[name] = (module, rule)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, (module, rule) in chosen.items():
+        assert isinstance(module.weight, Tensor)
+        check_finite(module.weight, f"{name}.weight")
+        kind = kind_of(module)
+        assert kind is not None
+        replacements[module] = compress_layer(module, kind, rule)
+    swap(model, replacements)
+    return report(model)
+
+
+def report(model: nn.Module) -> PrepareReport:
+    """What happened to every parameter of a compressed model."""
+    reasons = {}
+    for name, module in model.named_modules():
+        if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
+            reasons[f"{name}.weight"] = ("quantized", module.weight_transform.spec.name)
+        elif kind_of(module) is not None:
+            reasons[f"{name}.weight"] = ("float", "not selected")
+    rows = []
+    for name, parameter in model.named_parameters():
+        action, detail = reasons.get(name, ("float", _why_float(model, name)))
+        rows.append(Touched(name, tuple(parameter.shape), action, detail))
+    return PrepareReport(tuple(rows))
+
+
+def freeze(model: nn.Module, leftovers: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of `model` whose weights are the effective ones, for good. The copy is in eval mode and needs no gradient.
+
+    Stochastic rounding ends here: frozen weights are rounded to nearest.
+
+    Args:
+        model: a prepared (or plain float) model.
+        leftovers: the dtype in which everything that is not quantized will be stored. Values are rounded to it, but kept in
+            float32 so that the frozen model computes as the reloaded one will.
+
+    Raises:
+        DataError: a weight is NaN or infinite.
+    """
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    owned: set[int] = set()
+    for name, module in frozen.named_modules():
+        if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
+            _freeze_layer(name, module)  # type: ignore[arg-type]
+            owned.add(id(module.weight))
+    for name, tensor in (*frozen.named_parameters(), *frozen.named_buffers()):
+        if tensor.is_floating_point() and id(tensor) not in owned:
+            check_finite(tensor, name)
+            tensor.data = tensor.data.to(leftovers).float()
+    return frozen
+
+
+def pack(frozen: nn.Module) -> nn.Module:
+    """A copy of a frozen model with packed layers: codes in bits, and no float weight beside them.
+
+    Raises:
+        SpecError: if `frozen` still trains.
+    """
+    packed = copy.deepcopy(frozen)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, module in packed.named_modules():
+        if not is_compressed(module):
+            continue
+        transform = module.weight_transform
+        if isinstance(transform, WeightTransform):
+            raise SpecError("a frozen model", given="latent weights", where=name, fix="Call freeze(model) first.")
+        if isinstance(transform, FrozenWeight):
+            replacements[module] = _packed(module, transform)  # type: ignore[arg-type]
+    swap(packed, replacements)
+    return packed
+
+
+def unpack(packed: nn.Module) -> nn.Module:
+    """A copy of a packed model made of ordinary torch layers with float32 weights.
+
+    Raises:
+        SpecError: if a layer quantizes its input, which an ordinary layer cannot.
+    """
+    plain = copy.deepcopy(packed)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, module in plain.named_modules():
+        if is_packed(module):
+            if isinstance(module._modules.get("input_transform"), InputTransform):
+                raise SpecError(
+                    "layers with float inputs",
+                    given="a quantized input",
+                    where=name,
+                    fix="Keep the packed model, whose layers quantize their inputs.",
+                )
+            replacements[module] = _plain(module)  # type: ignore[arg-type]
+    swap(plain, replacements)
+    return plain
+
+
+def _freeze_layer(name: str, module: CompressedLayer) -> None:
+    transform = module.weight_transform
+    assert isinstance(transform, WeightTransform)
+    transposed = isinstance(module, CompressedTransposedLinear)
+    latent = module.weight.detach()
+    check_finite(latent, f"{name}.weight")
+    quantized = transform.quantize(latent.T if transposed else latent)
+    effective = quantized.dequantize()
+    module.weight = nn.Parameter(effective.T.contiguous() if transposed else effective, requires_grad=False)
+    module.weight_transform = FrozenWeight(quantized, transform.spec)
+
+
+def _packed(module: CompressedLayer, transform: FrozenWeight) -> PackedLayer:
+    quantized = transform.quantized
+    kind = {CompressedTransposedLinear: "TransposedLinear"}.get(type(module), type(module).__name__[len("Compressed") :])
+    spec = PackedSpec(
+        kind=kind,
+        shape=tuple(quantized.shape),
+        granularity=transform.spec.granularity,
+        name=transform.spec.name,
+        scale_dtype=transform.spec.scale_dtype,
+    )
+    return packed_layer(module, pack_weight(quantized, spec), module.input_transform)
+
+
+def _plain(module: PackedLayer) -> nn.Module:
+    kinds: dict[str, type[nn.Module]] = {
+        "Linear": nn.Linear, "TransposedLinear": nn.Linear, "Conv1d": nn.Conv1d, "Conv2d": nn.Conv2d,
+        "Embedding": nn.Embedding,
+    }  # fmt: skip
+    spec = module.packed.spec
+    plain = adopt(module, kinds[spec.kind])
+    for name in ("packed", "input_transform"):
+        plain._modules.pop(name, None)
+    plain.register_parameter("weight", nn.Parameter(module.packed(), requires_grad=False))
+    if spec.kind == "TransposedLinear":
+        plain.__dict__.update(in_features=spec.shape[1], out_features=spec.shape[0])
+    return plain
+
+
+def _why_float(model: nn.Module, parameter: str) -> str:
+    owner, _, leaf = parameter.rpartition(".")
+    if "weight_transform" in owner or "input_transform" in owner:
+        return "learned by the quantizer"
+    module = model.get_submodule(owner)
+    if leaf == "bias":
+        return "bias"
+    if leaf == "weight" and isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)):
+        return f"subclass {type(module).__name__} with a forward of its own"
+    return f"parameter of {type(module).__name__}"

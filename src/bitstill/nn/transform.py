@@ -1,0 +1,97 @@
+"""From latent weight to effective weight: the nucleus of every compressed layer.
+
+A `WeightTransform` owns the mask and the quantizer's learned tensors, so both are in `state_dict` and therefore in every
+checkpoint. It is tensor in, tensor of the same shape out; an expert can register it as a parametrization on an odd
+parameter that no layer here covers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bitstill.errors import DataError
+from bitstill.ops.masks import magnitude_mask
+from bitstill.ops.quantized import Quantized
+from bitstill.specs import Prune, Quantizer
+
+
+class WeightTransform(nn.Module):
+    """Mask and quantizer of one weight.
+
+    Args:
+        spec: the weight quantizer.
+        weight: the latent weight, any shape; only read, to place the mask and the learned tensors.
+        prune: magnitude pruning, or None.
+    """
+
+    mask: Tensor | None
+
+    def __init__(self, spec: Quantizer, weight: Tensor, prune: Prune | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("mask", None if prune is None else magnitude_mask(weight, prune.sparsity))
+        initial = spec.initial(weight.detach(), self.mask)
+        self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial.items()})
+
+    def quantize(self, weight: Tensor, *, training: bool = False) -> Quantized:
+        """The quantized weight, without gradient. Computed in float32 whatever autocast says."""
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            return self.spec.quantize(weight, self.mask, dict(self.learned.items()), training=training)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The effective weight, same shape and dtype as `weight`, with the spec's gradient rule."""
+        quantized = self.quantize(weight, training=self.training)
+        with torch.no_grad():
+            effective = quantized.dequantize().to(weight.dtype)
+        return self.spec.differentiable(weight, quantized, effective, dict(self.learned.items()))
+
+    def sort_points(self) -> None:
+        """Put learned points back in ascending order; call it after an optimizer step."""
+        if "points" in self.learned:
+            with torch.no_grad():
+                self.learned["points"].copy_(self.learned["points"].sort().values)
+
+    def set_points(self, points_L: Tensor) -> None:
+        """Replace the learned points, also by another number of them."""
+        self.learned["points"] = nn.Parameter(points_L)
+
+    def extra_repr(self) -> str:
+        return self.spec.name
+
+
+class FrozenWeight(nn.Module):
+    """A weight that has been quantized for good: passes the effective weight through and keeps its codes.
+
+    Args:
+        quantized: what the latent weight became.
+        spec: the quantizer that made it.
+    """
+
+    def __init__(self, quantized: Quantized, spec: Quantizer) -> None:
+        super().__init__()
+        self.quantized = quantized
+        self.spec = spec
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """`weight`, which freezing has already set to the effective weight."""
+        return weight
+
+    def extra_repr(self) -> str:
+        return f"{self.spec.name}, frozen"
+
+
+def check_finite(weight: Tensor, where: str) -> None:
+    """Refuse NaN and infinity before they become codes that look like any other.
+
+    Raises:
+        DataError: if `weight` has an element that is not finite.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        bad = int((~torch.isfinite(weight)).sum())
+        raise DataError(
+            "finite weights",
+            given=f"{bad} of {weight.numel()} NaN or infinite",
+            where=where,
+            fix="Training has diverged or the file is damaged: lower the learning rate or reload the model.",
+        )

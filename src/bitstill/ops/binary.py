@@ -1,0 +1,42 @@
+"""Binary weights: one bit each, plus a scale per group.
+
+Legend: R rows, G groups per row, K weights per group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitstill.granularity import Granularity, grid_of
+from bitstill.ops.grouping import kept, mean, set_pruned, to_groups
+from bitstill.ops.quantized import Plane, Quantized
+from bitstill.ops.scales import stored
+
+
+def binary(
+    weight: Tensor,
+    mask: Tensor | None = None,
+    *,
+    granularity: Granularity,
+    scale_dtype: torch.dtype = torch.float32,
+) -> Quantized:
+    """sign(w) * mean|w|, with sign(0) = +1 (Rastegari et al. 2016, XNOR-Net, eq. 6: the least-squares scale).
+
+    sign() of most libraries gives 0 for 0, which would be a third level; here there are two.
+
+    Args:
+        weight: float tensor of any shape.
+        mask: bool of the same shape, False where pruned; the mean is over what survives.
+        granularity: which weights share a scale.
+        scale_dtype: precision in which the scale is kept.
+
+    Returns:
+        A `Quantized` of one plane with levels -1, +1 and no offset.
+    """
+    grid = grid_of(weight.shape, granularity)
+    w_RGK = to_groups(weight.float(), grid)
+    scale_RG = stored(mean(w_RGK.abs(), kept(mask, grid, weight.device)), scale_dtype)
+    values = set_pruned(torch.where(w_RGK >= 0, 1.0, -1.0), mask, grid, 1.0)
+    levels = torch.tensor([-1.0, 1.0], device=weight.device)
+    return Quantized((Plane(values, levels, scale_RG),), grid, weight.shape, mask)

@@ -1,0 +1,22 @@
+"""Scales as they will be stored, and as they may divide."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scale` rounded to `dtype`, returned as float32, so that training already sees what the file will hold.
+
+    Values beyond the range of `dtype` become its largest finite value rather than infinity.
+    """
+    if dtype == torch.float32:
+        return scale
+    limit = torch.finfo(dtype).max
+    return scale.clamp(-limit, limit).to(dtype).float()
+
+
+def usable(scale: Tensor) -> Tensor:
+    """`scale` where it can divide, 1 where it is zero or subnormal: a zero group then quantizes to zero, not to NaN."""
+    return torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)

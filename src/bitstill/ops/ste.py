@@ -1,0 +1,148 @@
+"""Gradients through quantizers: what backward pretends while forward returns Q(w) itself.
+
+The forward of each function returns the quantized tensor it was given, untouched. The common spelling
+`w + (Q(w) - w).detach()` is not used: it rounds twice and differs from Q(w) in the last bit, so that what is trained would
+not be what is delivered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from bitstill.granularity import Grid
+from bitstill.ops.grouping import from_groups, to_groups
+from bitstill.ops.quantized import Quantized
+
+
+class _StraightThrough(Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, effective: Tensor, passes: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*(() if passes is None else (passes,)))
+        ctx.dtype = weight.dtype
+        return effective.view_as(effective)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        for passes in ctx.saved_tensors:
+            grad = grad * passes
+        return grad.to(ctx.dtype), None, None
+
+
+class _ExactScale(Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, effective: Tensor, passes: Tensor | None, grid: Grid) -> Tensor:
+        ctx.save_for_backward(weight, effective, *(() if passes is None else (passes,)))
+        ctx.grid = grid
+        return effective.view_as(effective)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, effective, *passes = ctx.saved_tensors
+        grad = grads[0] * passes[0] if passes else grads[0]
+        return _add_range_gradient(grad, weight, effective, passes[0] if passes else None, ctx.grid), None, None, None
+
+
+class _ThroughPoints(Function):
+    @staticmethod
+    def forward(ctx: Any, points_L: Tensor, weight: Tensor, effective: Tensor, quantized: Quantized) -> Tensor:
+        plane = quantized.planes[0]
+        ctx.save_for_backward(plane.codes_RGK(), plane.scale_RG, points_L.argsort(stable=True))
+        ctx.grid, ctx.mask = quantized.grid, quantized.mask
+        return effective.view_as(effective)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        codes_RGK, scale_RG, order_L = ctx.saved_tensors
+        grad = grads[0].float() if ctx.mask is None else grads[0].float() * ctx.mask
+        weighted = to_groups(grad, ctx.grid) * scale_RG.unsqueeze(-1)
+        sums_L = torch.zeros(order_L.numel(), device=grad.device)
+        # bincount adds in a fixed order on CPU; index_add_ with threads would not.
+        sums_L += torch.bincount(codes_RGK.flatten().long(), weighted.flatten().double(), order_L.numel()).float()
+        return torch.zeros_like(sums_L).index_put((order_L,), sums_L), grads[0], None, None
+
+
+def straight_through(weight: Tensor, effective: Tensor, passes: Tensor | None = None) -> Tensor:
+    """`effective` in forward; in backward its gradient goes to `weight` unchanged (Bengio et al. 2013), times `passes`.
+
+    Args:
+        weight: the latent weight.
+        effective: Q(weight), same shape, no gradient.
+        passes: bool of the same shape, False where no gradient shall pass; None passes all.
+    """
+    result: Tensor = _StraightThrough.apply(weight, effective, passes)
+    return result
+
+
+def exact_scale(weight: Tensor, quantized: Quantized, effective: Tensor, passes: Tensor | None = None) -> Tensor:
+    """As `straight_through`, plus the exact derivative through each group's minimum and maximum.
+
+    With v the scaled weight and q its rounded value, c = sum_j g_j (q_j - v_j): the gradient at the largest weight of a
+    group gains c and at the smallest loses c (chain rule through alpha and beta; Polino et al.'s "complicated" rule).
+    """
+    result: Tensor = _ExactScale.apply(weight, effective, passes, quantized.grid)
+    return result
+
+
+def through_points(points_L: Tensor, weight: Tensor, quantized: Quantized, effective: Tensor) -> Tensor:
+    """`effective` in forward; in backward dL/dp_j = sum over weights at point j of their group's range * dL/dq.
+
+    Polino et al. (2018), section 4.1. The latent weight receives the straight-through gradient, which is ignored where
+    the recipe freezes it.
+    """
+    result: Tensor = _ThroughPoints.apply(points_L, weight, effective, quantized)
+    return result
+
+
+def _add_range_gradient(grad: Tensor, weight: Tensor, effective: Tensor, keep: Tensor | None, grid: Grid) -> Tensor:
+    """Chain rule through the minimum and the maximum of each group: q - v is (effective - weight) / range."""
+    w_RGK, g_RGK = to_groups(weight.float(), grid), to_groups(grad.float(), grid)
+    error_RGK = to_groups(effective.float(), grid) - w_RGK
+    counts = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep
+    valid = to_groups(counts, grid)
+    high = torch.where(valid, w_RGK, -torch.inf)
+    low = torch.where(valid, w_RGK, torch.inf)
+    range_RG = (high.amax(-1) - low.amin(-1)).clamp(min=0)
+    flat = range_RG < 1e-10
+    c_RG = torch.where(flat, 0.0, (g_RGK * error_RGK * valid).sum(-1) / torch.where(flat, 1.0, range_RG))
+    extra = torch.zeros_like(g_RGK)
+    extra.scatter_add_(-1, high.argmax(-1, keepdim=True), c_RG.unsqueeze(-1))
+    extra.scatter_add_(-1, low.argmin(-1, keepdim=True), -c_RG.unsqueeze(-1))
+    return grad + from_groups(extra, grid, weight.shape).to(grad.dtype)
+
+
+class _Round(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class _ScaleGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to nearest, ties to even; the gradient passes unchanged."""
+    result: Tensor = _Round.apply(x)
+    return result
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """`x` in forward; its gradient times `factor` in backward."""
+    result: Tensor = _ScaleGradient.apply(x, factor)
+    return result

@@ -1,0 +1,116 @@
+"""Differentiable quantization (Polino, Pascanu, Alistarh 2018, section 4): the weights stay, the quantization points learn.
+
+It starts from a distilled float student. Points begin at quantiles of the scaled weights, may be shared out among the layers
+by gradient norm, and are trained by SGD under the un-quantized student itself (as in the published code) or under the teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bitstill.distill.losses import Reduction
+from bitstill.errors import SpecError
+from bitstill.granularity import Granularity, PerGroup
+from bitstill.recipes.distillation import distillation_terms, teacher_stage
+from bitstill.schedules import Cosine, Linear
+from bitstill.specs import Compression, Points, ScaleDtype
+from bitstill.train.actions import Compress, Copy, SharePoints, Skip
+from bitstill.train.optim import SGD
+from bitstill.train.stage import Action, Stage
+
+
+@dataclass(frozen=True)
+class DifferentiableQuantization:
+    """Settings of differentiable quantization.
+
+    Args:
+        bits: 1 to 8; each tensor starts with 2^bits points.
+        granularity, scale_dtype, skip: as `QuantizedDistillation`.
+        init: where points start, "quantiles" (paper) or "uniform".
+        share_points: share the points out among layers by gradient norm (paper).
+        teacher: "self", the un-quantized student (paper's code), or "teacher".
+        alternate: also train the weights, in turns of one epoch each, ending on the weights (paper's mixed mode).
+        temperature, kd_weight, reduction: as `QuantizedDistillation`.
+        epochs: for the points (paper: 10 at 4 bits, 20 at 2 bits), over all turns when alternating.
+        batch_size: samples per step.
+        point_lr: learning rate of the points, SGD with Nesterov momentum (paper: 1e-6 to 1e-4 with the 10 to 1000 times
+            smaller KL of `reduction="mean"`).
+        float_epochs: distil the float student for so long first; 0 for a student that is trained already.
+        lr, weight_decay: for float distillation and for the weights when alternating.
+        teacher_epochs, teacher_lr: for a teacher that has to be trained first.
+    """
+
+    bits: int = 4
+    granularity: Granularity = PerGroup(128)
+    scale_dtype: ScaleDtype = "float16"
+    skip: Skip = "roles"
+    init: Literal["quantiles", "uniform"] = "quantiles"
+    share_points: bool = True
+    teacher: Literal["self", "teacher"] = "self"
+    alternate: bool = False
+    temperature: float = 2.0
+    kd_weight: float = 0.7
+    reduction: Reduction = "batchmean"
+    epochs: float = 10
+    batch_size: int = 128
+    point_lr: float = 1e-4
+    float_epochs: float = 30
+    lr: float = 0.05
+    weight_decay: float = 5e-4
+    teacher_epochs: float = 30
+    teacher_lr: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise SpecError("bits from 1 to 8", given=str(self.bits), where="DifferentiableQuantization", fix="Paper: 2 and 4.")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """A teacher takes part in float distillation, and in the points' loss if chosen."""
+        return self.float_epochs > 0 or self.teacher == "teacher"
+
+    def stages(self, *, train_teacher: bool) -> tuple[Stage, ...]:
+        """[teacher ->] [float student ->] points, or points and weights in turns."""
+        first = teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay)
+        distil = Stage(
+            "float student",
+            terms=distillation_terms(temperature=self.temperature, kd_weight=self.kd_weight, reduction=self.reduction),
+            epochs=self.float_epochs or 1,
+            batch_size=self.batch_size,
+            optimizer=SGD(Cosine(self.lr, warmup=0.05), weight_decay=self.weight_decay),
+        )
+        head = (*((first,) if train_teacher else ()), *((distil,) if self.float_epochs else ()))
+        turns = max(1, round(self.epochs)) if self.alternate else 1
+        if not self.alternate:
+            return (*head, self._points("points", self.epochs, begin=self._begin()))
+        pairs = [
+            (self._points(f"points {turn + 1}", 1, self._begin() if turn == 0 else ()), self._weights(turn, turns))
+            for turn in range(turns)
+        ]
+        return (*head, *(stage for pair in pairs for stage in pair))
+
+    def _begin(self) -> tuple[Action, ...]:
+        points = Points(2**self.bits, self.init, self.granularity, self.scale_dtype)
+        copy = (Copy("student", "self"),) if self.teacher == "self" else ()
+        share = (SharePoints("student", batch_size=self.batch_size),) if self.share_points else ()
+        return (*copy, Compress("student", Compression(weight=points), self.skip), *share)
+
+    def _points(self, name: str, epochs: float, begin: tuple[Action, ...]) -> Stage:
+        terms = distillation_terms(
+            temperature=self.temperature, kd_weight=self.kd_weight, reduction=self.reduction, teacher=self.teacher
+        )
+        optimizer = SGD(self.point_lr, weight_decay=0.0)
+        return Stage(
+            name, terms=terms, epochs=epochs, batch_size=self.batch_size, optimizer=optimizer, parameters="learned", begin=begin
+        )
+
+    def _weights(self, turn: int, turns: int) -> Stage:
+        terms = distillation_terms(
+            temperature=self.temperature, kd_weight=self.kd_weight, reduction=self.reduction, teacher=self.teacher
+        )
+        start, end = (0.1 * self.lr * (1 - t / turns) for t in (turn, turn + 1))
+        optimizer = SGD(Linear(start, end), weight_decay=self.weight_decay)
+        return Stage(
+            f"weights {turn + 1}", terms=terms, epochs=1, batch_size=self.batch_size, optimizer=optimizer, parameters="weights"
+        )

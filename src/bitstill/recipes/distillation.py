@@ -1,0 +1,38 @@
+"""The stages that several recipes share: a teacher on the labels, a student under its teacher."""
+
+from __future__ import annotations
+
+from bitstill.distill.losses import KL, AttentionTransfer, CrossEntropy, Pair, Reduction
+from bitstill.schedules import Cosine
+from bitstill.train.optim import SGD
+from bitstill.train.stage import Stage, Term
+
+
+def distillation_terms(
+    *,
+    temperature: float,
+    kd_weight: float,
+    reduction: Reduction,
+    pairs: tuple[Pair, ...] = (),
+    pair_weight: float = 0.0,
+    teacher: str = "teacher",
+) -> tuple[Term, ...]:
+    """lam T^2 KL(teacher || student) + (1 - lam) CE (Hinton et al. 2015), plus attention transfer over layer pairs."""
+    terms = [Term(KL(temperature, reduction), teacher=teacher, weight=kd_weight)] if kd_weight > 0 else []
+    if kd_weight < 1:
+        terms.append(Term(CrossEntropy(), weight=1.0 - kd_weight))
+    if pairs:
+        terms.append(Term(AttentionTransfer(pairs), teacher=teacher, weight=pair_weight))
+    return tuple(terms)
+
+
+def teacher_stage(epochs: float, batch_size: int, lr: float, weight_decay: float) -> Stage:
+    """Supervised training of the teacher."""
+    return Stage(
+        "teacher",
+        train=("teacher",),
+        terms=(Term(CrossEntropy(), student="teacher"),),
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=SGD(Cosine(lr, warmup=0.05), weight_decay=weight_decay),
+    )

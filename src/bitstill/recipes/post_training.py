@@ -1,0 +1,41 @@
+"""Quantization without training: the baseline that every trained row is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bitstill.granularity import Granularity, PerGroup
+from bitstill.specs import Compression, QuantizeInput, ScaleDtype, quantizer
+from bitstill.train.actions import Compress, Skip
+from bitstill.train.stage import Stage
+
+
+@dataclass(frozen=True)
+class PostTraining:
+    """Quantize a trained student as it is ("post-mortem quantization" of Polino et al. 2018).
+
+    Args: as `QuantizedDistillation`.
+    """
+
+    bits: int | Literal["ternary"] = 4
+    granularity: Granularity = PerGroup(128)
+    scale_dtype: ScaleDtype = "float16"
+    skip: Skip = "roles"
+    input: QuantizeInput | None = None
+
+    def __post_init__(self) -> None:
+        self._rule()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Nothing is trained."""
+        return False
+
+    def stages(self, *, train_teacher: bool) -> tuple[Stage, ...]:
+        """One stage without steps."""
+        return (Stage("post-training", terms=(), begin=(Compress("student", self._rule(), self.skip),)),)
+
+    def _rule(self) -> Compression:
+        weight = quantizer(self.bits, self.granularity, scale_dtype=self.scale_dtype)
+        return Compression(weight=weight, input=self.input)

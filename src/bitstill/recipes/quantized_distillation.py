@@ -1,0 +1,141 @@
+"""Quantized distillation (Polino, Pascanu, Alistarh 2018, section 3.2; ICLR, arXiv 1802.05668).
+
+At every step the latent student is quantized, forward and backward run at the quantized weights under a teacher's guidance, and
+SGD moves the latent weights; at the end Q(w) is delivered. Where the published code differs from good practice, the default
+here is good practice and the published way is an option: see `reduction`, `skip` and `granularity`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bitstill.distill.losses import Pair, Reduction
+from bitstill.errors import SpecError
+from bitstill.granularity import Granularity, PerGroup
+from bitstill.recipes.distillation import distillation_terms, teacher_stage
+from bitstill.schedules import Cosine
+from bitstill.specs import (
+    Binary,
+    Clipped,
+    Compression,
+    ExactScale,
+    Gradient,
+    QuantizeInput,
+    Quantizer,
+    ScaleDtype,
+    StraightThrough,
+    Ternary,
+    Uniform,
+)
+from bitstill.train.actions import Compress, Skip
+from bitstill.train.optim import SGD
+from bitstill.train.stage import Stage
+
+
+@dataclass(frozen=True)
+class QuantizedDistillation:
+    """Settings of quantized distillation.
+
+    Args:
+        bits: 1 (binary), "ternary", or 2 to 8 (affine, min-max; paper: 2, 4, 8); None trains the student in float, the
+            distilled baseline.
+        granularity: which weights share a scale (paper: `Bucket(256)`, whose groups cross rows and cannot be exported).
+        scale_dtype: precision of scales on disk and in training (paper: "float32").
+        skip: layers left in float: "roles" the stem and the classifier, "none" (paper, small students), or "paper", its code's
+            literal first and last tensor.
+        rounding: "nearest" (paper) or "stochastic" while training.
+        gradient: through the quantizer (paper: `StraightThrough()`, with the other two as its options).
+        input: input quantization (paper: None).
+        temperature, kd_weight: T and lam of lam T^2 KL + (1 - lam) CE (paper's code: 2 and 0.7).
+        reduction: of the KL over the batch: "batchmean", or "mean" (paper's code: also divides by the number of classes).
+        pairs, pair_weight: layers matched by attention transfer besides the logits, and its weight (paper: none).
+        epochs, batch_size, lr, weight_decay: SGD with Nesterov momentum 0.9, cosine schedule with 5 % warm-up.
+        float_epochs: distil in float for so long before quantizing (paper: 0).
+        teacher_epochs, teacher_lr: for a teacher that has to be trained first.
+        clip_norm: of the gradient.
+    """
+
+    bits: int | Literal["ternary"] | None = 4
+    granularity: Granularity = PerGroup(128)
+    scale_dtype: ScaleDtype = "float16"
+    skip: Skip = "roles"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    gradient: Gradient = field(default_factory=StraightThrough)
+    input: QuantizeInput | None = None
+    temperature: float = 2.0
+    kd_weight: float = 0.7
+    reduction: Reduction = "batchmean"
+    pairs: tuple[Pair, ...] = ()
+    pair_weight: float = 1.0
+    epochs: float = 30
+    batch_size: int = 128
+    lr: float = 0.05
+    weight_decay: float = 5e-4
+    float_epochs: float = 0
+    teacher_epochs: float = 30
+    teacher_lr: float = 0.05
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kd_weight <= 1:
+            raise SpecError("kd_weight from 0 to 1", given=str(self.kd_weight), where="QuantizedDistillation", fix="Paper: 0.7.")
+        self.quantizer()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """With `kd_weight` 0 and no pairs there is nothing to learn from a teacher."""
+        return self.kd_weight > 0 or bool(self.pairs)
+
+    def quantizer(self) -> Quantizer | None:
+        """The weight quantizer that `bits` stands for; None for the float baseline.
+
+        Raises:
+            SpecError: for bits, rounding or gradient rules that do not go together.
+        """
+        if self.bits is None:
+            return None
+        if self.bits in (1, "ternary"):
+            if isinstance(self.gradient, ExactScale) or self.rounding == "stochastic":
+                raise SpecError(
+                    "2 to 8 bits for stochastic rounding or the exact-scale gradient",
+                    given=f"bits={self.bits}",
+                    where="QuantizedDistillation",
+                    fix="Use rounding='nearest' and StraightThrough() or Clipped().",
+                )
+            gradient: StraightThrough | Clipped = self.gradient
+            simple = Binary if self.bits == 1 else Ternary
+            return simple(granularity=self.granularity, gradient=gradient, scale_dtype=self.scale_dtype)
+        assert isinstance(self.bits, int)
+        return Uniform(
+            bits=self.bits,
+            granularity=self.granularity,
+            rounding=self.rounding,
+            gradient=self.gradient,
+            scale_dtype=self.scale_dtype,
+        )
+
+    def stages(self, *, train_teacher: bool) -> tuple[Stage, ...]:
+        """[teacher ->] [float student ->] quantized student."""
+        terms = distillation_terms(
+            temperature=self.temperature,
+            kd_weight=self.kd_weight,
+            reduction=self.reduction,
+            pairs=self.pairs,
+            pair_weight=self.pair_weight,
+        )
+        optimizer = SGD(Cosine(self.lr, warmup=0.05), weight_decay=self.weight_decay)
+        quantizer = self.quantizer()
+        rule = None if quantizer is None else Compression(weight=quantizer, input=self.input)
+        first = teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay)
+        warm = Stage("float student", terms=terms, epochs=self.float_epochs or 1, batch_size=self.batch_size, optimizer=optimizer)
+        main = Stage(
+            "distillation" if rule is None else "quantized distillation",
+            terms=terms,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=optimizer,
+            clip_norm=self.clip_norm,
+            begin=() if rule is None else (Compress("student", rule, self.skip),),
+        )
+        return (*((first,) if train_teacher else ()), *((warm,) if self.float_epochs else ()), main)

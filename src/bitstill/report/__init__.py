@@ -1,0 +1,1 @@
+"""Tables, plots and pages that a person wants to look at."""

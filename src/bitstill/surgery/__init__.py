@@ -1,0 +1,1 @@
+"""The only places that walk a module tree to find or replace parts of it."""

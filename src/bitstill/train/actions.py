@@ -1,0 +1,146 @@
+"""What can be done to the models when a stage begins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitstill.errors import SpecError, suggest
+from bitstill.lifecycle import prepare
+from bitstill.nn.layers import is_compressed
+from bitstill.nn.transform import WeightTransform
+from bitstill.ops.points import initial_points, share_points
+from bitstill.specs import Compression, Points
+from bitstill.surgery.select import first_and_last_tensor
+from bitstill.train.keys import permutation
+from bitstill.train.task import Task
+
+Skip = Literal["roles", "paper", "none"]
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Swap compressed layers into a model.
+
+    Args:
+        model: its name.
+        compression: what to do to which layers.
+        skip: which layers stay in float besides `compression.ignore`: "roles" the stem and the classifier; "paper" those whose
+            weight is literally the first or last parameter tensor (Polino et al. 2018's code); "none".
+    """
+
+    model: str
+    compression: Compression
+    skip: Skip = "none"
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Compress the model in place."""
+        model = _named(models, self.model)
+        ignore = {
+            "roles": ("role:stem", "role:classifier"), "paper": first_and_last_tensor(model), "none": (),
+        }[self.skip]  # fmt: skip
+        rule = replace(self.compression, ignore=(*self.compression.ignore, *ignore))
+        prepare(model, rule, run_once_on(task))
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """The same: which layers are swapped does not depend on their numbers."""
+        self.apply(models, task, 0)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Keep a copy of a model as it is now, under another name, as a teacher for what it becomes."""
+
+    source: str
+    name: str
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Add the copy to `models`."""
+        models[self.name] = copy.deepcopy(_named(models, self.source))
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """The same; the numbers come from the checkpoint."""
+        self.apply(models, task, 0)
+
+
+@dataclass(frozen=True)
+class SharePoints:
+    """Share learned points out again by gradient: `ops.points.share_points` (Polino et al. 2018, section 4.2).
+
+    The norms are those of the mean cross-entropy gradient at the quantized weights over `batches` batches.
+
+    Args:
+        model: its name; its layers have `Points`.
+        batches: how many minibatches to average over.
+        batch_size: samples in each.
+    """
+
+    model: str
+    batches: int = 5
+    batch_size: int = 128
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Give each layer its new number of points, at fresh initial places."""
+        model = _named(models, self.model)
+        layers = [m for m in model.modules() if is_compressed(m) and _has_points(m)]
+        if not layers:
+            raise SpecError(
+                "a model with learned points", given="none", where=f"SharePoints({self.model!r})", fix="Compress it with Points first."
+            )
+        weights = [layer.weight for layer in layers]
+        norms = [float(g.norm()) for g in _mean_gradients(model, weights, task, seed, self.batches, self.batch_size)]  # type: ignore[arg-type]
+        transforms = [layer.weight_transform for layer in layers]
+        counts = [t.learned["points"].numel() for t in transforms if isinstance(t, WeightTransform)]
+        for layer, transform, count in zip(layers, transforms, share_points(counts, norms), strict=True):
+            assert isinstance(transform, WeightTransform) and isinstance(transform.spec, Points)
+            assert isinstance(layer.weight, Tensor)
+            spec = transform.spec
+            quantiles = spec.init == "quantiles"
+            transform.set_points(
+                initial_points(
+                    layer.weight.detach(), transform.mask, count=count, granularity=spec.granularity, quantiles=quantiles
+                )
+            )
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """Nothing: the checkpoint brings points of the right number."""
+
+
+def run_once_on(task: Task) -> Callable[[nn.Module], object]:
+    """A function that runs a model on a small batch of the task."""
+    return lambda model: task.forward(model, task.sample())
+
+
+def _mean_gradients(
+    model: nn.Module, weights: list[Tensor], task: Task, seed: int, batches: int, batch_size: int
+) -> list[Tensor]:
+    order = permutation(len(task.train), seed, "share points")
+    device = weights[0].device
+    total = [torch.zeros_like(weight) for weight in weights]
+    training = model.training
+    model.eval()
+    for index in range(batches):
+        start = index * batch_size % max(1, len(order) - batch_size + 1)
+        batch = {k: v.to(device) for k, v in task.train.take(order[start : start + batch_size]).items()}
+        loss = F.cross_entropy(task.forward(model, batch).float(), batch["labels"])
+        grads = torch.autograd.grad(loss, weights)
+        total = [t + g for t, g in zip(total, grads, strict=True)]
+    model.train(training)
+    return total
+
+
+def _has_points(layer: nn.Module) -> bool:
+    transform = layer.weight_transform
+    return isinstance(transform, WeightTransform) and "points" in transform.learned
+
+
+def _named(models: dict[str, nn.Module], name: str) -> nn.Module:
+    if name not in models:
+        raise SpecError("a known model", given=repr(name), where="begin of a stage", fix=suggest(name, models))
+    return models[name]

@@ -1,0 +1,177 @@
+"""Everything that matters, in one safetensors file, written beside and renamed.
+
+One file, so that there is no moment at which two files disagree. Each shared tensor is stored once, by identity, and restored
+in place, so that ties survive. Its single metadata key is canonical JSON, because several keys are written in random order.
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from bitstill.artifact.files import write_file
+from bitstill.errors import CheckpointError
+
+_KEY = "bitstill_checkpoint"
+_VERSION = 1
+
+
+@dataclass
+class Position:
+    """Where a run is.
+
+    Args:
+        stage: index of the stage under way (or about to begin, at step 0).
+        step: optimizer steps of it that are done.
+        begun: whether that stage's `begin` actions have been applied.
+        history: what has been logged.
+    """
+
+    stage: int = 0
+    step: int = 0
+    begun: bool = False
+    history: list[dict[str, Any]] | None = None
+
+
+def save(
+    path: Path,
+    models: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer | None,
+    position: Position,
+    identity: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint.
+
+    Args:
+        path: the file.
+        models: every model of the run.
+        optimizer: of the stage under way, or None between stages.
+        position: where the run is.
+        identity: what makes it this run and no other (recipe, data, seed); resuming compares it.
+    """
+    tensors = {f"models/{name}": tensor.detach().cpu().contiguous() for name, tensor in _unique(models)}
+    numbers: dict[str, Any] = {}
+    for index, state in ({} if optimizer is None else optimizer.state_dict()["state"]).items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value.detach().cpu().contiguous()
+            else:
+                numbers[f"{index}/{key}"] = value
+    content = {
+        "version": _VERSION,
+        "identity": dict(identity),
+        "stage": position.stage,
+        "step": position.step,
+        "begun": position.begun,
+        "history": position.history or [],
+        "optimizer": numbers,
+    }
+    metadata = {_KEY: json.dumps(content, sort_keys=True, separators=(",", ":"))}
+    write_file(path, safetensors_bytes(tensors, metadata))
+
+
+class Checkpoint:
+    """A checkpoint that has been read.
+
+    Args:
+        path: the file.
+        identity: of the run that wants to continue.
+
+    Raises:
+        CheckpointError: if the file is damaged, of another version, or of another run.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                content = json.loads((file.metadata() or {})[_KEY])
+                self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise CheckpointError(
+                "an intact checkpoint",
+                given=f"{type(error).__name__}: {error}",
+                where=str(path),
+                fix="Delete it to start again; checkpoints are written beside and renamed, so this one was damaged later.",
+            ) from None
+        if content.get("version") != _VERSION:
+            raise CheckpointError(
+                f"checkpoint version {_VERSION}",
+                given=str(content.get("version")),
+                where=str(path),
+                fix="It was written by another version of bitstill: finish it there, or delete it to start again.",
+            )
+        _compare(content["identity"], json.loads(json.dumps(dict(identity))), path)
+        self.position = Position(content["stage"], content["step"], content["begun"], content["history"])
+        self._numbers: dict[str, Any] = content["optimizer"]
+
+    def restore_models(self, models: Mapping[str, nn.Module]) -> None:
+        """Load every tensor in place. Learned points may have another number of elements than before.
+
+        Raises:
+            CheckpointError: if the models are not the ones that were saved.
+        """
+        slots = dict(_unique(models))
+        stored = {name.removeprefix("models/"): t for name, t in self.tensors.items() if name.startswith("models/")}
+        if slots.keys() != stored.keys():
+            raise CheckpointError(
+                f"{len(slots)} tensors of the models",
+                given=f"{len(stored)}; only in one of both: {sorted(slots.keys() ^ stored.keys())[:4]}",
+                where=str(self.path),
+                fix="Resume with the same recipe, models and settings, or delete the checkpoint to start again.",
+            )
+        with torch.no_grad():
+            for name, slot in slots.items():
+                if slot.shape == stored[name].shape:
+                    slot.copy_(stored[name])
+                else:
+                    slot.data = stored[name].to(slot.device)
+
+    def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Load momentum and whatever else the optimizer keeps."""
+        state: dict[int, dict[str, Any]] = {}
+        for name, tensor in self.tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "optimizer":
+                index, _, key = rest.partition("/")
+                state.setdefault(int(index), {})[key] = tensor
+        for name, value in self._numbers.items():
+            index, _, key = name.partition("/")
+            state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _unique(models: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:
+    """Parameters and persistent buffers of all models by their first name, each shared one once."""
+    seen: set[int] = set()
+    for model_name, model in models.items():
+        persistent = model.state_dict(keep_vars=True)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name in persistent and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield f"{model_name}/{name}", tensor
+
+
+def _compare(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    for key in sorted(saved.keys() | wanted.keys()):
+        if saved.get(key) != wanted.get(key):
+            raise CheckpointError(
+                f"a checkpoint of this run ({key} {_short(wanted.get(key))})",
+                given=f"{key} {_short(saved.get(key))}",
+                where=str(path),
+                fix="Resume with the settings it was started with, or choose another --out.",
+            )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else text[:200] + "..."

@@ -1,0 +1,353 @@
+"""The one loop: forward each model once, add up the weighted terms, backward, clip, step, log.
+
+Every stage of every recipe runs through `_run_stage`. Devices, processes and wrapping come from Accelerate; autocast, gradient
+accumulation and seeding are explicit lines, so that what a step computes can be read here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from bitstill.errors import SpecError, TrainingError
+from bitstill.lifecycle import freeze
+from bitstill.nn.transform import WeightTransform
+from bitstill.schedules import at
+from bitstill.train import checkpoint
+from bitstill.train.checkpoint import Checkpoint, Position
+from bitstill.train.keys import derive, permutation, uniform
+from bitstill.train.optim import parameter_groups, set_learning_rate
+from bitstill.train.stage import Stage, steps_per_epoch
+from bitstill.train.step import TrainingStep, check_gradients
+from bitstill.train.task import Batch, Task, evaluate
+from bitstill.train.teachers import Teachers, fast_bf16
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PROBED_STEPS = 10
+"""Steps within which every term must have shown a gradient."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out, as opposed to what it learns.
+
+    Args:
+        seed: of everything random.
+        precision: "float32", or "bf16" for autocast of what is trained; scales are computed in float32 either way.
+        teacher_precision: "auto" runs frozen teachers in bf16 where the hardware is fast at it.
+        accumulate: parts into which a batch is split to save memory; the gradient is the same.
+        checkpoint_every: steps between checkpoints; None is once per epoch.
+        device: "auto", or what torch calls it ("cpu", "cuda:0").
+        trackers: what Accelerate logs to: "tensorboard", "wandb", "mlflow" and so on.
+        progress: show a progress bar.
+    """
+
+    seed: int = 0
+    precision: Literal["float32", "bf16"] = "float32"
+    teacher_precision: Literal["auto", "float32", "bf16"] = "auto"
+    accumulate: int = 1
+    checkpoint_every: int | None = None
+    device: str = "auto"
+    trackers: tuple[str, ...] = ()
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpecError(f"{name} of at least 1", given=str(value), where="Settings", fix="Leave it out for the default.")
+
+
+@dataclass
+class Run:
+    """A run under way: models by name, the task, and where it is."""
+
+    stages: Sequence[Stage]
+    models: dict[str, nn.Module]
+    task: Task
+    settings: Settings
+    accelerator: Accelerator
+    identity: Mapping[str, Any]
+    checkpoint_path: Path | None
+    position: Position = field(default_factory=Position)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What has been logged, oldest first."""
+        if self.position.history is None:
+            self.position.history = []
+        return self.position.history
+
+    def save(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Write a checkpoint, on the main process."""
+        if self.checkpoint_path is not None and self.accelerator.is_main_process:
+            checkpoint.save(self.checkpoint_path, self.models, optimizer, self.position, self.identity)
+
+
+def train(
+    stages: Sequence[Stage],
+    models: dict[str, nn.Module],
+    task: Task,
+    settings: Settings,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    checkpoint_path: Path | None = None,
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Run `stages` one after the other; `models` is changed in place and may gain entries.
+
+    Args:
+        stages: in order.
+        models: by the names that the stages use.
+        task: what is learned.
+        settings: how.
+        identity: what makes this run this run, for resuming.
+        checkpoint_path: where to keep the checkpoint; None keeps none.
+        resume: continue from the checkpoint, if there is one.
+
+    Returns:
+        What was logged: one dict per entry with stage, step, and loss or validation metric.
+
+    Raises:
+        TrainingError: a term without gradient, or a loss that is not finite.
+        CheckpointError: the checkpoint is damaged or belongs to another run.
+    """
+    run = Run(stages, models, task, settings, accelerator(settings), dict(identity or {}), checkpoint_path)
+    loaded: Checkpoint | None = None
+    if resume and checkpoint_path is not None and checkpoint_path.exists():
+        loaded = _restore(run, checkpoint_path)
+    with torch.random.fork_rng():
+        for index in range(run.position.stage, len(stages)):
+            stage = stages[index]
+            if not run.position.begun:
+                for action in stage.begin:
+                    action.apply(run.models, task, derive(settings.seed, stage.name))
+                run.position.begun = True
+                run.save()
+            stage.check_models(run.models)
+            if stage.terms:
+                _run_stage(run, stage, loaded)
+            loaded = None
+            run.position = Position(index + 1, 0, False, run.history)
+            run.save()
+    if settings.trackers:
+        run.accelerator.end_training()
+    return run.history
+
+
+def accelerator(settings: Settings) -> Accelerator:
+    """Accelerate's view of devices, processes and trackers."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    trackers = list(settings.trackers) or None
+    found = Accelerator(
+        cpu=settings.device == "cpu",
+        log_with=trackers,  # type: ignore[arg-type]
+        project_config=ProjectConfiguration(project_dir="runs"),
+        kwargs_handlers=handlers,  # type: ignore[arg-type]
+    )
+    if trackers:
+        found.init_trackers("bitstill")
+    return found
+
+
+def _restore(run: Run, path: Path) -> Checkpoint:
+    loaded = Checkpoint(path, run.identity)
+    run.position = loaded.position
+    last = run.position.stage + (1 if run.position.begun else 0)
+    for stage in run.stages[:last]:
+        for action in stage.begin:
+            action.replay(run.models, run.task)
+    loaded.restore_models(run.models)
+    return loaded
+
+
+def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
+    task, settings, device = run.task, run.settings, run.accelerator.device
+    total = stage.total_steps(len(task.train))
+    teachers = Teachers(stage, run.models, task, device, _teacher_bf16(settings, device))
+    step_module: nn.Module = TrainingStep(stage, run.models, task).to(device)
+    with _trainable(step_module, stage.parameters):
+        named = [(name, p) for name, p in step_module.named_parameters() if p.requires_grad]
+        optimizer = stage.optimizer.build(parameter_groups(named, stage.optimizer))
+        if loaded is not None and run.position.step:
+            loaded.restore_optimizer(optimizer)
+        parameters = [p for _, p in named]
+        sorted_points = [m for m in step_module.modules() if isinstance(m, WeightTransform) and "points" in m.learned]
+        wrapped = run.accelerator.prepare(step_module) if run.accelerator.num_processes > 1 else step_module
+        probed: dict[str, float] = {}
+        logger = _Logger(run, stage, total)
+        for step in logger.bar(range(run.position.step, total)):
+            step_module.train()
+            progress = step / total
+            set_learning_rate(optimizer, at(stage.optimizer.lr, progress))
+            probe = step < PROBED_STEPS
+            loss, values, norms = _accumulate(run, stage, wrapped, teachers, step, progress, probe)
+            if stage.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, stage.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            for transform in sorted_points:
+                transform.sort_points()
+            if probe:
+                probed = {name: probed.get(name, 0.0) + float(norm) for name, norm in norms.items()}
+                if step == min(PROBED_STEPS, total) - 1:
+                    check_gradients(probed, stage)
+            run.position.step = step + 1
+            logger.log(step + 1, loss, values)
+            if (step + 1) % (settings.checkpoint_every or steps_per_epoch(len(task.train), stage.batch_size)) == 0:
+                logger.check(step + 1, float(loss))
+                run.save(optimizer)
+
+
+def _accumulate(
+    run: Run, stage: Stage, wrapped: nn.Module, teachers: Teachers, step: int, progress: float, probe: bool
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Forward and backward over all parts of one batch; returns mean loss, mean term values and summed gradient norms."""
+    settings, accelerator = run.settings, run.accelerator
+    parts = settings.accumulate
+    losses: list[Tensor] = []
+    all_values: list[dict[str, Tensor]] = []
+    all_norms: list[dict[str, Tensor]] = []
+    for part in range(parts):
+        indices = batch_indices(stage, len(run.task.train), step, settings.seed, accelerator, parts, part)
+        batch = make_batch(run.task, stage, indices, step, settings.seed, accelerator.device)
+        targets = teachers(batch)
+        # Dropout and stochastic rounding: a function of where we are, not of what was drawn before.
+        torch.manual_seed(derive(settings.seed, stage.name, step, part, accelerator.process_index))
+        last = part == parts - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                loss, values, norms = wrapped(batch, targets, progress, probe)
+            (loss / parts).backward()
+        losses.append(loss.detach())
+        all_values.append(values)
+        all_norms.append(norms)
+    return torch.stack(losses).mean(), _mean(all_values), _mean(all_norms)
+
+
+def batch_indices(
+    stage: Stage, samples: int, step: int, seed: int, accelerator: Accelerator, parts: int = 1, part: int = 0
+) -> Tensor:
+    """The samples that this process sees in part `part` of step `step`: a function of its arguments alone.
+
+    Raises:
+        SpecError: if the batch cannot be shared out evenly.
+    """
+    per_epoch = steps_per_epoch(samples, stage.batch_size)
+    epoch, place = divmod(step, per_epoch)
+    order = permutation(samples, seed, "order", stage.name, epoch)
+    whole = order[place * stage.batch_size : (place + 1) * stage.batch_size]
+    shares = accelerator.num_processes * parts
+    if len(whole) % shares:
+        raise SpecError(
+            f"a batch that {accelerator.num_processes} processes x {parts} parts can share evenly",
+            given=f"{len(whole)} samples",
+            where=f"stage {stage.name!r}",
+            fix="Change the batch size, or `accumulate`.",
+        )
+    share = len(whole) // shares
+    first = (accelerator.process_index * parts + part) * share
+    return whole[first : first + share]
+
+
+def make_batch(task: Task, stage: Stage, indices: Tensor, step: int, seed: int, device: torch.device) -> Batch:
+    """The training batch of samples `indices`, augmented if the stage says so, on `device`."""
+    batch = task.train.take(indices)
+    if stage.augment and task.augment is not None:
+        batch = task.augment(batch, uniform(derive(seed, "augment", stage.name, step), indices, task.draws))
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+class _Logger:
+    """Progress bar, curves and trackers of one stage; stops a run whose loss is no longer finite."""
+
+    def __init__(self, run: Run, stage: Stage, total: int) -> None:
+        self.run, self.stage, self.total = run, stage, total
+        self.every = max(1, total // 100)
+        per_epoch = steps_per_epoch(len(run.task.train), stage.batch_size)
+        self.validate_every = max(min(per_epoch, total), total // 20, 1)
+        self.pending: list[Tensor] = []
+        self._bar: tqdm[int] | None = None
+
+    def bar(self, steps: range) -> Iterator[int]:
+        """`steps`, with a progress bar on the main process."""
+        shown = self.run.settings.progress and self.run.accelerator.is_main_process
+        options = {"total": self.total, "initial": steps.start, "desc": self.stage.name, "unit": "step"}
+        self._bar = tqdm(steps, disable=not shown, mininterval=0.5, leave=False, dynamic_ncols=True, **options)
+        yield from self._bar
+
+    def log(self, step: int, loss: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Note the loss of a finished step, and now and then the metric of the delivered form on the validation split."""
+        self.pending.append(loss)
+        last = step == self.total
+        entry: dict[str, Any] = {"stage": self.stage.name, "step": step}
+        if step % self.every == 0 or last:
+            entry["loss"] = float(torch.stack(self.pending).mean())
+            self.pending.clear()
+            self.check(step, entry["loss"])
+            entry |= {name: float(value) for name, value in values.items()}
+        if (step % self.validate_every == 0 or last) and self.run.accelerator.is_main_process:
+            entry["validation"] = self._validate()
+        if len(entry) > 2:
+            self.run.history.append(entry)
+            self._show(entry)
+
+    def check(self, step: int, loss: float) -> None:
+        """Raise `TrainingError` if `loss` is NaN or infinite."""
+        if not math.isfinite(loss):
+            raise TrainingError(
+                "a finite loss",
+                given=str(loss),
+                where=f"stage {self.stage.name!r}, step {step}",
+                fix="Lower the learning rate, or set clip_norm; the last checkpoint is from before.",
+            )
+
+    def _validate(self) -> float:
+        student = self.run.models[self.stage.train[0]]
+        return evaluate(freeze(student), self.run.task, self.run.task.validation)
+
+    def _show(self, entry: dict[str, Any]) -> None:
+        shown = {key: f"{entry[key]:.4g}" for key in ("loss", "validation") if key in entry}
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+        if self.run.settings.trackers:
+            scalars = {f"{self.stage.name}/{key}": value for key, value in entry.items() if key not in ("stage", "step")}
+            self.run.accelerator.log(scalars, step=entry["step"])
+
+
+@contextlib.contextmanager
+def _trainable(module: nn.Module, which: str) -> Iterator[None]:
+    """Within the block, parameters that the stage does not train need no gradient."""
+    flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    for name, parameter in module.named_parameters():
+        learned = "weight_transform." in name or "input_transform." in name
+        if (which == "weights" and learned) or (which == "learned" and not learned):
+            parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+def _teacher_bf16(settings: Settings, device: torch.device) -> bool:
+    if settings.teacher_precision == "auto":
+        return fast_bf16(device)
+    return settings.teacher_precision == "bf16"
+
+
+def _mean(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}

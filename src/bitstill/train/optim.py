@@ -1,0 +1,88 @@
+"""Optimizers as data: which rule, with which numbers; the learning rate may be a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bitstill.errors import SpecError
+from bitstill.schedules import Cosine, Scheduled, at
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with momentum.
+
+    Args:
+        lr: learning rate, a number or a schedule.
+        momentum, nesterov, weight_decay: as in `torch.optim.SGD`.
+        learned_lr_scale: learning rate of the quantizers' learned tensors, as a multiple of `lr`; they never decay.
+    """
+
+    lr: Scheduled = Cosine(0.05)
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    learned_lr_scale: float = 1.0
+
+    def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+        """The torch optimizer over parameter groups."""
+        return torch.optim.SGD(groups, lr=at(self.lr, 0.0), momentum=self.momentum, nesterov=self.nesterov)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    Args:
+        lr: learning rate, a number or a schedule.
+        beta1, beta2, eps, weight_decay: as in `torch.optim.AdamW`.
+        learned_lr_scale: as for `SGD`.
+    """
+
+    lr: Scheduled = Cosine(1e-3)
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    learned_lr_scale: float = 1.0
+
+    def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+        """The torch optimizer over parameter groups."""
+        return torch.optim.AdamW(groups, lr=at(self.lr, 0.0), betas=(self.beta1, self.beta2), eps=self.eps)
+
+
+Optimizer = SGD | AdamW
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer) -> list[dict[str, object]]:
+    """Three groups: weights, which decay; biases and norms, which do not; learned quantizer tensors, with their own rate.
+
+    Raises:
+        SpecError: if there is nothing to train.
+    """
+    weights, plain, learned = [], [], []
+    for name, parameter in named:
+        if "weight_transform." in name or "input_transform." in name:
+            learned.append(parameter)
+        elif parameter.ndim < 2:
+            plain.append(parameter)
+        else:
+            weights.append(parameter)
+    if not (weights or plain or learned):
+        raise SpecError("parameters to train", given="none", where="stage", fix="Check the stage's `train` and `parameters`.")
+    groups = [
+        {"params": weights, "weight_decay": optimizer.weight_decay, "lr_scale": 1.0},
+        {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
+        {"params": learned, "weight_decay": 0.0, "lr_scale": optimizer.learned_lr_scale},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its learning rate for the coming step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

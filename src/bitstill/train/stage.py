@@ -1,0 +1,140 @@
+"""A stage, as data: who trains, on which terms, how long, and what is done to the models when it begins.
+
+A loss term is an edge between named models. No teacher: supervised. Two edges in opposite directions: mutual learning. The
+teacher's end is always detached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import nn
+
+from bitstill.distill.losses import Loss
+from bitstill.errors import SpecError, suggest
+from bitstill.schedules import Scheduled
+from bitstill.train.optim import SGD, Optimizer
+from bitstill.train.task import Task
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss between two named models.
+
+    Args:
+        loss: what is computed.
+        student: the model that receives the gradient.
+        teacher: the model it is compared with, or None for the labels.
+        weight: a number or a schedule.
+    """
+
+    loss: Loss
+    student: str = "student"
+    teacher: str | None = None
+    weight: Scheduled = 1.0
+
+    def __post_init__(self) -> None:
+        if self.loss.needs_teacher and self.teacher is None:
+            raise SpecError(
+                "a teacher", given="None", where=f"Term({type(self.loss).__name__})", fix="Name one: Term(..., teacher='teacher')."
+            )
+
+    @property
+    def name(self) -> str:
+        """How curves and errors call it."""
+        return f"{self.student}/{type(self.loss).__name__}" + (f"<-{self.teacher}" if self.teacher else "")
+
+
+class Action(Protocol):
+    """Something done to the models when a stage begins; a frozen dataclass.
+
+    `replay` puts the same modules in place without looking at their numbers: a resumed run calls it and then loads the numbers
+    from the checkpoint.
+    """
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Change `models`."""
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """Change the structure of `models` only."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training.
+
+    Args:
+        name: unique in its recipe.
+        train: names of the models that learn.
+        terms: losses that are added up.
+        epochs: duration; a fraction is allowed. Or:
+        steps: duration in optimizer steps; exactly one of the two, unless both are None: then nothing is trained and only
+            `begin` happens.
+        batch_size: samples per step, over all processes and accumulated parts.
+        optimizer: a fresh one is built for each stage.
+        parameters: "all" parameters of the trained models, "weights" without the quantizers' learned tensors, or "learned",
+            those alone.
+        clip_norm: clip the gradient to this global L2 norm; None does not.
+        augment: whether the task's augmentation is applied.
+        begin: actions, in order.
+    """
+
+    name: str
+    train: tuple[str, ...] = ("student",)
+    terms: tuple[Term, ...] = ()
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int = 128
+    optimizer: Optimizer = SGD()
+    parameters: Literal["all", "weights", "learned"] = "all"
+    clip_norm: float | None = None
+    augment: bool = True
+    begin: tuple[Action, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise self._error("one of epochs and steps", f"epochs={self.epochs} and steps={self.steps}", "Drop one of them.")
+        duration = self.epochs if self.epochs is not None else self.steps
+        if duration is None:
+            if self.terms:
+                raise self._error("a duration", "neither epochs nor steps", "Give epochs=10, for example.")
+            return
+        if not duration > 0:
+            raise self._error("a duration above 0", str(duration), "Give at least one step.")
+        if not self.terms:
+            raise self._error("at least one term", "none", "A stage without a loss trains nothing.")
+        if not self.train:
+            raise self._error("at least one model to train", "none", "Name it in `train`.")
+        if self.batch_size < 1:
+            raise self._error("a batch size of at least 1", str(self.batch_size), "Common sizes are 32 to 128.")
+        taught = {term.student for term in self.terms}
+        for name in self.train:
+            if name not in taught:
+                raise self._error("a term for every trained model", f"none for {name!r}", "Add a term with student=" + repr(name))
+        for name in sorted(taught - set(self.train)):
+            raise self._error("a trained model as every term's student", repr(name), suggest(name, self.train))
+
+    def total_steps(self, samples: int) -> int:
+        """Optimizer steps on a split of `samples`; the incomplete last batch of an epoch is dropped."""
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is None:
+            return 0
+        return max(1, round(self.epochs * steps_per_epoch(samples, self.batch_size)))
+
+    def check_models(self, models: Mapping[str, nn.Module]) -> None:
+        """Raise `SpecError` if the stage names a model that there is not."""
+        named = {*self.train, *(t.teacher for t in self.terms if t.teacher), *(t.student for t in self.terms)}
+        for name in sorted(named):
+            if name not in models:
+                raise self._error("a known model", repr(name), suggest(name, models))
+
+    def _error(self, wanted: str, given: str, fix: str) -> SpecError:
+        return SpecError(wanted, given=given, where=f"stage {self.name!r}", fix=fix)
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Full batches in a split, at least one."""
+    return max(1, samples // batch_size)

@@ -1,0 +1,113 @@
+"""One training step as one module: run each model once, compute every term.
+
+Everything that trains is inside this module, so that several processes wrap one thing (DistributedDataParallel sees one
+forward per step, also when two models share parameters). Frozen teachers run outside, in inference mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bitstill.distill.taps import Output, as_logits, tap
+from bitstill.errors import DataError, TrainingError
+from bitstill.schedules import at
+from bitstill.train.stage import Stage
+from bitstill.train.task import Batch, Task
+
+
+class TrainingStep(nn.Module):
+    """The trained models of a stage and its loss terms.
+
+    Args:
+        stage: names models and terms.
+        models: all models; only those that `stage.train` names become submodules.
+        task: runs a model on a batch.
+    """
+
+    def __init__(self, stage: Stage, models: Mapping[str, nn.Module], task: Task) -> None:
+        super().__init__()
+        self.models = nn.ModuleDict({name: models[name] for name in stage.train})
+        self.stage, self.task = stage, task
+
+    def forward(
+        self, batch: Batch, targets: Mapping[str, Output], progress: float, probe: bool
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The weighted sum of all terms.
+
+        Args:
+            batch: what the trained models see.
+            targets: outputs of the frozen teachers.
+            progress: fraction of the stage that is done.
+            probe: also compute how large each term's gradient at its student's outputs is.
+
+        Returns:
+            The sum, each term's own (detached) value, and with `probe` each term's gradient norm.
+        """
+        outputs = {name: run(m, self.task, batch, taps(self.stage, name)) for name, m in self.models.items()}
+        known = {**targets, **{name: output.detach() for name, output in outputs.items()}}
+        values: dict[str, Tensor] = {}
+        norms: dict[str, Tensor] = {}
+        total = torch.zeros((), device=batch["labels"].device)
+        for term in self.stage.terms:
+            student = outputs[term.student]
+            target = known[term.teacher] if term.teacher else None
+            _check_same_classes(student, target, term.name)
+            value = term.loss(student, target, batch["labels"], progress)
+            total = total + at(term.weight, progress) * value
+            values[term.name] = value.detach()
+            if probe:
+                norms[term.name] = _gradient_norm(value, student)
+        return total, values, norms
+
+
+def run(model: nn.Module, task: Task, batch: Batch, names: tuple[str, ...]) -> Output:
+    """Run `model` on `batch` and collect its logits and the outputs of the modules `names`."""
+    with tap(model, names) as features:
+        logits = as_logits(task.forward(model, batch))
+    return Output(logits, features)
+
+
+def taps(stage: Stage, model: str) -> tuple[str, ...]:
+    """The modules of `model` that the stage's terms look at."""
+    names: dict[str, None] = {}
+    for term in stage.terms:
+        students, teachers = term.loss.taps()
+        names |= dict.fromkeys((students if term.student == model else ()) + (teachers if term.teacher == model else ()))
+    return tuple(names)
+
+
+def check_gradients(norms: Mapping[str, float], stage: Stage) -> None:
+    """Refuse a term whose gradient at its student's outputs has been exactly zero so far.
+
+    Raises:
+        TrainingError: naming the term.
+    """
+    for name, norm in norms.items():
+        if norm == 0.0:
+            raise TrainingError(
+                "a loss with a gradient",
+                given="exactly zero in every step so far",
+                where=f"stage {stage.name!r}, term {name}",
+                fix="A soft cross-entropy over one output is constant (use MeanSquaredError); identical models teach nothing.",
+            )
+
+
+def _gradient_norm(value: Tensor, student: Output) -> Tensor:
+    tensors = [tensor for tensor in student.tensors() if tensor.requires_grad]
+    if not value.requires_grad or not tensors:
+        return torch.zeros(())
+    grads = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True)
+    return sum((g.abs().sum().float() for g in grads if g is not None), torch.zeros((), device=value.device))
+
+
+def _check_same_classes(student: Output, target: Output | None, term: str) -> None:
+    if target is not None and target.logits.shape != student.logits.shape:
+        raise DataError(
+            "teacher and student with the same classes",
+            given=f"logits {tuple(target.logits.shape)} and {tuple(student.logits.shape)}",
+            where=f"term {term}",
+            fix="Train or choose a teacher for this task.",
+        )

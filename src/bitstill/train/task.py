@@ -1,0 +1,141 @@
+"""A task: data in three splits, how a model reads a batch, and the metric that decides.
+
+Splits are held in memory as tensors. Everything random is a function of the sample's index and a key, so that any batch can
+be made again at any time, in any process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitstill.distill.taps import as_logits
+from bitstill.errors import DataError
+
+Batch = dict[str, Tensor]
+Forward = Callable[[nn.Module, Batch], Tensor]
+Augment = Callable[[Batch, Tensor], Batch]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of the data.
+
+    Args:
+        inputs: tensors with one row per sample, by name.
+        labels: int64 (samples,) classes, or float (samples,) values.
+    """
+
+    inputs: Mapping[str, Tensor]
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(tensor) for name, tensor in self.inputs.items()}
+        if len(self.labels) == 0 or set(lengths.values()) != {len(self.labels)}:
+            raise DataError(
+                "at least one sample, and as many inputs as labels",
+                given=f"{len(self.labels)} labels, inputs {lengths}",
+                where="data",
+                fix="Check the files and the split's name.",
+            )
+        for name, tensor in (*self.inputs.items(), ("labels", self.labels)):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise DataError(
+                    "finite data", given="NaN or infinity", where=f"data: {name}", fix="Clean the data first."
+                )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Batch:
+        """The samples `indices` (int64) as a batch; `index` keeps where they came from."""
+        return {**{name: t[indices] for name, t in self.inputs.items()}, "labels": self.labels[indices], "index": indices}
+
+    def digest(self) -> str:
+        """A short hash of every byte, by which a checkpoint knows its data."""
+        state = hashlib.blake2b(digest_size=8)
+        for tensor in (*self.inputs.values(), self.labels):
+            state.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+            state.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return state.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be learned.
+
+    Args:
+        name: for reports.
+        train: what models learn from.
+        validation: held out of train, for curves and choices.
+        test: reported, and used for nothing else.
+        classes: number of classes; None for regression.
+        forward: runs a model on a batch and returns logits.
+        augment: changes a training batch, given uniform numbers (batch, draws); None leaves it alone.
+        draws: how many uniform numbers per sample `augment` wants.
+        metric_name: "accuracy" or whatever `metric` computes.
+        metric: (logits, labels) of a whole split -> a number, larger is better.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int | None
+    forward: Forward
+    augment: Augment | None = None
+    draws: int = 0
+    metric_name: str = "accuracy"
+    metric: Callable[[Tensor, Tensor], float] = lambda logits, labels: accuracy(logits, labels)
+
+    def sample(self, count: int = 2) -> Batch:
+        """The first few training samples: enough to run a model once."""
+        return self.train.take(torch.arange(min(count, len(self.train))))
+
+    def check_model(self, model: nn.Module, name: str) -> None:
+        """Run `model` on a sample and compare its output with the classes.
+
+        Raises:
+            DataError: if it returns logits of another width than the task has classes.
+        """
+        training = model.training
+        with torch.no_grad():
+            logits = self.forward(model.eval(), self.sample())
+        model.train(training)
+        width = 1 if logits.ndim == 1 else logits.shape[-1]
+        if self.classes is not None and width != self.classes:
+            raise DataError(
+                f"{self.classes} classes, as {self.name} has",
+                given=f"{width} outputs",
+                where=name,
+                fix="Teacher and student must both have one output per class of the task.",
+            )
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Percentage of samples whose largest logit is the label's."""
+    return 100.0 * int((logits.argmax(-1) == labels).sum()) / len(labels)
+
+
+def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int = 500) -> float:
+    """The task's metric over a whole split. The model is used as it is: hand in a delivered form, not a latent one."""
+    return task.metric(predict(model, task, split, batch_size), split.labels)
+
+
+def predict(model: nn.Module, task: Task, split: Split, batch_size: int = 500) -> Tensor:
+    """Logits of a whole split, in order, float32 on the CPU."""
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    training = model.training
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(split), batch_size):
+            batch = split.take(torch.arange(start, min(start + batch_size, len(split))))
+            logits = as_logits(task.forward(model, {name: tensor.to(device) for name, tensor in batch.items()}))
+            parts.append(logits.float().cpu())
+    model.train(training)
+    return torch.cat(parts)

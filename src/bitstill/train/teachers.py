@@ -1,0 +1,73 @@
+"""What frozen teachers say about a batch: run in inference mode, in bf16 where that is fast, and only once where it can be kept.
+
+Without augmentation a teacher sees the same picture every epoch, so its logits are computed once for the whole training split,
+in order and in fixed batches, and looked up by sample index from then on. They are recomputed, not saved, when a run resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bitstill.distill.taps import Output, as_logits
+from bitstill.train.stage import Stage
+from bitstill.train.step import run, taps
+from bitstill.train.task import Batch, Task
+
+CACHE_BATCH = 256
+
+
+class Teachers:
+    """The frozen models that a stage's terms look at.
+
+    Args:
+        stage: whose terms name them.
+        models: all models.
+        task: runs a model on a batch.
+        device: where batches are.
+        bf16: run them under bf16 autocast.
+    """
+
+    def __init__(
+        self, stage: Stage, models: Mapping[str, nn.Module], task: Task, device: torch.device, bf16: bool
+    ) -> None:
+        named = dict.fromkeys(term.teacher for term in stage.terms if term.teacher)
+        self.models = {name: models[name].to(device).eval() for name in named if name not in stage.train}
+        self.stage, self.task, self.device, self.bf16 = stage, task, device, bf16
+        augmented = stage.augment and task.augment is not None
+        self.cached = {name for name in self.models if not augmented and not taps(stage, name)}
+        self._logits: dict[str, Tensor] = {}
+
+    def __call__(self, batch: Batch) -> dict[str, Output]:
+        """Each teacher's output for `batch`, without gradient, float32."""
+        return {name: self._output(name, batch) for name in self.models}
+
+    def _output(self, name: str, batch: Batch) -> Output:
+        if name in self.cached:
+            if name not in self._logits:
+                self._logits[name] = self._whole_split(name)
+            return Output(self._logits[name][batch["index"].cpu()].to(self.device))
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            output = run(self.models[name], self.task, batch, taps(self.stage, name))
+        # Inference tensors cannot take part in a backward pass: clone them into ordinary ones.
+        return Output(output.logits.float().clone(), {k: v.float().clone() for k, v in output.features.items()})
+
+    def _whole_split(self, name: str) -> Tensor:
+        split = self.task.train
+        parts = []
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            for start in range(0, len(split), CACHE_BATCH):
+                batch = split.take(torch.arange(start, min(start + CACHE_BATCH, len(split))))
+                moved = {key: value.to(self.device) for key, value in batch.items()}
+                parts.append(as_logits(self.task.forward(self.models[name], moved)).float().cpu())
+        return torch.cat(parts).clone()
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than float32 here: AMX tiles or bf16 dot products on a CPU, any recent GPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16") and capabilities.get("amx_tile"))
