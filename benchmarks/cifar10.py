@@ -2,8 +2,8 @@
 
     python benchmarks/cifar10.py --data FOLDER            # writes benchmarks/results/cifar10.json and .md
 
-Rows are written as they finish; a run that was stopped continues with the row it was in, from that row's checkpoint. All students
-have the same schedule, far shorter than the paper's 200 epochs. As in the paper, weights are quantized in flat buckets of 256
+Rows are written as they finish; a run that was stopped continues with the row it was in, from that row's checkpoint. All
+students have the same schedule, far shorter than the paper's 200 epochs. As in the paper, weights are quantized in flat buckets of 256
 with float32 scales, first and last layers included.
 """
 
@@ -30,7 +30,7 @@ def rows(work: Path, teacher_epochs: float, epochs: float, point_epochs: float) 
     teacher = work / "teacher"
     found: dict[str, Callable[[], dict[str, Any]]] = {
         "teacher": lambda: {
-            "recipe": bitstill.QuantizedDistillation(bits=None, kd_weight=0, epochs=teacher_epochs),
+            "recipe": bitstill.QuantizedDistillation(bits=None, kd_weight=0, epochs=teacher_epochs, lr=0.01),
             "models": {"student": "polino-teacher"},
         }
     }
@@ -57,7 +57,10 @@ def rows(work: Path, teacher_epochs: float, epochs: float, point_epochs: float) 
 
 def table(results: dict[str, Any]) -> str:
     """The rows as Markdown."""
-    lines = ["| row | test accuracy % | bytes on disk | bits per weight | smaller than float32 | minutes |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| row | test accuracy % | bytes on disk | bits per weight | smaller than float32 | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, row in results["rows"].items():
         bits = f"{row['stored_bits']:.2f}" if row["stored_bits"] else "32"
         lines.append(
@@ -71,7 +74,7 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("BITSTILL_DATA", "../shared/data") + "/cifar10")
     parser.add_argument("--work", type=Path, default=HERE / "work" / "cifar10")
     parser.add_argument("--result", type=Path, default=HERE / "results" / "cifar10.json")
-    parser.add_argument("--teacher-epochs", type=float, default=10)
+    parser.add_argument("--teacher-epochs", type=float, default=8)
     parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--point-epochs", type=float, default=2)
     parser.add_argument("--precision", choices=["float32", "bf16"], default="bf16")
@@ -92,9 +95,7 @@ def main() -> None:
             continue
         started = time.perf_counter()
         settings = bitstill.Settings(precision=arguments.precision, checkpoint_every=200)
-        result = bitstill.compress(
-            **arguments_of(), task=task, out=arguments.work / name, settings=settings, resume=True
-        )
+        result = bitstill.compress(**arguments_of(), task=task, out=arguments.work / name, settings=settings, resume=True)
         size = result.report["size"]
         results["rows"][name] = {
             "test": result.report["delivered"]["test"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import shutil
 import tempfile
 import time
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from bitstill.artifact.files import check_target, replaced_folder
+from bitstill.artifact.format import REPORT
 from bitstill.artifact.reader import read
 from bitstill.artifact.restore import load_into
 from bitstill.artifact.writer import Storage
@@ -25,7 +26,8 @@ from bitstill.delivery import deliver, environment, measure
 from bitstill.errors import SpecError, suggest
 from bitstill.lifecycle import PrepareReport, report
 from bitstill.nn.transform import check_finite
-from bitstill.recipes import RECIPES, Recipe
+from bitstill.recipes import Recipe, recipe_name, recipe_named
+from bitstill.runfile import RunFile
 from bitstill.tasks import load_task
 from bitstill.tasks.models import MODELS, build, from_architecture
 from bitstill.train.loop import Settings, train
@@ -103,6 +105,8 @@ def compress(
         >>> result.report["size"]["nominal_bits"]
         2.0
     """
+    from accelerate import PartialState
+
     started = time.perf_counter()
     settings, storage = settings or Settings(), storage or Storage()
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
@@ -132,15 +136,18 @@ def compress(
         "parameters": _parameters(report(networks["student"])),
         **environment(),
     }
-    if "teacher" in networks and recipe.needs_teacher:
-        run_report["teacher"] = _teacher_row(networks["teacher"], task)
-    run_report["wall_seconds"] = time.perf_counter() - started
-    delivered, complete = deliver(
-        target, networks["student"], task, storage, run_report, resolved_yaml(recipe, task, models, settings, storage), skeleton
-    )
-    if work is not None:
+    several = PartialState()
+    if several.is_main_process:
+        if "teacher" in networks:
+            run_report["teacher"] = _teacher_row(networks["teacher"], task)
+        run_report["wall_seconds"] = time.perf_counter() - started
+        text = resolved(recipe, task, models, settings, storage).to_yaml()
+        deliver(target, networks["student"], task, storage, run_report, text, skeleton)
+    several.wait_for_everyone()
+    if work is not None and several.is_main_process:
         work.unlink(missing_ok=True)
-    return Result(delivered.model, complete, target, networks, temporary)
+    delivered = load(target, skeleton)
+    return Result(delivered, json.loads((target / REPORT).read_text()), target, networks, temporary)
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -156,17 +163,6 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     archive = read(folder)
     network = from_architecture(archive.config) if model is None else copy.deepcopy(model)
     return load_into(network, archive)
-
-
-def recipe_named(name: str) -> Recipe:
-    """A recipe with its default settings.
-
-    Raises:
-        SpecError: unknown name.
-    """
-    if name not in RECIPES:
-        raise SpecError("a known recipe", given=repr(name), where="recipe", fix=suggest(name, RECIPES))
-    return RECIPES[name]()
 
 
 def resolve_models(recipe: Recipe, models: Mapping[str, ModelLike], seed: int) -> dict[str, nn.Module]:
@@ -199,17 +195,18 @@ def check_model(name: str, network: nn.Module, task: Task) -> None:
     task.check_model(network, name)
 
 
-def resolved_yaml(
-    recipe: Recipe, task: Task, models: Mapping[str, ModelLike], settings: Settings, storage: Storage
-) -> str:
+def resolved(recipe: Recipe, task: Task, models: Mapping[str, ModelLike], settings: Settings, storage: Storage) -> RunFile:
     """The run as a file that `bitstill compress` accepts; networks handed in as objects are named by their class."""
-    named = {role: m if isinstance(m, str) else str(m) if isinstance(m, Path) else type(m).__name__ for role, m in models.items()}
-    name = next(name for name, cls in RECIPES.items() if isinstance(recipe, cls))
-    run = {
-        "recipe": name, "task": task.name, "models": named, "options": encode(recipe), "settings": encode(settings),
-        "storage": encode(storage),
-    }  # fmt: skip
-    return yaml.safe_dump(run, sort_keys=False)
+    names = {role: type(m).__name__ if isinstance(m, nn.Module) else str(m) for role, m in models.items()}
+    return RunFile(
+        recipe=recipe_name(recipe),
+        task=task.name,
+        teacher=names.get("teacher"),
+        student=names.get("student"),
+        options=encode(recipe),
+        settings=settings,
+        storage=storage,
+    )
 
 
 def _network(model: ModelLike, seed: int, role: str) -> nn.Module:

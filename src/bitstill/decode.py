@@ -77,7 +77,10 @@ def _decode_union(options: tuple[Any, ...], value: object, where: str) -> Any:
     if isinstance(value, Mapping) and classes:
         if "kind" not in value and len(classes) > 1:
             raise SpecError(
-                "a key 'kind'", given=f"keys {sorted(map(str, value))}", where=where, fix=f"Valid: {', '.join(sorted(classes))}."
+                "a key 'kind'",
+                given=f"keys {sorted(map(str, value))}",
+                where=where,
+                fix=f"Valid: {', '.join(sorted(classes))}.",
             )
         kind = str(value.get("kind", next(iter(classes))))
         if kind not in classes:

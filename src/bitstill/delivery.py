@@ -6,6 +6,7 @@ compared with the frozen model's, bit for bit; a difference is a defect, and not
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -62,7 +63,8 @@ def write_artifact(
     config = {**architecture_of(model), "task": task.name, "metric": task.metric_name}
     write_weights(folder, packed, config, storage)
     archive = read(folder)
-    reloaded = load_into(skeleton if skeleton is not None else from_architecture(archive.config), archive)
+    blank = from_architecture(archive.config) if skeleton is None else copy.deepcopy(skeleton)
+    reloaded = load_into(blank, archive)
     _check_parity(frozen, reloaded, folder)
     size = size_report(archive)
     check_size(size, folder)
@@ -142,9 +144,9 @@ def _check_parity(frozen: nn.Module, reloaded: nn.Module, folder: Path) -> None:
         if not is_packed(module):
             continue
         wanted = trained[name].weight
-        found = module.packed()  # type: ignore[operator]
+        found = module.packed()
         assert isinstance(wanted, torch.Tensor) and isinstance(found, torch.Tensor)
-        transposed = wanted.shape != found.shape or module.packed.spec.kind == "TransposedLinear"  # type: ignore[union-attr]
+        transposed = wanted.shape != found.shape or module.packed.spec.kind == "TransposedLinear"
         if not torch.equal(wanted.T if transposed else wanted, found):
             raise ArtifactError(
                 "the weights that were trained, bit for bit",

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bitstill.errors import MatchError, SpecError
+from bitstill.errors import DataError, MatchError, SpecError
 from bitstill.nn.inputs import InputTransform
 from bitstill.nn.layers import (
+    COMPRESSED_KINDS,
     CompressedLayer,
     CompressedTransposedLinear,
     FrozenWeight,
@@ -136,18 +137,18 @@ def freeze(model: nn.Module, leftovers: torch.dtype = torch.float32) -> nn.Modul
             float32 so that the frozen model computes as the reloaded one will.
 
     Raises:
-        DataError: a weight is NaN or infinite.
+        DataError: a weight is NaN or infinite, or too large for `leftovers`.
     """
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     owned: set[int] = set()
     for name, module in frozen.named_modules():
         if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
-            _freeze_layer(name, module)  # type: ignore[arg-type]
+            _freeze_layer(name, module)
             owned.add(id(module.weight))
     for name, tensor in (*frozen.named_parameters(), *frozen.named_buffers()):
         if tensor.is_floating_point() and id(tensor) not in owned:
             check_finite(tensor, name)
-            tensor.data = tensor.data.to(leftovers).float()
+            tensor.data = _rounded(tensor.data, leftovers, name)
     return frozen
 
 
@@ -166,7 +167,7 @@ def pack(frozen: nn.Module) -> nn.Module:
         if isinstance(transform, WeightTransform):
             raise SpecError("a frozen model", given="latent weights", where=name, fix="Call freeze(model) first.")
         if isinstance(transform, FrozenWeight):
-            replacements[module] = _packed(module, transform)  # type: ignore[arg-type]
+            replacements[module] = _packed(module, transform)
     swap(packed, replacements)
     return packed
 
@@ -188,7 +189,7 @@ def unpack(packed: nn.Module) -> nn.Module:
                     where=name,
                     fix="Keep the packed model, whose layers quantize their inputs.",
                 )
-            replacements[module] = _plain(module)  # type: ignore[arg-type]
+            replacements[module] = _plain(module)
     swap(plain, replacements)
     return plain
 
@@ -205,9 +206,21 @@ def _freeze_layer(name: str, module: CompressedLayer) -> None:
     module.weight_transform = FrozenWeight(quantized, transform.spec)
 
 
+def _rounded(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    rounded = tensor.to(dtype).float()
+    if not bool(torch.isfinite(rounded).all()):
+        raise DataError(
+            f"values up to {torch.finfo(dtype).max:g}, the largest {str(dtype).removeprefix('torch.')}",
+            given=f"{tensor.abs().max().item():g}",
+            where=name,
+            fix="Store leftovers in float32.",
+        )
+    return rounded
+
+
 def _packed(module: CompressedLayer, transform: FrozenWeight) -> PackedLayer:
     quantized = transform.quantized
-    kind = {CompressedTransposedLinear: "TransposedLinear"}.get(type(module), type(module).__name__[len("Compressed") :])
+    kind = next(kind for kind, cls in COMPRESSED_KINDS.items() if type(module) is cls)
     spec = PackedSpec(
         kind=kind,
         shape=tuple(quantized.shape),

@@ -20,6 +20,7 @@ class Constant:
     value: float
 
     def __call__(self, progress: float) -> float:
+        """The value at `progress`."""
         return self.value
 
 
@@ -36,6 +37,7 @@ class Linear:
         _check_window("Linear", self.begin, self.until)
 
     def __call__(self, progress: float) -> float:
+        """The value at `progress`."""
         return self.start + (self.end - self.start) * _within(progress, self.begin, self.until)
 
 
@@ -52,6 +54,7 @@ class Cubic:
         _check_window("Cubic", self.begin, self.until)
 
     def __call__(self, progress: float) -> float:
+        """The value at `progress`."""
         left = 1.0 - _within(progress, self.begin, self.until)
         return self.end + (self.start - self.end) * left**3
 
@@ -68,6 +71,7 @@ class Cosine:
         _check_window("Cosine", self.warmup, 1.0)
 
     def __call__(self, progress: float) -> float:
+        """The value at `progress`."""
         if progress < self.warmup:
             return self.start * progress / self.warmup
         t = _within(progress, self.warmup, 1.0)
@@ -86,6 +90,7 @@ class WarmupLinear:
         _check_window("WarmupLinear", self.warmup, 1.0)
 
     def __call__(self, progress: float) -> float:
+        """The value at `progress`."""
         if progress < self.warmup:
             return self.peak * progress / self.warmup
         return self.peak + (self.end - self.peak) * _within(progress, self.warmup, 1.0)

@@ -91,7 +91,7 @@ class Uniform:
     @property
     def levels(self) -> int:
         """Number of distinct levels."""
-        return 2**self.bits - 1 if self.symmetric else 2**self.bits
+        return int(2**self.bits) - (1 if self.symmetric else 0)
 
     @property
     def name(self) -> str:
@@ -231,9 +231,7 @@ class Points:
     def quantize(self, weight: Tensor, mask: Tensor | None, learned: Learned, *, training: bool = False) -> Quantized:
         """`weight` on its nearest points."""
         dtype = _DTYPES[self.scale_dtype]
-        return nearest_points(
-            weight, mask, points_L=learned["points"], granularity=self.granularity, scale_dtype=dtype
-        )
+        return nearest_points(weight, mask, points_L=learned["points"], granularity=self.granularity, scale_dtype=dtype)
 
     def differentiable(self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned) -> Tensor:
         """`effective` with a gradient to the points and, straight through, to `weight`."""

@@ -15,8 +15,9 @@ LEVEL = 19
 
 
 def compress(data: bytes) -> bytes:
-    """`data` as one Zstandard frame."""
-    compressed: bytes = _zstd().ZstdCompressor(level=LEVEL, write_content_size=True).compress(data)
+    """`data` as one Zstandard frame, whose checksum notices damage that would still decode."""
+    compressor = _zstd().ZstdCompressor(level=LEVEL, write_content_size=True, write_checksum=True)
+    compressed: bytes = compressor.compress(data)
     return compressed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -60,7 +61,7 @@ def check_target(target: Path) -> None:
     Raises:
         ArtifactError: if `target` is a file, a folder with other things, or inside a folder that cannot be written.
     """
-    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CONFIG).is_file())):
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or _is_artifact(target))):
         raise ArtifactError(
             "a new folder, an empty one or an older artifact",
             given="something else",
@@ -70,6 +71,15 @@ def check_target(target: Path) -> None:
     parent = next(p for p in (target.absolute().parent, *target.absolute().parent.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise unwritable(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _is_artifact(folder: Path) -> bool:
+    # A config.json alone says little: every Hugging Face model has one, and it may be the only copy.
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return bool(config["quantization_config"]["quant_method"] == "bitstill")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def unwritable(target: Path, error: OSError) -> ArtifactError:

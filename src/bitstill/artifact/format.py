@@ -12,11 +12,13 @@ has the tensors
 
 and, for a second plane, `L.codes_1`, `L.scale_1` and so on. Every other tensor is a leftover under its own name.
 `config.json` holds the SHA-256 of `model.safetensors`, so that files of two artifacts are never mixed and a flipped bit is
-noticed.
+noticed; the metadata of `model.safetensors` hold the SHA-256 of the layers' records, so that an edited record is noticed too.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,6 +133,11 @@ class LayerRecord:
                 where=f"{CONFIG}: quantization_config.layers[{name!r}]",
                 fix="The file is damaged or was edited; deliver the model again.",
             ) from None
+
+
+def records_digest(records: dict[str, Any]) -> str:
+    """SHA-256 of the layers' records as JSON, whatever its spacing and order."""
+    return hashlib.sha256(json.dumps(records, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _granularity_to_json(granularity: Granularity) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitstill.artifact import coding
-from bitstill.artifact.format import CONFIG, FORMAT_VERSION, WEIGHTS, LayerRecord
+from bitstill.artifact.format import CONFIG, FORMAT_VERSION, WEIGHTS, LayerRecord, records_digest
 from bitstill.errors import ArtifactError
 from bitstill.ops.layouts import TRITS_PER_BYTE, bits_for, packed_length
 
@@ -114,7 +114,7 @@ def read(folder: str | Path) -> Archive:
     config = read_config(folder)
     settings = config["quantization_config"]
     tensors = _read_tensors(folder / WEIGHTS, settings)
-    layers = {name: LayerRecord.from_json(name, record) for name, record in settings["layers"].items()}
+    layers = {name: LayerRecord.from_json(name, record) for name, record in settings.get("layers", {}).items()}
     for layer in layers.values():
         _check_layer(layer, tensors, folder)
     return Archive(folder, config, layers, tensors)
@@ -128,7 +128,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise ArtifactError(
-            "a folder with an artifact", given="no such folder", where=str(folder), fix="Check the path, or deliver the model first."
+            "a folder with an artifact",
+            given="no such folder",
+            where=str(folder),
+            fix="Check the path, or deliver the model first.",
         )
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -148,7 +151,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from None
     if method != "bitstill":
         raise ArtifactError(
-            "quant_method 'bitstill'", given=repr(method), where=str(folder / CONFIG), fix="Load it with the library that wrote it."
+            "quant_method 'bitstill'",
+            given=repr(method),
+            where=str(folder / CONFIG),
+            fix="Load it with the library that wrote it.",
         )
     if version != FORMAT_VERSION:
         raise ArtifactError(
@@ -183,11 +189,22 @@ def _read_tensors(path: Path, settings: dict[str, Any]) -> dict[str, Array]:
             where=str(path),
             fix="Files of two artifacts were mixed, or one was damaged; copy or deliver the folder again.",
         )
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    if header.get("__metadata__", {}).get("layers_sha256") != records_digest(settings.get("layers", {})):
+        raise ArtifactError(
+            "the layers that were delivered",
+            given="other records",
+            where=f"{path.with_name(CONFIG)}: quantization_config.layers",
+            fix="The file was edited or damaged; copy or deliver the folder again.",
+        )
     return tensors
 
 
 def _check_layer(layer: LayerRecord, tensors: dict[str, Array], folder: Path) -> None:
     expected = {name: layer.grid.scale_shape for name, kind in layer.tensors().items() if kind in ("scale", "offset")}
+    if layer.mask:
+        row = layer.weights // layer.shape[0]
+        expected[layer.tensor("mask")] = (layer.shape[0], packed_length(row, 2, "bits"))
     for index, plane in enumerate(layer.planes):
         if plane.coding == "none":
             width = packed_length(layer.grid.length, plane.levels, plane.layout)

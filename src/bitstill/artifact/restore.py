@@ -37,8 +37,8 @@ def load_into(model: nn.Module, archive: Archive) -> nn.Module:
         original = modules.get(name)
         if original is None or kind_of(original) != layer.kind:
             raise _mismatch(f"a {layer.kind} layer", "none" if original is None else type(original).__name__, name)
-        if tuple(original.weight.shape) != _stored_shape(layer):  # type: ignore[union-attr]
-            raise _mismatch(f"a weight of shape {_stored_shape(layer)}", str(tuple(original.weight.shape)), name)  # type: ignore[union-attr]
+        if tuple(original.weight.shape) != _stored_shape(layer):
+            raise _mismatch(f"a weight of shape {_stored_shape(layer)}", str(tuple(original.weight.shape)), name)
         spec = None if layer.input is None else QuantizeInput(**layer.input)
         replacements[original] = packed_layer(original, _packed_weight(layer, archive), input_transform(spec))
     swap(model, replacements)

@@ -74,7 +74,7 @@ def size_report(archive: Archive) -> SizeReport:
     file_bytes = (archive.folder / WEIGHTS).stat().st_size
     layers = tuple(_layer_size(layer, archive) for layer in archive.layers.values())
     leftovers = {name: tensor.nbytes for name, tensor in archive.leftovers.items()}
-    by_kind = Counter({kind: 0 for kind in ("codes", "scales", "levels", "masks")})
+    by_kind = Counter(dict.fromkeys(("codes", "scales", "levels", "masks"), 0))
     for layer in layers:
         by_kind.update(layer.bytes)
     by_kind["leftovers"] = sum(leftovers.values())
@@ -137,7 +137,7 @@ def _nominal(layer: LayerRecord) -> int:
 
 
 def _arithmetic_bytes(archive: Archive) -> tuple[int, int]:
-    """bits x weights / 8 (ternary at 1.6 bits) + every other tensor + the header allowance; and what row ends waste."""
+    """Bits x weights / 8 (ternary at 1.6 bits) + every other tensor + the header allowance; and what row ends waste."""
     header = HEADER_BASE + sum(HEADER_PER_TENSOR + len(name) for name in archive.tensors)
     codes = packed = 0.0
     others = sum(tensor.nbytes for tensor in archive.tensors.values())

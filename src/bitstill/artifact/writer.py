@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bitstill import _version
 from bitstill.artifact import coding
 from bitstill.artifact.files import write_file
-from bitstill.artifact.format import CONFIG, FORMAT_VERSION, WEIGHTS, LayerRecord, PlaneRecord
+from bitstill.artifact.format import CONFIG, FORMAT_VERSION, WEIGHTS, LayerRecord, PlaneRecord, records_digest
 from bitstill.errors import SpecError
 from bitstill.nn.inputs import InputTransform
 from bitstill.nn.layers import is_compressed
@@ -58,15 +58,15 @@ def write_weights(folder: Path, packed: nn.Module, config: dict[str, Any], stora
         SpecError: if the model still has latent weights.
     """
     tensors, layers = collect(packed, storage)
-    metadata = {"bitstill": _canonical({"format": "bitstill", "version": FORMAT_VERSION})}
-    data = safetensors_bytes(tensors, metadata)
+    records = {layer.name: layer.to_json() for layer in layers}
+    data = safetensors_bytes(tensors, {"format": "bitstill", "layers_sha256": records_digest(records)})
     settings = {
         "quant_method": "bitstill",
         "version": FORMAT_VERSION,
         "written_by": _version.VERSION,
         "weights_sha256": hashlib.sha256(data).hexdigest(),
         "leftovers": storage.leftovers,
-        "layers": {layer.name: layer.to_json() for layer in layers},
+        "layers": records,
     }
     write_file(folder / WEIGHTS, data)
     text = json.dumps({**config, "quantization_config": settings}, indent=1, sort_keys=True)
@@ -84,7 +84,8 @@ def collect(packed: nn.Module, storage: Storage) -> tuple[dict[str, Tensor], lis
     inside: set[str] = set()
     for name, module in packed.named_modules():
         if is_compressed(module):
-            raise SpecError("a packed model", given="a layer that is not", where=name, fix="Call pack(freeze(model)) first.")
+            fix = "Call pack(freeze(model)) first; a layer whose input is quantized needs a weight quantizer too."
+            raise SpecError("a packed model", given="a layer with float weights", where=name, fix=fix)
         if is_packed(module):
             assert isinstance(module.packed, PackedWeight)
             layer, its_tensors = _layer(name, module, module.packed, storage)
@@ -104,9 +105,7 @@ def named_leftovers(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in unique if name in persistent}
 
 
-def _layer(
-    name: str, module: nn.Module, packed: PackedWeight, storage: Storage
-) -> tuple[LayerRecord, dict[str, Tensor]]:
+def _layer(name: str, module: nn.Module, packed: PackedWeight, storage: Storage) -> tuple[LayerRecord, dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     planes = []
     for index, plane in enumerate(packed.planes):
@@ -146,8 +145,8 @@ def _store_codes(codes: Tensor, packed: PackedWeight, levels: int, storage: Stor
         return codes, layout, "none"
     single = bitpack.unpack(codes, packed.spec.grid.length, levels, layout)
     frames: list[tuple[bytes, Layout]] = [
-        (coding.compress(codes.numpy().tobytes()), layout),
-        (coding.compress(single.contiguous().numpy().tobytes()), "bytes"),
+        (coding.compress(codes.cpu().numpy().tobytes()), layout),
+        (coding.compress(single.contiguous().cpu().numpy().tobytes()), "bytes"),
     ]
     frame, its_layout = min(frames, key=lambda pair: len(pair[0]))
     if len(frame) >= codes.numel():
@@ -167,7 +166,3 @@ def _integer_levels(levels: Tensor) -> tuple[int | None, int]:
 def _leftover(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     tensor = tensor.cpu().contiguous()
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _canonical(value: dict[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -50,7 +50,8 @@ class CompressedConv1d(nn.Conv1d):
         return result
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self.input_transform(input), self.effective_weight(), self.bias)
+        result: Tensor = self._conv_forward(self.input_transform(input), self.effective_weight(), self.bias)
+        return result
 
 
 class CompressedConv2d(nn.Conv2d):
@@ -65,11 +66,15 @@ class CompressedConv2d(nn.Conv2d):
         return result
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self.input_transform(input), self.effective_weight(), self.bias)
+        result: Tensor = self._conv_forward(self.input_transform(input), self.effective_weight(), self.bias)
+        return result
 
 
 class CompressedEmbedding(nn.Embedding):
-    """`nn.Embedding` at its effective weight: ids (...) -> (..., dim). Where scales are per row, only rows in use are quantized."""
+    """`nn.Embedding` at its effective weight: ids (...) -> (..., dim).
+
+    Where scales are per row, only the rows in use are quantized.
+    """
 
     weight_transform: nn.Module
     input_transform: nn.Module
@@ -102,13 +107,11 @@ class CompressedTransposedLinear(nn.Module):
         return result
 
     def forward(self, x: Tensor) -> Tensor:
-        """x times the weight, plus the bias."""
+        """X times the weight, plus the bias."""
         return F.linear(self.input_transform(x), self.effective_weight(), self.bias)
 
 
-CompressedLayer = (
-    CompressedLinear | CompressedConv1d | CompressedConv2d | CompressedEmbedding | CompressedTransposedLinear
-)
+CompressedLayer = CompressedLinear | CompressedConv1d | CompressedConv2d | CompressedEmbedding | CompressedTransposedLinear
 COMPRESSED_KINDS: dict[str, type[CompressedLayer]] = {
     "Linear": CompressedLinear,
     "Conv1d": CompressedConv1d,
@@ -127,11 +130,14 @@ _ORIGINALS: dict[type[nn.Module], str] = {
 def kind_of(module: nn.Module) -> str | None:
     """The kind of layer that `module` is, a key of `COMPRESSED_KINDS`; None if it cannot be compressed.
 
-    The type must match exactly: a subclass may have a forward of its own, which adopting would silently drop.
+    The type must match exactly: a subclass may have a forward of its own, which adopting would silently drop. The weight must
+    be a Parameter: where torch computes it from others before each forward (`spectral_norm`), nothing could be shared.
     """
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return None
     if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
         return "TransposedLinear"
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
         return None
     return _ORIGINALS.get(type(module))
 
@@ -170,11 +176,7 @@ def is_compressed(module: nn.Module) -> bool:
 
 
 def _by_row(transform: WeightTransform) -> bool:
-    return (
-        isinstance(transform.spec.granularity, (PerChannel, PerGroup))
-        and transform.mask is None
-        and not transform.learned
-    )
+    return isinstance(transform.spec.granularity, (PerChannel, PerGroup)) and transform.mask is None and not transform.learned
 
 
 __all__ = ["COMPRESSED_KINDS", "CompressedLayer", "FrozenWeight", "adopt", "compress_layer", "is_compressed", "kind_of"]

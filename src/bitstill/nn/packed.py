@@ -122,7 +122,7 @@ class PackedLinear(nn.Module):
         return result
 
     def forward(self, input: Tensor) -> Tensor:
-        """x times the effective weight, plus the bias."""
+        """X times the effective weight, plus the bias."""
         return F.linear(self.input_transform(input), self.packed(), self.bias)
 
 
@@ -133,7 +133,8 @@ class PackedConv1d(nn.Conv1d):
     input_transform: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self.input_transform(input), self.packed(), self.bias)
+        result: Tensor = self._conv_forward(self.input_transform(input), self.packed(), self.bias)
+        return result
 
 
 class PackedConv2d(nn.Conv2d):
@@ -143,7 +144,8 @@ class PackedConv2d(nn.Conv2d):
     input_transform: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self.input_transform(input), self.packed(), self.bias)
+        result: Tensor = self._conv_forward(self.input_transform(input), self.packed(), self.bias)
+        return result
 
 
 class PackedEmbedding(nn.Module):
@@ -208,4 +210,3 @@ def is_packed(module: nn.Module) -> bool:
 def _zeros_are_levels(quantized: Quantized) -> bool:
     # A pruned weight then decodes to 0 * scale = +0 by itself.
     return all(plane.offset_RG is None and bool((plane.levels == 0).any()) for plane in quantized.planes)
-

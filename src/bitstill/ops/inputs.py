@@ -25,7 +25,7 @@ def shared_dims(x: Tensor, per: str) -> tuple[int, ...]:
 
 
 def dynamic_symmetric(x: Tensor, *, bits: int, per: str) -> Tensor:
-    """q = round(x / s) with s = max|x| / (2^(bits-1) - 1) over each token, sample or the tensor; gradient straight through.
+    """Q = round(x / s) with s = max|x| / (2^(bits-1) - 1) over each token, sample or the tensor; gradient straight through.
 
     Args:
         x: activations, any shape.

@@ -50,9 +50,7 @@ def nearest_points(
     return Quantized((Plane(values, levels, range_RG, low_RG),), grid, weight.shape, mask)
 
 
-def initial_points(
-    weight: Tensor, mask: Tensor | None, *, count: int, granularity: Granularity, quantiles: bool
-) -> Tensor:
+def initial_points(weight: Tensor, mask: Tensor | None, *, count: int, granularity: Granularity, quantiles: bool) -> Tensor:
     """Where the points start: at quantiles of the scaled weights (each point serves as many), or evenly spaced.
 
     Returns:

@@ -39,7 +39,7 @@ class Plane:
     offset_RG: Tensor | None = None
 
     def dequantize(self) -> Tensor:
-        """level * scale + offset, (R, G, K) float32."""
+        """Level * scale + offset, (R, G, K) float32."""
         return dequantize_levels(self.values_RGK, self.scale_RG, self.offset_RG)
 
     def codes_RGK(self) -> Tensor:
@@ -76,7 +76,7 @@ class Quantized:
 
 
 def dequantize_levels(values_RGK: Tensor, scale_RG: Tensor, offset_RG: Tensor | None) -> Tensor:
-    """level * scale + offset. The product and the sum are rounded separately, here and in every other reader."""
+    """Level * scale + offset. The product and the sum are rounded separately, here and in every other reader."""
     product = values_RGK * scale_RG.unsqueeze(-1)
     return product if offset_RG is None else product + offset_RG.unsqueeze(-1)
 

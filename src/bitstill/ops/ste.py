@@ -7,6 +7,7 @@ not be what is delivered.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,7 +64,13 @@ class _ThroughPoints(Function):
         sums_L = torch.zeros(order_L.numel(), device=grad.device)
         # bincount adds in a fixed order on CPU; index_add_ with threads would not.
         sums_L += torch.bincount(codes_RGK.flatten().long(), weighted.flatten().double(), order_L.numel()).float()
-        return torch.zeros_like(sums_L).index_put((order_L,), sums_L), grads[0], None, None
+        through = grad.to(grads[0].dtype)
+        return torch.zeros_like(sums_L).index_put((order_L,), sums_L), through, None, None
+
+
+def _apply(function: type[Function], *arguments: object) -> Tensor:
+    apply: Callable[..., Tensor] = function.apply
+    return apply(*arguments)
 
 
 def straight_through(weight: Tensor, effective: Tensor, passes: Tensor | None = None) -> Tensor:
@@ -74,8 +81,7 @@ def straight_through(weight: Tensor, effective: Tensor, passes: Tensor | None = 
         effective: Q(weight), same shape, no gradient.
         passes: bool of the same shape, False where no gradient shall pass; None passes all.
     """
-    result: Tensor = _StraightThrough.apply(weight, effective, passes)
-    return result
+    return _apply(_StraightThrough, weight, effective, passes)
 
 
 def exact_scale(weight: Tensor, quantized: Quantized, effective: Tensor, passes: Tensor | None = None) -> Tensor:
@@ -84,18 +90,16 @@ def exact_scale(weight: Tensor, quantized: Quantized, effective: Tensor, passes:
     With v the scaled weight and q its rounded value, c = sum_j g_j (q_j - v_j): the gradient at the largest weight of a
     group gains c and at the smallest loses c (chain rule through alpha and beta; Polino et al.'s "complicated" rule).
     """
-    result: Tensor = _ExactScale.apply(weight, effective, passes, quantized.grid)
-    return result
+    return _apply(_ExactScale, weight, effective, passes, quantized.grid)
 
 
 def through_points(points_L: Tensor, weight: Tensor, quantized: Quantized, effective: Tensor) -> Tensor:
     """`effective` in forward; in backward dL/dp_j = sum over weights at point j of their group's range * dL/dq.
 
-    Polino et al. (2018), section 4.1. The latent weight receives the straight-through gradient, which is ignored where
-    the recipe freezes it.
+    Polino et al. (2018), section 4.1. The latent weight receives the straight-through gradient, none where it is pruned;
+    it is ignored where the recipe freezes it.
     """
-    result: Tensor = _ThroughPoints.apply(points_L, weight, effective, quantized)
-    return result
+    return _apply(_ThroughPoints, points_L, weight, effective, quantized)
 
 
 def _add_range_gradient(grad: Tensor, weight: Tensor, effective: Tensor, keep: Tensor | None, grid: Grid) -> Tensor:
@@ -138,11 +142,9 @@ class _ScaleGradient(Function):
 
 def round_ste(x: Tensor) -> Tensor:
     """Round to nearest, ties to even; the gradient passes unchanged."""
-    result: Tensor = _Round.apply(x)
-    return result
+    return _apply(_Round, x)
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """`x` in forward; its gradient times `factor` in backward."""
-    result: Tensor = _ScaleGradient.apply(x, factor)
-    return result
+    return _apply(_ScaleGradient, x, factor)

@@ -30,7 +30,7 @@ def uniform_affine(
     """Min-max quantization to 2^bits levels: q = round((w - min) / step), step = (max - min) / (2^bits - 1).
 
     Polino, Pascanu, Alistarh (2018), section 3.1: linear scaling; stochastic rounding is its eq. for Q with E[q] = w.
-    A constant group has step 0 and is reproduced exactly.
+    A constant group has step 1 and all codes 0, so its minimum reproduces it exactly.
 
     Args:
         weight: float tensor of any shape.

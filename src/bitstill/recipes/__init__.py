@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from bitstill.errors import SpecError, suggest
 from bitstill.recipes.differentiable_quantization import DifferentiableQuantization
 from bitstill.recipes.post_training import PostTraining
 from bitstill.recipes.quantized_distillation import QuantizedDistillation
@@ -29,4 +30,40 @@ RECIPES: dict[str, type[AnyRecipe]] = {
     "quantized-distillation": QuantizedDistillation,
 }
 
-__all__ = ["RECIPES", "AnyRecipe", "DifferentiableQuantization", "PostTraining", "QuantizedDistillation", "Recipe"]
+
+def recipe_named(name: str) -> AnyRecipe:
+    """A recipe with its default settings.
+
+    Raises:
+        SpecError: unknown name.
+    """
+    return recipe_class(name)()
+
+
+def recipe_class(name: str) -> type[AnyRecipe]:
+    """The class of the recipe `name`.
+
+    Raises:
+        SpecError: unknown name.
+    """
+    if name not in RECIPES:
+        raise SpecError("a known recipe", given=repr(name), where="recipe", fix=suggest(name, RECIPES))
+    return RECIPES[name]
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """The name under which `recipe` is known, or its class's name if it is a user's own."""
+    return next((name for name, cls in RECIPES.items() if isinstance(recipe, cls)), type(recipe).__name__)
+
+
+__all__ = [
+    "RECIPES",
+    "AnyRecipe",
+    "DifferentiableQuantization",
+    "PostTraining",
+    "QuantizedDistillation",
+    "Recipe",
+    "recipe_class",
+    "recipe_name",
+    "recipe_named",
+]

@@ -6,7 +6,7 @@ by gradient norm, and are trained by SGD under the un-quantized student itself (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bitstill.distill.losses import Reduction
@@ -33,6 +33,8 @@ class DifferentiableQuantization:
         alternate: also train the weights, in turns of one epoch each, ending on the weights (paper's mixed mode).
         temperature, kd_weight, reduction: as `QuantizedDistillation`.
         epochs: for the points (paper: 10 at 4 bits, 20 at 2 bits), over all turns when alternating.
+        steps: duration for the points in optimizer steps instead of epochs; not when alternating.
+        augment: use the task's augmentation.
         batch_size: samples per step.
         point_lr: learning rate of the points, SGD with Nesterov momentum (paper: 1e-6 to 1e-4 with the 10 to 1000 times
             smaller KL of `reduction="mean"`).
@@ -53,17 +55,26 @@ class DifferentiableQuantization:
     kd_weight: float = 0.7
     reduction: Reduction = "batchmean"
     epochs: float = 10
+    steps: int | None = None
+    augment: bool = True
     batch_size: int = 128
     point_lr: float = 1e-4
     float_epochs: float = 30
-    lr: float = 0.05
+    lr: float = 0.02
     weight_decay: float = 5e-4
     teacher_epochs: float = 30
-    teacher_lr: float = 0.05
+    teacher_lr: float = 0.02
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise SpecError("bits from 1 to 8", given=str(self.bits), where="DifferentiableQuantization", fix="Paper: 2 and 4.")
+        if self.alternate and self.steps is not None:
+            raise SpecError(
+                "epochs when alternating",
+                given=f"steps={self.steps}",
+                where="DifferentiableQuantization",
+                fix="Set epochs instead.",
+            )
 
     @property
     def needs_teacher(self) -> bool:
@@ -72,23 +83,21 @@ class DifferentiableQuantization:
 
     def stages(self, *, train_teacher: bool) -> tuple[Stage, ...]:
         """[teacher ->] [float student ->] points, or points and weights in turns."""
-        first = teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay)
-        distil = Stage(
-            "float student",
-            terms=distillation_terms(temperature=self.temperature, kd_weight=self.kd_weight, reduction=self.reduction),
-            epochs=self.float_epochs or 1,
-            batch_size=self.batch_size,
-            optimizer=SGD(Cosine(self.lr, warmup=0.05), weight_decay=self.weight_decay),
-        )
-        head = (*((first,) if train_teacher else ()), *((distil,) if self.float_epochs else ()))
-        turns = max(1, round(self.epochs)) if self.alternate else 1
+        head: list[Stage] = []
+        if train_teacher:
+            head.append(teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay))
+        if self.float_epochs:
+            optimizer = SGD(Cosine(self.lr, warmup=0.05), weight_decay=self.weight_decay)
+            head.append(replace(self._stage("float student", "teacher", optimizer), epochs=self.float_epochs))
+        points = replace(self._stage("points", self.teacher, SGD(self.point_lr, weight_decay=0.0)), parameters="learned")
         if not self.alternate:
-            return (*head, self._points("points", self.epochs, begin=self._begin()))
-        pairs = [
-            (self._points(f"points {turn + 1}", 1, self._begin() if turn == 0 else ()), self._weights(turn, turns))
-            for turn in range(turns)
-        ]
-        return (*head, *(stage for pair in pairs for stage in pair))
+            epochs = self.epochs if self.steps is None else None
+            return (*head, replace(points, epochs=epochs, steps=self.steps, begin=self._begin()))
+        turns = max(1, round(self.epochs))
+        for turn in range(turns):
+            head.append(replace(points, name=f"points {turn + 1}", begin=self._begin() if turn == 0 else ()))
+            head.append(self._weights(turn, turns))
+        return tuple(head)
 
     def _begin(self) -> tuple[Action, ...]:
         points = Points(2**self.bits, self.init, self.granularity, self.scale_dtype)
@@ -96,21 +105,14 @@ class DifferentiableQuantization:
         share = (SharePoints("student", batch_size=self.batch_size),) if self.share_points else ()
         return (*copy, Compress("student", Compression(weight=points), self.skip), *share)
 
-    def _points(self, name: str, epochs: float, begin: tuple[Action, ...]) -> Stage:
-        terms = distillation_terms(
-            temperature=self.temperature, kd_weight=self.kd_weight, reduction=self.reduction, teacher=self.teacher
-        )
-        optimizer = SGD(self.point_lr, weight_decay=0.0)
-        return Stage(
-            name, terms=terms, epochs=epochs, batch_size=self.batch_size, optimizer=optimizer, parameters="learned", begin=begin
-        )
-
     def _weights(self, turn: int, turns: int) -> Stage:
-        terms = distillation_terms(
-            temperature=self.temperature, kd_weight=self.kd_weight, reduction=self.reduction, teacher=self.teacher
-        )
+        """One epoch for the weights; their learning rate falls from a tenth of `lr` to zero over all turns."""
         start, end = (0.1 * self.lr * (1 - t / turns) for t in (turn, turn + 1))
         optimizer = SGD(Linear(start, end), weight_decay=self.weight_decay)
-        return Stage(
-            f"weights {turn + 1}", terms=terms, epochs=1, batch_size=self.batch_size, optimizer=optimizer, parameters="weights"
+        return replace(self._stage(f"weights {turn + 1}", self.teacher, optimizer), parameters="weights")
+
+    def _stage(self, name: str, teacher: str, optimizer: SGD) -> Stage:
+        terms = distillation_terms(
+            temperature=self.temperature, kd_weight=self.kd_weight, reduction=self.reduction, teacher=teacher
         )
+        return Stage(name, terms=terms, epochs=1, batch_size=self.batch_size, optimizer=optimizer, augment=self.augment)

@@ -17,7 +17,7 @@ def distillation_terms(
     pair_weight: float = 0.0,
     teacher: str = "teacher",
 ) -> tuple[Term, ...]:
-    """lam T^2 KL(teacher || student) + (1 - lam) CE (Hinton et al. 2015), plus attention transfer over layer pairs."""
+    """Lam T^2 KL(teacher || student) + (1 - lam) CE (Hinton et al. 2015), plus attention transfer over layer pairs."""
     terms = [Term(KL(temperature, reduction), teacher=teacher, weight=kd_weight)] if kd_weight > 0 else []
     if kd_weight < 1:
         terms.append(Term(CrossEntropy(), weight=1.0 - kd_weight))

@@ -51,6 +51,8 @@ class QuantizedDistillation:
         reduction: of the KL over the batch: "batchmean", or "mean" (paper's code: also divides by the number of classes).
         pairs, pair_weight: layers matched by attention transfer besides the logits, and its weight (paper: none).
         epochs, batch_size, lr, weight_decay: SGD with Nesterov momentum 0.9, cosine schedule with 5 % warm-up.
+        steps: duration in optimizer steps instead of epochs.
+        augment: use the task's augmentation; without it the teacher's outputs are computed only once.
         float_epochs: distil in float for so long before quantizing (paper: 0).
         teacher_epochs, teacher_lr: for a teacher that has to be trained first.
         clip_norm: of the gradient.
@@ -69,17 +71,21 @@ class QuantizedDistillation:
     pairs: tuple[Pair, ...] = ()
     pair_weight: float = 1.0
     epochs: float = 30
+    steps: int | None = None
+    augment: bool = True
     batch_size: int = 128
-    lr: float = 0.05
+    lr: float = 0.02
     weight_decay: float = 5e-4
     float_epochs: float = 0
     teacher_epochs: float = 30
-    teacher_lr: float = 0.05
+    teacher_lr: float = 0.02
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.kd_weight <= 1:
-            raise SpecError("kd_weight from 0 to 1", given=str(self.kd_weight), where="QuantizedDistillation", fix="Paper: 0.7.")
+            raise SpecError(
+                "kd_weight from 0 to 1", given=str(self.kd_weight), where="QuantizedDistillation", fix="Paper: 0.7."
+            )
         self.quantizer()
 
     @property
@@ -128,12 +134,21 @@ class QuantizedDistillation:
         quantizer = self.quantizer()
         rule = None if quantizer is None else Compression(weight=quantizer, input=self.input)
         first = teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay)
-        warm = Stage("float student", terms=terms, epochs=self.float_epochs or 1, batch_size=self.batch_size, optimizer=optimizer)
+        warm = Stage(
+            "float student",
+            terms=terms,
+            epochs=self.float_epochs or 1,
+            batch_size=self.batch_size,
+            optimizer=optimizer,
+            augment=self.augment,
+        )
         main = Stage(
             "distillation" if rule is None else "quantized distillation",
             terms=terms,
-            epochs=self.epochs,
+            epochs=self.epochs if self.steps is None else None,
+            steps=self.steps,
             batch_size=self.batch_size,
+            augment=self.augment,
             optimizer=optimizer,
             clip_norm=self.clip_norm,
             begin=() if rule is None else (Compress("student", rule, self.skip),),

@@ -1,3 +1,7 @@
 """Placeholder."""
+
 from __future__ import annotations
-def artifact_page(report, model): return "<html></html>"
+
+
+def artifact_page(report, model):
+    return "<html></html>"

@@ -89,13 +89,14 @@ def layers_in_order(model: nn.Module, run_once: RunOnce) -> list[str]:
         for name, module in model.named_modules()
         if kind_of(module) is not None or is_compressed(module)
     ]
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with torch.no_grad():
             run_once(model)
     finally:
-        model.train(training)
+        for module, training in modes:  # one by one: a norm layer that was frozen in eval mode stays there
+            module.training = training
         for handle in handles:
             handle.remove()
     if not order:
@@ -105,9 +106,7 @@ def layers_in_order(model: nn.Module, run_once: RunOnce) -> list[str]:
     return list(order)
 
 
-def _matches(
-    model: nn.Module, layers: dict[str, nn.Module], pattern: str, run_once: RunOnce | None, setting: str
-) -> set[str]:
+def _matches(model: nn.Module, layers: dict[str, nn.Module], pattern: str, run_once: RunOnce | None, setting: str) -> set[str]:
     if pattern.startswith("role:"):
         return {_by_role(model, pattern, run_once)} & set(layers)
     found = {name for name in layers if fnmatchcase(name, pattern)}

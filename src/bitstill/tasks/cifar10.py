@@ -73,7 +73,10 @@ def _decode(rows: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     datasets = need_package("datasets", extra="all", purpose="CIFAR-10")
     if not {"img", "label"} <= set(rows.column_names):
         raise DataError(
-            "columns img and label", given=str(rows.column_names), where=f"CIFAR-10 {name}", fix="Rename the columns of the file."
+            "columns img and label",
+            given=str(rows.column_names),
+            where=f"CIFAR-10 {name}",
+            fix="Rename the columns of the file.",
         )
     rows = rows.cast_column("img", datasets.Image())
     labels = torch.tensor(rows["label"][:], dtype=torch.int64)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitstill.errors import need_package
+from bitstill.errors import SpecError, need_package
 from bitstill.tasks.images import DRAWS, normalising_forward, shift_and_flip
 from bitstill.train.keys import permutation
 from bitstill.train.task import Batch, Split, Task
@@ -17,11 +17,17 @@ TRAIN, VALIDATION = 1100, 200
 
 
 def load(data: Path | None = None) -> Task:
-    """The digits task; `data` is not used, the pictures come with scikit-learn.
+    """The digits task; the pictures come with scikit-learn.
+
+    Args:
+        data: must be None; there is nothing to point it at.
 
     Raises:
+        SpecError: `data` is given.
         MissingPackageError: without scikit-learn.
     """
+    if data is not None:
+        raise SpecError("no --data", given=str(data), where="digits", fix="The pictures come with scikit-learn; leave it out.")
     datasets = need_package("sklearn.datasets", extra="all", purpose="the digits task")
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).reshape(-1, 1, 8, 8)

@@ -175,9 +175,9 @@ def build(name: str, seed: int = 0, role: str = "") -> nn.Module:
 
 def architecture_of(model: nn.Module) -> dict[str, Any]:
     """What `config.json` says about the architecture, so that `from_architecture` can rebuild it; a note if it cannot."""
-    for name, (cls, _) in ARCHITECTURES.items():
-        if type(model) is cls:
-            return {"architecture": name, "arguments": asdict(model.config)}  # type: ignore[arg-type]
+    if isinstance(model, (ConvNet, ResNet)):
+        name = next(name for name, (cls, _) in ARCHITECTURES.items() if type(model) is cls)
+        return {"architecture": name, "arguments": asdict(model.config)}
     return {"architecture": None, "class": f"{type(model).__module__}.{type(model).__qualname__}"}
 
 
@@ -195,8 +195,7 @@ def from_architecture(config: dict[str, Any]) -> nn.Module:
             where="config.json",
             fix="Build your network and pass it: bitstill.load(folder, model=network).",
         )
-    cls, settings = ARCHITECTURES[name]
-    return _construct(decode(settings, config["arguments"], "config.json: arguments"))
+    return _construct(decode(ARCHITECTURES[name][1], config["arguments"], "config.json: arguments"))
 
 
 def _construct(config: _Config) -> nn.Module:

@@ -91,7 +91,10 @@ class SharePoints:
         layers = [m for m in model.modules() if is_compressed(m) and _has_points(m)]
         if not layers:
             raise SpecError(
-                "a model with learned points", given="none", where=f"SharePoints({self.model!r})", fix="Compress it with Points first."
+                "a model with learned points",
+                given="none",
+                where=f"SharePoints({self.model!r})",
+                fix="Compress it with Points first.",
             )
         weights = [layer.weight for layer in layers]
         norms = [float(g.norm()) for g in _mean_gradients(model, weights, task, seed, self.batches, self.batch_size)]  # type: ignore[arg-type]

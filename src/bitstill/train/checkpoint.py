@@ -95,7 +95,7 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 content = json.loads((file.metadata() or {})[_KEY])
-                self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+                self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise CheckpointError(
                 "an intact checkpoint",

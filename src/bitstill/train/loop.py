@@ -47,7 +47,7 @@ class Settings:
         teacher_precision: "auto" runs frozen teachers in bf16 where the hardware is fast at it.
         accumulate: parts into which a batch is split to save memory; the gradient is the same.
         checkpoint_every: steps between checkpoints; None is once per epoch.
-        device: "auto", or what torch calls it ("cpu", "cuda:0").
+        device: "auto" is an accelerator if there is one, else the CPU. CUDA_VISIBLE_DEVICES chooses among several.
         trackers: what Accelerate logs to: "tensorboard", "wandb", "mlflow" and so on.
         progress: show a progress bar.
     """
@@ -57,7 +57,7 @@ class Settings:
     teacher_precision: Literal["auto", "float32", "bf16"] = "auto"
     accumulate: int = 1
     checkpoint_every: int | None = None
-    device: str = "auto"
+    device: Literal["auto", "cpu"] = "auto"
     trackers: tuple[str, ...] = ()
     progress: bool = True
 
@@ -65,7 +65,9 @@ class Settings:
         for name in ("accumulate", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise SpecError(f"{name} of at least 1", given=str(value), where="Settings", fix="Leave it out for the default.")
+                raise SpecError(
+                    f"{name} of at least 1", given=str(value), where="Settings", fix="Leave it out for the default."
+                )
 
 
 @dataclass
@@ -153,10 +155,10 @@ def accelerator(settings: Settings) -> Accelerator:
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     trackers = list(settings.trackers) or None
     found = Accelerator(
-        cpu=settings.device == "cpu",
-        log_with=trackers,  # type: ignore[arg-type]
+        cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
+        log_with=trackers,
         project_config=ProjectConfiguration(project_dir="runs"),
-        kwargs_handlers=handlers,  # type: ignore[arg-type]
+        kwargs_handlers=handlers,
     )
     if trackers:
         found.init_trackers("bitstill")
@@ -179,14 +181,15 @@ def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
     total = stage.total_steps(len(task.train))
     teachers = Teachers(stage, run.models, task, device, _teacher_bf16(settings, device))
     step_module: nn.Module = TrainingStep(stage, run.models, task).to(device)
-    with _trainable(step_module, stage.parameters):
+    several = run.accelerator.num_processes > 1
+    with _trainable(step_module, stage.parameters), _synced_norms(step_module) if several else contextlib.nullcontext():
         named = [(name, p) for name, p in step_module.named_parameters() if p.requires_grad]
         optimizer = stage.optimizer.build(parameter_groups(named, stage.optimizer))
         if loaded is not None and run.position.step:
             loaded.restore_optimizer(optimizer)
         parameters = [p for _, p in named]
         sorted_points = [m for m in step_module.modules() if isinstance(m, WeightTransform) and "points" in m.learned]
-        wrapped = run.accelerator.prepare(step_module) if run.accelerator.num_processes > 1 else step_module
+        wrapped = run.accelerator.prepare(step_module) if several else step_module
         probed: dict[str, float] = {}
         logger = _Logger(run, stage, total)
         for step in logger.bar(range(run.position.step, total)):
@@ -341,6 +344,13 @@ def _trainable(module: nn.Module, which: str) -> Iterator[None]:
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
+
+
+def _synced_norms(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    # torch.distributed takes a while to import, and most runs have one process.
+    from bitstill.nn.synced_norm import synced_norms
+
+    return synced_norms(module)
 
 
 def _teacher_bf16(settings: Settings, device: torch.device) -> bool:

@@ -38,7 +38,10 @@ class Term:
     def __post_init__(self) -> None:
         if self.loss.needs_teacher and self.teacher is None:
             raise SpecError(
-                "a teacher", given="None", where=f"Term({type(self.loss).__name__})", fix="Name one: Term(..., teacher='teacher')."
+                "a teacher",
+                given="None",
+                where=f"Term({type(self.loss).__name__})",
+                fix="Name one: Term(..., teacher='teacher').",
             )
 
     @property
@@ -112,7 +115,9 @@ class Stage:
         taught = {term.student for term in self.terms}
         for name in self.train:
             if name not in taught:
-                raise self._error("a term for every trained model", f"none for {name!r}", "Add a term with student=" + repr(name))
+                raise self._error(
+                    "a term for every trained model", f"none for {name!r}", "Add a term with student=" + repr(name)
+                )
         for name in sorted(taught - set(self.train)):
             raise self._error("a trained model as every term's student", repr(name), suggest(name, self.train))
 

@@ -44,9 +44,7 @@ class Split:
             )
         for name, tensor in (*self.inputs.items(), ("labels", self.labels)):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise DataError(
-                    "finite data", given="NaN or infinity", where=f"data: {name}", fix="Clean the data first."
-                )
+                raise DataError("finite data", given="NaN or infinity", where=f"data: {name}", fix="Clean the data first.")
 
     def __len__(self) -> int:
         return len(self.labels)

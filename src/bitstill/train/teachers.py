@@ -1,4 +1,4 @@
-"""What frozen teachers say about a batch: run in inference mode, in bf16 where that is fast, and only once where it can be kept.
+"""What frozen teachers say about a batch: in inference mode, in bf16 where that is fast, and only once where it can be kept.
 
 Without augmentation a teacher sees the same picture every epoch, so its logits are computed once for the whole training split,
 in order and in fixed batches, and looked up by sample index from then on. They are recomputed, not saved, when a run resumes.
@@ -30,9 +30,7 @@ class Teachers:
         bf16: run them under bf16 autocast.
     """
 
-    def __init__(
-        self, stage: Stage, models: Mapping[str, nn.Module], task: Task, device: torch.device, bf16: bool
-    ) -> None:
+    def __init__(self, stage: Stage, models: Mapping[str, nn.Module], task: Task, device: torch.device, bf16: bool) -> None:
         named = dict.fromkeys(term.teacher for term in stage.terms if term.teacher)
         self.models = {name: models[name].to(device).eval() for name in named if name not in stage.train}
         self.stage, self.task, self.device, self.bf16 = stage, task, device, bf16
@@ -68,6 +66,6 @@ class Teachers:
 def fast_bf16(device: torch.device) -> bool:
     """Whether bf16 is faster than float32 here: AMX tiles or bf16 dot products on a CPU, any recent GPU."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return device.type == "cpu" and bool(capabilities.get("amx_bf16") and capabilities.get("amx_tile"))

@@ -1,0 +1,1 @@
+"""Thin commands; nothing imports this package."""

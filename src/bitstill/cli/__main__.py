@@ -1,0 +1,5 @@
+"""`python -m bitstill.cli`."""
+
+from bitstill.cli.main import main
+
+main()

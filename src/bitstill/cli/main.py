@@ -1,0 +1,198 @@
+"""The command line. Each command parses, calls one function of the library and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bitstill.errors import BitstillError
+
+app = typer.Typer(
+    name="bitstill",
+    help="Distil trained networks into 1- to 8-bit ones, and deliver files that really are that small.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+DataOption = Annotated[str | None, typer.Option(help="Folder with local files for the task.")]
+
+
+def main() -> None:
+    """Run the command line; an error of bitstill's becomes one message and exit status 1."""
+    try:
+        app()
+    except BitstillError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("Stopped. The same command with --resume continues from the last checkpoint.", highlight=False)
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where to write artifacts, report.json and report.html.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    epochs: Annotated[float, typer.Option(help="Of each student.")] = 60,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a teacher on handwritten digits and compare students of 32, 4, 2 and 1 bits, all read back from their files."""
+    from bitstill.demo import run_demo
+    from bitstill.report.tables import rich_table
+
+    result = run_demo(folder, seed=seed, epochs=epochs, say=lambda text: err.print(text, highlight=False))
+    if as_json:
+        _print_json(result.report)
+        return
+    out.print(rich_table(result.rows, "accuracy"))
+    out.print(f"Open [bold]{folder / 'report.html'}[/]; artifacts are in the folders beside it.", highlight=False)
+
+
+@app.command()
+def compress(
+    run_file: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="A run file; flags override it.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="See `bitstill recipes`.")] = None,
+    task: Annotated[str | None, typer.Option(help="Data and metric: digits, cifar10.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="What is to be compressed: a network's name or an artifact's folder.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Guides the student; default is --model.")] = None,
+    student: Annotated[str | None, typer.Option(help="What is delivered; default is --model.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Plain text for general distillation.")] = None,
+    augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Augment the training data.")] = None,
+    bits: Annotated[str | None, typer.Option(help="1 to 8, ternary, or none for a float student.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Duration of the main stage.")] = None,
+    steps: Annotated[int | None, typer.Option(help="The same in optimizer steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default is an epoch.")] = None,
+    data: DataOption = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where to deliver the artifact.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any option; repeatable.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what each layer would get and the bytes; train nothing.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a compressed model and deliver it as a folder."""
+    from bitstill.api import compress as run
+    from bitstill.dry_run import dry_run as look
+    from bitstill.report.tables import size_table
+    from bitstill.runfile import read_run
+
+    overrides: dict[str, Any] = {
+        "recipe": recipe, "task": task, "model": model, "teacher": teacher, "student": student, "data": data,
+        "out": None if folder is None else str(folder), "options.corpus": corpus, "options.augment": augment,
+        "options.epochs": epochs, "options.steps": steps, "settings.seed": seed, "settings.precision": precision,
+        "settings.checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    chosen = ([f"bits={'null' if bits == 'none' else bits}"] if bits is not None else []) + (assignments or [])
+    wanted = read_run(run_file, overrides, chosen)
+    built = wanted.build_recipe()
+    if dry_run:
+        planned = look(built, wanted.task, wanted.models(built), wanted.settings, wanted.storage, wanted.data)
+        if as_json:
+            _print_json(planned)
+        else:
+            out.print(size_table(planned))
+        return
+    if wanted.out is None:
+        raise _need_out()
+    result = run(
+        built, wanted.task, wanted.models(built), out=wanted.out, settings=wanted.settings, storage=wanted.storage,
+        resume=resume, data=wanted.data,
+    )  # fmt: skip
+    if as_json:
+        _print_json(result.report)
+        return
+    out.print(size_table(result.report))
+    out.print(_summary(result.report, wanted.out), highlight=False)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="An artifact.")],
+    data: DataOption = None,
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure an artifact on its task."""
+    from bitstill.evaluate import evaluate_artifact
+
+    found = evaluate_artifact(folder, None if data is None else Path(data), split)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(
+        f"{found['metric']} on {found['samples']:,} {found['task']} {split} samples: [bold]{found['value']:.2f}[/]",
+        highlight=False,
+    )
+
+
+@app.command()
+def inspect(folder: Annotated[Path, typer.Argument(help="An artifact.")], as_json: JsonFlag = False) -> None:
+    """Show every layer of an artifact: what was done to it, its bits and its bytes."""
+    from bitstill.evaluate import inspect_artifact
+    from bitstill.report.tables import size_table
+
+    found = inspect_artifact(folder)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(size_table(found))
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show the options of one recipe.")] = None, as_json: JsonFlag = False
+) -> None:
+    """List the recipes, or the options of one."""
+    from bitstill.recipes.catalogue import describe, describe_all
+
+    if as_json:
+        _print_json(describe_all() if name is None else describe(name))
+        return
+    from bitstill.report.tables import options_table, recipes_table
+
+    out.print(recipes_table(describe_all()) if name is None else options_table(describe(name)))
+
+
+def _summary(report: dict[str, Any], folder: str) -> str:
+    size, delivered = report["size"], report["delivered"]
+    teacher = f", teacher {report['teacher']['test']:.2f}" if "teacher" in report else ""
+    return (
+        f"{delivered['metric']} [bold]{delivered['test']:.2f}[/]{teacher}; {size['file_bytes']:,} bytes, "
+        f"{size['ratio']:.1f} times smaller than float32. Delivered to [bold]{_escape(folder)}[/]"
+    )
+
+
+def _need_out() -> BitstillError:
+    from bitstill.errors import SpecError
+
+    return SpecError("a folder to deliver to", given="none", where="compress", fix="Add --out DIR.")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What a run would do to each layer and how many bytes it would deliver, without training."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bitstill.api import ModelLike, check_model, resolve_models
+from bitstill.artifact.reader import read
+from bitstill.artifact.size import size_report, to_json
+from bitstill.artifact.writer import Storage, write_weights
+from bitstill.decode import encode
+from bitstill.lifecycle import freeze, pack, report
+from bitstill.recipes import Recipe
+from bitstill.tasks import load_task
+from bitstill.train.loop import Settings
+
+
+def dry_run(
+    recipe: Recipe,
+    task_name: str,
+    models: Mapping[str, ModelLike],
+    settings: Settings,
+    storage: Storage,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Plan the run, compress the untrained student and pack it: its bytes are those of the trained one.
+
+    Only entropy coding and points shared out by gradient depend on training; with them the bytes are an estimate.
+
+    Returns:
+        Stages with their steps, every parameter with what would happen to it, and the size report.
+
+    Raises:
+        BitstillError: whatever `compress` would refuse before it trains.
+    """
+    task = load_task(task_name, None if data is None else Path(data))
+    networks = resolve_models(recipe, models, settings.seed)
+    for name, network in networks.items():
+        check_model(name, network, task)
+    stages = recipe.stages(train_teacher=False)
+    for stage in stages:
+        for action in stage.begin:
+            action.replay(networks, task)
+        stage.check_models(networks)
+    student = networks["student"]
+    with tempfile.TemporaryDirectory() as folder:
+        write_weights(Path(folder), pack(freeze(student, storage.dtype)), {}, storage)
+        size = size_report(read(folder))
+    return {
+        "recipe": encode(recipe),
+        "task": task.name,
+        "stages": [{"name": stage.name, "steps": stage.total_steps(len(task.train))} for stage in stages],
+        "parameters": [encode(row) for row in report(student).rows],
+        "size": to_json(size),
+    }

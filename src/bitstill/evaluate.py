@@ -1,0 +1,60 @@
+"""Looking at an artifact after the fact: its metric, its layers, its bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bitstill.api import load
+from bitstill.artifact.reader import read, read_config
+from bitstill.artifact.size import size_report, to_json
+from bitstill.errors import ArtifactError, SpecError, suggest
+from bitstill.tasks import TASKS, load_task
+from bitstill.train.task import evaluate
+
+
+def evaluate_artifact(folder: Path, data: Path | None = None, split: str = "test") -> dict[str, Any]:
+    """The metric of the artifact in `folder` on its own task.
+
+    Raises:
+        ArtifactError: the artifact is damaged, or its task is not one of bitstill's.
+        SpecError: unknown split.
+    """
+    if split not in ("test", "validation"):
+        raise SpecError("a known split", given=repr(split), where="--split", fix=suggest(split, ("test", "validation")))
+    name = read_config(folder).get("task")
+    if name not in TASKS:
+        raise ArtifactError(
+            "an artifact of a known task",
+            given=repr(name),
+            where=str(folder),
+            fix="Load it with bitstill.load and evaluate it on your own data.",
+        )
+    model, task = load(folder), load_task(name, data)
+    part = task.test if split == "test" else task.validation
+    return {
+        "task": name, "split": split, "samples": len(part), "metric": task.metric_name, "value": evaluate(model, task, part),
+    }  # fmt: skip
+
+
+def inspect_artifact(folder: Path) -> dict[str, Any]:
+    """Every packed layer and every leftover of the artifact in `folder`, with bytes. Needs no torch model.
+
+    Raises:
+        ArtifactError: as `artifact.reader.read`.
+    """
+    archive = read(folder)
+    leftovers = [
+        {"parameter": name, "shape": list(tensor.shape), "action": "float", "detail": str(tensor.dtype), "bytes": tensor.nbytes}
+        for name, tensor in archive.leftovers.items()
+    ]
+    layers = [
+        {"parameter": f"{layer.name}.weight", "shape": list(layer.shape), "action": "quantized", "detail": layer.quantizer}
+        for layer in archive.layers.values()
+    ]
+    return {
+        "architecture": archive.config.get("architecture"),
+        "task": archive.config.get("task"),
+        "parameters": layers + leftovers,
+        "size": to_json(size_report(archive)),
+    }

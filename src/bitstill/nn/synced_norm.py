@@ -1,0 +1,89 @@
+"""Batch normalisation over the batch of all processes, so that two processes at equal global batch train as one does.
+
+torch's own SyncBatchNorm needs a GPU. This one works wherever `torch.distributed` does: the sums that make mean and variance
+are all-reduced, with their gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.autograd import Function
+
+from bitstill.nn.layers import adopt
+from bitstill.surgery.swap import swap
+
+
+class _SumOverProcesses(Function):
+    """All-reduce in both directions: every process's loss depends on every process's sums."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone()
+        distributed.all_reduce(total)
+        return total
+
+
+class _Synced1d(nn.BatchNorm1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return _normalise(self, input) if self.training else super().forward(input)
+
+
+class _Synced2d(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return _normalise(self, input) if self.training else super().forward(input)
+
+
+_SYNCED: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm1d: _Synced1d, nn.BatchNorm2d: _Synced2d}
+
+
+@contextlib.contextmanager
+def synced_norms(model: nn.Module) -> Iterator[None]:
+    """Within the block, the batch norms of `model` share their statistics with all processes."""
+    originals = [module for module in model.modules() if type(module) in _SYNCED]
+    synced = {module: adopt(module, _SYNCED[type(module)]) for module in originals}
+    swap(model, synced)
+    try:
+        yield
+    finally:
+        for old, new in synced.items():
+            # What wraps a model for several processes may have put new buffers in place of the old ones.
+            old._buffers.update(new._buffers)
+        swap(model, {new: old for old, new in synced.items()})
+
+
+def _normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    values = x.float()
+    local = torch.cat([values.sum(dims), values.square().sum(dims), values.new_tensor([values.numel() / values.shape[1]])])
+    channels = x.shape[1]
+    sum_over_processes: Callable[[Tensor], Tensor] = _SumOverProcesses.apply
+    total, squares, count = sum_over_processes(local).split([channels, channels, 1])
+    mean = total / count
+    variance = squares / count - mean.square()
+    with torch.no_grad():
+        _update_running(norm, mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+    shape = [1, channels] + [1] * (x.ndim - 2)
+    y: Tensor = (values - mean.view(shape)) * torch.rsqrt(variance.clamp(min=0) + norm.eps).view(shape)
+    if norm.affine:
+        y = y * norm.weight.view(shape) + norm.bias.view(shape)
+    return y.to(x.dtype)
+
+
+def _update_running(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, unbiased: Tensor) -> None:
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked += 1
+    momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean, momentum)
+    norm.running_var.lerp_(unbiased, momentum)

@@ -1,0 +1,125 @@
+"""Labels beside points, so that none covers another label, a point or the frame. Pure geometry: no plotting library.
+
+Greedy: the most crowded point chooses first, each takes the nearest free place on growing rings around its point. The
+rings grow until there is room, so that labels never overlap, however many there are; a label that had to go far gets a
+leader line from whoever draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+GAP = 3.0
+"""Least distance between label and point, in the caller's unit (points of 1/72 inch)."""
+STEP, DIRECTIONS = 5.0, 16
+
+
+class Box(NamedTuple):
+    """An axis-parallel rectangle."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlaps(self, other: Box) -> bool:
+        """Whether the two have area in common."""
+        return self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
+
+    def within(self, other: Box) -> bool:
+        """Whether it lies inside `other`."""
+        inside = self.left >= other.left and self.right <= other.right
+        return inside and self.bottom >= other.bottom and self.top <= other.top
+
+
+Point = tuple[float, float]
+
+
+def place_labels(
+    points: Sequence[Point],
+    sizes: Sequence[Point],
+    frame: Box,
+    lines: Sequence[tuple[Point, Point]] = (),
+    radius: float = 4.0,
+) -> list[Box]:
+    """A place for each label.
+
+    Args:
+        points: where the markers are.
+        sizes: width and height of each label.
+        frame: labels stay inside while there is room.
+        lines: segments that labels had better not cross.
+        radius: of a marker.
+
+    Returns:
+        A box per label; no two overlap, and none overlaps a marker.
+    """
+    markers = [Box(x - radius, y - radius, x + radius, y + radius) for x, y in points]
+    soft = [box for line in lines for box in _along(*line)]
+    placed: dict[int, Box] = {}
+    for index in sorted(range(len(points)), key=lambda i: -_crowding(points, i)):
+        taken = [*markers, *placed.values()]
+        placed[index] = _place(points[index], sizes[index], taken, soft, frame, radius)
+    return [placed[index] for index in range(len(points))]
+
+
+def leader(point: Point, box: Box, radius: float = 4.0) -> tuple[Point, Point] | None:
+    """The line from a marker's edge to its label, or None if the label is so near that it needs none."""
+    x = min(max(point[0], box.left), box.right)
+    y = min(max(point[1], box.bottom), box.top)
+    distance = math.hypot(x - point[0], y - point[1])
+    if distance <= radius + 2.5 * GAP:
+        return None
+    share = (radius + 1) / distance
+    return (point[0] + share * (x - point[0]), point[1] + share * (y - point[1])), (x, y)
+
+
+def _place(point: Point, size: Point, taken: list[Box], soft: list[Box], frame: Box, radius: float) -> Box:
+    # First the near places that cross no line, then any place inside the frame, then outside of it.
+    limit = max(frame.right - frame.left, frame.top - frame.bottom)
+    for avoid, bounds, farthest in ((taken + soft, frame, 0.2 * limit), (taken, frame, limit), (taken, None, math.inf)):
+        distance = radius + GAP
+        while distance <= farthest:
+            for box in _ring(point, size, distance):
+                free = not any(box.overlaps(other) for other in avoid)
+                if free and (bounds is None or box.within(bounds)):
+                    return box
+            distance += STEP
+    raise AssertionError("rings grow for ever")
+
+
+def _ring(point: Point, size: Point, distance: float) -> list[Box]:
+    """Boxes of `size` at `distance` from the point: right, left, above, below, then between."""
+    angles = sorted((2 * math.pi * i / DIRECTIONS for i in range(DIRECTIONS)), key=_preference)
+    boxes = []
+    for angle in angles:
+        # The centre lies where the box just touches the circle of that distance in this direction.
+        cosine, sine = math.cos(angle), math.sin(angle)
+        x = point[0] + cosine * distance + _side(cosine) * size[0] / 2
+        y = point[1] + sine * distance + _side(sine) * size[1] / 2
+        boxes.append(Box(x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2))
+    return boxes
+
+
+def _side(direction: float) -> float:
+    """Which way a box is pushed along one axis: fully beside the point, or centred on it."""
+    return 0.0 if abs(direction) < 0.3 else math.copysign(1.0, direction)
+
+
+def _preference(angle: float) -> float:
+    right, left, above, below = (math.cos(angle), -math.cos(angle), math.sin(angle), -math.sin(angle))
+    return -max(right, 0.98 * above, 0.97 * below, 0.96 * left)
+
+
+def _crowding(points: Sequence[Point], index: int) -> float:
+    x, y = points[index]
+    return sum(1 / (1 + math.hypot(x - a, y - b)) for i, (a, b) in enumerate(points) if i != index)
+
+
+def _along(start: Point, end: Point) -> list[Box]:
+    """Small boxes along a segment."""
+    steps = max(1, math.ceil(math.dist(start, end) / 4))
+    spots = [(start[0] + (end[0] - start[0]) * i / steps, start[1] + (end[1] - start[1]) * i / steps) for i in range(steps + 1)]
+    return [Box(x - 1, y - 1, x + 1, y + 1) for x, y in spots]

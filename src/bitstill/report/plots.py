@@ -1,0 +1,178 @@
+"""Plots of one run: training curves, bytes by kind, weights before and after. Each is a `Figure` of a page.
+
+matplotlib is imported within the functions only; ask for it with `need_package` before calling them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitstill.report.content import Figure, Key
+from bitstill.report.numbers import count, decimal, metric, metric_label
+from bitstill.report.svg import CARD, INK, MUTED, RULE, SERIES, canvas, css, inline, series
+from bitstill.report.tables import KINDS
+from bitstill.report.weights import LayerWeights, Values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH = 4.1
+"""Inches of a small plot; three stand side by side on a laptop, one fills a phone."""
+Entry = Mapping[str, Any]
+Point = tuple[float, float]
+
+
+def curves(title: str, entries: Sequence[Entry], metric_name: str, salt: str) -> Figure:
+    """Validation metric above, loss below, over the steps of one stage or of several that follow each other.
+
+    Args:
+        title: of the plot.
+        entries: of a report's history; only losses that were logged and metrics that were measured are drawn.
+        metric_name: what "validation" is.
+        salt: see `canvas`.
+    """
+    steps, breaks = _steps(entries)
+    validation = [(step, entry["validation"]) for step, entry in zip(steps, entries, strict=True) if "validation" in entry]
+    losses = _losses(entries, steps)
+    panels = [name for name, points in (("validation", validation), ("loss", losses)) if points]
+    ratios = [1.25 if name == "validation" else 1.0 for name in panels]
+    with canvas(WIDTH, 1.0 + 1.05 * len(panels), salt) as figure:
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+        for name, axes in zip(panels, grid, strict=True):
+            if name == "validation":
+                _validation(axes, validation, metric_name)
+            else:
+                _loss(axes, losses)
+            for step in breaks:
+                axes.axvline(step, color=MUTED, linewidth=0.7, linestyle=(0, (2, 2)))
+        if len(panels):
+            grid[-1].set_xlabel("optimizer steps")
+            grid[-1].xaxis.set_major_formatter(lambda value, _position: count(value))
+            grid[-1].set_xlim(0, steps[-1] * 1.02)
+        svg = inline(figure, f"{title}: training curves")
+    last = f"Ends at {metric(validation[-1][1], metric_name)} validation {metric_name}. " if validation else ""
+    note = last + ("A dashed line begins a new stage." if breaks else "")
+    return Figure(svg, title, note.strip(), _loss_keys(losses))
+
+
+def bytes_by_kind(by_kind: Mapping[str, int], salt: str) -> Figure:
+    """What the bytes of the file are, as bars with their shares."""
+    kinds = [kind for kind in (*KINDS, *sorted(set(by_kind) - set(KINDS))) if by_kind.get(kind)]
+    total = sum(by_kind[kind] for kind in kinds)
+    with canvas(WIDTH, 0.4 + 0.27 * len(kinds), salt) as figure:
+        axes = figure.subplots()
+        axes.barh(kinds, [by_kind[kind] for kind in kinds], height=0.62, color=SERIES[1])
+        for index, kind in enumerate(kinds):
+            text = f"{count(by_kind[kind])} ({by_kind[kind] / total:.0%})"
+            axes.annotate(text, (by_kind[kind], index), (4, 0), textcoords="offset points", va="center")
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.set_xlim(0, max(by_kind.values(), default=1) * 1.45)
+        axes.xaxis.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="y", colors=INK)
+        svg = inline(figure, "Bytes by kind: " + ", ".join(f"{kind} {count(by_kind[kind])}" for kind in kinds))
+    return Figure(svg, "Bytes by kind", f"{count(total)} bytes in all.")
+
+
+def weight_histogram(layer: LayerWeights, salt: str, title: str = "") -> Figure:
+    """Latent weights above as a filled histogram, effective weights below as spikes, over the same values."""
+    with canvas(WIDTH, 2.5, salt) as figure:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
+        shares, edges = np.histogram(layer.latent, bins=60)
+        above.stairs(100 * shares / max(1, layer.latent.size), edges, fill=True, color=SERIES[1], alpha=0.75, linewidth=0)
+        places, heights = _spikes(layer.effective)
+        below.vlines(places, 0, heights, color=SERIES[2], linewidth=1.6 if len(places) < 30 else 1.0)
+        for axes, text in ((above, "latent weights (% per bin)"), (below, "effective weights (% per level)")):
+            axes.set_title(text)
+            axes.set_ylim(bottom=0)
+            axes.locator_params(axis="y", nbins=3)
+        below.set_xlabel("weight")
+        svg = inline(figure, f"{layer.name}: histograms of latent and effective weights")
+    zeros = float(np.mean(layer.effective == 0)) if layer.effective.size else 0.0
+    distinct = len(np.unique(layer.effective))
+    note = f"{layer.quantizer}; {count(layer.latent.size)} weights on {count(distinct)} distinct values"
+    note += f", {zeros:.1%} of them zero." if zeros else "."
+    return Figure(svg, title or layer.name, note)
+
+
+def _steps(entries: Sequence[Entry]) -> tuple[list[int], list[int]]:
+    """The step of each entry counted through all stages, and where later stages begin."""
+    steps: list[int] = []
+    breaks: list[int] = []
+    offset = 0
+    for index, entry in enumerate(entries):
+        if index and entry["stage"] != entries[index - 1]["stage"]:
+            offset = steps[-1]
+            breaks.append(offset)
+        steps.append(offset + entry["step"])
+    return steps, breaks
+
+
+def _losses(entries: Sequence[Entry], steps: Sequence[int]) -> dict[str, list[Point]]:
+    """The total loss, then its terms by short names; a single term is the total and is left out."""
+    names = dict.fromkeys(key for entry in entries for key in entry if key not in ("stage", "step", "loss", "validation"))
+    together = any(sum(name in entry for name in names) > 1 for entry in entries)
+    wanted = {"loss": "loss", **(_short(list(names)) if together else {})}
+    curves = {
+        short: [(step, entry[name]) for step, entry in zip(steps, entries, strict=True) if name in entry]
+        for name, short in wanted.items()
+    }
+    return {name: points for name, points in curves.items() if points}
+
+
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """Term names without the student's, where that is the same for all: "student/KL<-teacher" is "KL ← teacher"."""
+    students = {name.partition("/")[0] for name in names}
+    plain = {name: name.partition("/")[2] or name for name in names} if len(students) == 1 else {n: n for n in names}
+    return {name: short.replace("<-", " ← ") for name, short in plain.items()}
+
+
+def _loss_keys(losses: Mapping[str, Sequence[Point]]) -> tuple[Key, ...]:
+    if len(losses) < 2:
+        return ()
+    return tuple(Key(name, css(_loss_color(index))) for index, name in enumerate(losses))
+
+
+def _loss_color(index: int) -> str:
+    return INK if index == 0 else series(index + 1)
+
+
+def _validation(axes: Axes, points: Sequence[Point], metric_name: str) -> None:
+    x, y = zip(*points, strict=True)
+    axes.plot(x, y, color=SERIES[1], marker="o", markersize=3.2, markeredgecolor=CARD, markeredgewidth=0.6)
+    axes.set_title(f"validation {metric_label(metric_name)}")
+    axes.locator_params(axis="y", nbins=5)
+    axes.margins(y=0.12)
+
+
+def _loss(axes: Axes, losses: Mapping[str, Sequence[Point]]) -> None:
+    for index, (_name, points) in reversed(list(enumerate(losses.items()))):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, color=_loss_color(index), linewidth=1.4 if index == 0 else 0.9)
+    values = [value for points in losses.values() for _step, value in points]
+    if min(values) > 0 and max(values) > 30 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+        axes.minorticks_off()
+        axes.set_title("training loss (log scale)")
+    else:
+        axes.set_ylim(bottom=min(0.0, *values) if len(values) > 1 else None)
+        axes.locator_params(axis="y", nbins=4)
+        axes.set_title("training loss")
+
+
+def _spikes(values: Values) -> tuple[Values, Values]:
+    """Where effective weights are and what percentage is there; many levels, of many scales, are gathered in 120 bins."""
+    places, counts = np.unique(values, return_counts=True)
+    if len(places) > 40:
+        counts, edges = np.histogram(values, bins=120)
+        kept = counts > 0
+        places, counts = ((edges[:-1] + edges[1:]) / 2)[kept], counts[kept]
+    return places.astype(np.float32), (100 * counts / max(1, values.size)).astype(np.float32)
+
+
+__all__ = ["RULE", "bytes_by_kind", "curves", "decimal", "weight_histogram"]

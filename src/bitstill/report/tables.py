@@ -1,0 +1,128 @@
+"""Tables for the terminal. `Row` is one line of a comparison, shared by the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from bitstill.report.numbers import count, decimal, metric_label, times
+
+KINDS = ("codes", "scales", "levels", "masks", "leftovers", "header")
+"""What the bytes of a file are, in the order in which reports list them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One delivered model in a comparison; every figure is of the file, read back.
+
+    Args:
+        name: unique in its comparison; the key of its report and of its latent model.
+        method: the kind of method, which has one colour and one marker in plots.
+        bits: nominal, as text: "32", "4", "ternary".
+        metric: on the test split, larger is better.
+        file_bytes: of model.safetensors.
+        stored_bits: per quantized weight with scales and masks; None where nothing is quantized.
+        ratio: how many times smaller than the same network in float32.
+        teacher: marks the model that guided the others; a row named "teacher" is one anyway.
+    """
+
+    name: str
+    method: str
+    bits: str
+    metric: float
+    file_bytes: int
+    stored_bits: float | None
+    ratio: float
+    teacher: bool = False
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether plots and tables mark it as the one to match."""
+        return self.teacher or self.name == "teacher"
+
+
+def rich_table(rows: Sequence[Row], metric_name: str) -> Table:
+    """The comparison, one line per delivered model."""
+    table = _table("model", numbers=("bits", metric_label(metric_name), "file, bytes", "bits/weight", "times smaller"))
+    for row in rows:
+        figures = (row.bits, decimal(row.metric), count(row.file_bytes), decimal(row.stored_bits), times(row.ratio))
+        _add(table, (row.name, *figures), style="bold" if row.is_teacher else None)
+    return table
+
+
+def size_table(report: Mapping[str, Any]) -> Table:
+    """Where the bytes of one artifact are: its quantized layers, then totals by kind.
+
+    Args:
+        report: report.json, or what `bitstill inspect` or a dry run found; only "size" is needed.
+    """
+    size = report["size"]
+    table = _table("layer", "quantizer", numbers=("weights", "bytes", "bits/weight", "entropy"))
+    for layer in size["layers"]:
+        _add(table, layer_cells(layer))
+    table.add_section()
+    for kind in KINDS:
+        if size["by_kind"].get(kind):
+            _add(table, (f"all {kind}", "", "", count(size["by_kind"][kind])), style="dim")
+    weights = sum(layer["weights"] for layer in size["layers"])
+    stored = decimal(size["stored_bits"]) if weights else ""
+    _add(table, ("file", "", count(weights) if weights else "", count(size["file_bytes"]), stored), style="bold")
+    table.caption = Text(f"{times(size['ratio'])} smaller than float32{largest_leftover(size)}")
+    return table
+
+
+def recipes_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    """The recipes that there are, as `recipes.catalogue.describe_all` lists them."""
+    table = _table("recipe", "teacher", "what it does")
+    for recipe in found:
+        _add(table, (recipe["name"], "yes" if recipe["needs_teacher"] else "no", recipe["summary"]))
+    return table
+
+
+def options_table(found: Mapping[str, Any]) -> Table:
+    """The options of one recipe, as `recipes.catalogue.describe` lists them."""
+    table = _table("option", "default", "type", "meaning")
+    for option in found["options"]:
+        _add(table, (option["name"], str(option["default"]), option["type"], option["meaning"]))
+    table.title = Text(f"{found['name']}: {found['summary']}")
+    table.title_justify = "left"
+    return table
+
+
+def layer_cells(layer: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name, quantizer, weights, bytes, bits per weight and entropy of one layer of a size report."""
+    return (
+        layer["name"],
+        layer["quantizer"],
+        count(layer["weights"]),
+        count(sum(layer["bytes"].values())),
+        decimal(layer["bits_per_weight"]),
+        decimal(layer["entropy_bits"]),
+    )
+
+
+def largest_leftover(size: Mapping[str, Any]) -> str:
+    """Names the largest float tensor if it is a tenth of the file or more: there is the next byte to save."""
+    if not size["largest_leftover"]:
+        return ""
+    name, size_bytes = size["largest_leftover"]
+    share = size_bytes / size["file_bytes"]
+    return f"; {name}, kept in float, is {share:.0%} of the file" if share >= 0.1 else ""
+
+
+def _table(*texts: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _add(table: Table, cells: Sequence[str], style: str | None = None) -> None:
+    # Text, not str: names may hold brackets, which rich would read as markup.
+    table.add_row(*(Text(cell) for cell in cells), style=style)

@@ -1,0 +1,92 @@
+"""Settings and small networks that several test folders share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bitstill
+from bitstill.artifact.writer import Storage, write_weights
+
+hypothesis.settings.register_profile(
+    "bitstill",
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("bitstill")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+class Zoo(nn.Module):
+    """One layer of every kind that can be compressed, with odd sizes, a buffer and a norm layer: ids (N, 9) -> (N, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(11, 7, padding_idx=3)
+        self.conv1 = nn.Conv1d(7, 6, 3, padding=1)
+        self.norm = nn.BatchNorm1d(6)
+        self.conv2 = nn.Conv2d(3, 4, (3, 2), groups=1)
+        self.head = nn.Linear(60, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv1(self.emb(ids).transpose(1, 2))))  # (N, 6, 9)
+        x = torch.relu(self.conv2(x.reshape(-1, 3, 6, 3)))  # (N, 4, 4, 2)
+        return self.head(torch.nn.functional.pad(x.flatten(1), (0, 28)))
+
+
+def zoo_ids() -> Tensor:
+    return torch.arange(4 * 9).reshape(4, 9) * 7 % 11
+
+
+def write(folder: Path, model: nn.Module, storage: Storage | None = None) -> Path:
+    """Freeze, pack and write `model`, as a delivery does."""
+    storage = storage or Storage()
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = bitstill.pack(bitstill.freeze(model, storage.dtype))
+    write_weights(folder, packed, {"architecture": type(model).__name__}, storage)
+    return folder
+
+
+@pytest.fixture
+def zoo() -> Zoo:
+    return Zoo()
+
+
+@pytest.fixture
+def make_zoo() -> Callable[[], Zoo]:
+    return Zoo
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return zoo_ids()
+
+
+@pytest.fixture
+def write_artifact() -> Callable[..., Path]:
+    return write
+
+
+def bits_of(x: Any) -> bytes:
+    """The exact bits of a tensor or array: unlike ==, tells -0.0 from 0.0 and knows NaN."""
+    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+    return array.tobytes()  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def exact() -> Callable[[Any], bytes]:
+    return bits_of
