@@ -66,7 +66,7 @@ def zoo() -> Zoo:
     return Zoo()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_zoo() -> Callable[[], Zoo]:
     return Zoo
 
@@ -76,7 +76,7 @@ def ids() -> Tensor:
     return zoo_ids()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_artifact() -> Callable[..., Path]:
     return write
 
@@ -87,6 +87,6 @@ def bits_of(x: Any) -> bytes:
     return array.tobytes()  # type: ignore[no-any-return]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def exact() -> Callable[[Any], bytes]:
     return bits_of

@@ -8,7 +8,8 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from bitstill.artifact.files import check_target, replaced_folder
 from bitstill.artifact.format import REPORT
 from bitstill.artifact.reader import read
 from bitstill.artifact.restore import load_into
-from bitstill.artifact.writer import Storage
+from bitstill.artifact.size import size_report
+from bitstill.artifact.writer import Storage, write_weights
 from bitstill.decode import encode
 from bitstill.delivery import deliver, environment, measure
-from bitstill.errors import SpecError, suggest
+from bitstill.distill.taps import tap
+from bitstill.errors import ArtifactError, SpecError, suggest
 from bitstill.lifecycle import PrepareReport, report
+from bitstill.nn.packed import is_packed
 from bitstill.nn.transform import check_finite
 from bitstill.recipes import Recipe, recipe_name, recipe_named
 from bitstill.runfile import RunFile
@@ -32,10 +36,19 @@ from bitstill.tasks import load_task
 from bitstill.tasks.models import MODELS, build, from_architecture
 from bitstill.train.loop import Settings, train
 from bitstill.train.stage import Stage
-from bitstill.train.task import Task
+from bitstill.train.step import taps
+from bitstill.train.task import Task, evaluate
 
 ModelLike = nn.Module | str | Path
 """A network; the name of one of bitstill's, freshly initialised; or the folder of an artifact."""
+
+
+class _Scratch:
+    """A temporary folder that vanishes with this object; unlike `TemporaryDirectory`, without a warning."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="bitstill-"))
+        self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Result:
     report: dict[str, Any]
     folder: Path
     models: dict[str, nn.Module]
-    _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    _temporary: _Scratch | None = field(default=None, repr=False)
 
     def save(self, folder: str | Path) -> Path:
         """Copy the artifact to `folder`, which may hold an older one.
@@ -110,15 +123,15 @@ def compress(
     started = time.perf_counter()
     settings, storage = settings or Settings(), storage or Storage()
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    temporary = tempfile.TemporaryDirectory() if out is None else None
-    target = Path(temporary.name) / "artifact" if temporary else Path(str(out))
+    temporary = _Scratch() if out is None else None
+    target = temporary.path / "artifact" if temporary else _own_folder(str(out))
     check_target(target)
     task = load_task(task, None if data is None else Path(data)) if isinstance(task, str) else task
     networks = resolve_models(recipe, models, settings.seed)
-    fresh_teacher = isinstance(models.get("teacher"), str) and models["teacher"] in MODELS
-    stages = recipe.stages(train_teacher=fresh_teacher and recipe.needs_teacher)
+    stages = recipe.stages(train_teacher=trains_teacher(recipe, models))
     for name, network in networks.items():
         check_model(name, network, task)
+    rehearse(stages, networks, task)
     skeleton = copy.deepcopy(networks["student"])
     identity = _identity(recipe, stages, task, networks, settings)
     work = None if temporary else target.with_name(f".{target.name}.checkpoint.safetensors")
@@ -187,6 +200,31 @@ def resolve_models(recipe: Recipe, models: Mapping[str, ModelLike], seed: int) -
     return {name: _network(models[name], seed, name) for name in wanted}
 
 
+def trains_teacher(recipe: Recipe, models: Mapping[str, ModelLike]) -> bool:
+    """Whether the teacher is built anew, by name, and therefore has to be trained first."""
+    return recipe.needs_teacher and isinstance(models.get("teacher"), str) and models["teacher"] in MODELS
+
+
+def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], task: Task) -> dict[str, nn.Module]:
+    """Begin every stage on copies of the models, so that what cannot work is refused before anything has trained.
+
+    Returns:
+        The copies, with the structure they will have at the end.
+
+    Raises:
+        BitstillError: a pattern or a layer pair names nothing, a model is unknown, layers cannot be compressed.
+    """
+    models = copy.deepcopy(dict(networks))
+    for stage in stages:
+        for action in stage.begin:
+            action.replay(models, task)
+        stage.check_models(models)
+        for name in {term.student for term in stage.terms} | {term.teacher for term in stage.terms if term.teacher}:
+            with tap(models[name], taps(stage, name)):
+                pass
+    return models
+
+
 def check_model(name: str, network: nn.Module, task: Task) -> None:
     """Refuse weights that are not finite, and outputs that do not fit the task's classes."""
     for tensor_name, tensor in (*network.named_parameters(), *network.named_buffers()):
@@ -219,7 +257,23 @@ def _network(model: ModelLike, seed: int, role: str) -> nn.Module:
             "a known model or an artifact's folder", given=repr(str(model)), where=role, fix=suggest(str(model), MODELS)
         )
     loaded = load(model)
+    if role == "student" and any(is_packed(module) for module in loaded.modules()):
+        raise SpecError(
+            "a float student",
+            given=f"an artifact that is compressed already, {str(model)!r}",
+            where=role,
+            fix="Start from the float network, or from an artifact delivered with bits=None (--bits none).",
+        )
     return loaded.requires_grad_(role == "student")
+
+
+def _own_folder(out: str) -> Path:
+    target = Path(out).resolve()
+    if target == Path.cwd():
+        raise ArtifactError(
+            "a folder of its own", given="the current one", where=out, fix="Name a new folder: the whole of it is replaced."
+        )
+    return target
 
 
 def _identity(
@@ -246,8 +300,12 @@ def _digest(network: nn.Module) -> str:
 
 
 def _teacher_row(teacher: nn.Module, task: Task) -> dict[str, Any]:
-    skeleton = copy.deepcopy(teacher)
-    row = measure(teacher, task, skeleton)
+    if any(is_packed(module) for module in teacher.modules()):  # it came from an artifact: it is the delivered form already
+        with tempfile.TemporaryDirectory() as folder:
+            write_weights(Path(folder), copy.deepcopy(teacher).cpu(), {}, Storage())
+            file_bytes = size_report(read(folder)).file_bytes
+        return {"metric": task.metric_name, "test": evaluate(teacher, task, task.test), "file_bytes": file_bytes}
+    row = measure(teacher, task, copy.deepcopy(teacher))
     return {"metric": task.metric_name, "test": row.metric, "file_bytes": row.size.file_bytes}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitstill.api import ModelLike, check_model, resolve_models
+from bitstill.api import ModelLike, check_model, rehearse, resolve_models, trains_teacher
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report, to_json
 from bitstill.artifact.writer import Storage, write_weights
@@ -40,12 +40,8 @@ def dry_run(
     networks = resolve_models(recipe, models, settings.seed)
     for name, network in networks.items():
         check_model(name, network, task)
-    stages = recipe.stages(train_teacher=False)
-    for stage in stages:
-        for action in stage.begin:
-            action.replay(networks, task)
-        stage.check_models(networks)
-    student = networks["student"]
+    stages = recipe.stages(train_teacher=trains_teacher(recipe, models))
+    student = rehearse(stages, networks, task)["student"]
     with tempfile.TemporaryDirectory() as folder:
         write_weights(Path(folder), pack(freeze(student, storage.dtype)), {}, storage)
         size = size_report(read(folder))

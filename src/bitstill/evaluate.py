@@ -23,7 +23,7 @@ def evaluate_artifact(folder: Path, data: Path | None = None, split: str = "test
     if split not in ("test", "validation"):
         raise SpecError("a known split", given=repr(split), where="--split", fix=suggest(split, ("test", "validation")))
     name = read_config(folder).get("task")
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ArtifactError(
             "an artifact of a known task",
             given=repr(name),

@@ -15,6 +15,7 @@ as recipe.yaml.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +92,9 @@ def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Seque
     for key, value in overrides.items():
         if value is not None:
             _put(content, key, value)
+    # A duration in steps beats one in epochs, so a flag in epochs drops the file's steps.
+    if overrides.get("options.epochs") is not None and isinstance(content.get("options"), dict):
+        content["options"].pop("steps", None)
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if not sign or not key:
@@ -115,9 +119,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise SpecError("valid YAML", given=" ".join(str(error).split()), where=where, fix="Correct the file.") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1's safe loader, which also reads 1e-4 as a number: YAML 1.1 wants 1.0e-4, and nobody writes that."""
+
+
+_SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
 
 
 def _put(content: dict[str, Any], key: str, value: Any) -> None:

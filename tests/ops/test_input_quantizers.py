@@ -112,9 +112,9 @@ def test_learned_step_forward_and_gradient_are_lsq(bits, symmetric):
     shift = 0.0 if symmetric else values.min()
     wanted, step_gradient, x_gradient = [], 0.0, []
     for value, gradient in zip(values, g, strict=True):
-        v = (value - shift) / float(step)
+        v = (value - shift) / float(step.detach())
         code = min(max(round(v), low), high)
-        wanted.append(code * float(step) + shift)
+        wanted.append(code * float(step.detach()) + shift)
         inside = low <= v <= high
         step_gradient += gradient * (code - v if inside else code)
         x_gradient.append(gradient if inside else 0.0)

@@ -27,6 +27,8 @@ from bitstill.granularity import Bucket, Granularity, Grid, PerChannel, PerGroup
 from bitstill.ops.layouts import Layout
 
 FORMAT_VERSION = 1
+METADATA = "bitstill_layers_sha256"
+"""The one metadata key of `model.safetensors`."""
 WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD = (
     "model.safetensors", "config.json", "recipe.yaml", "report.json", "report.html", "README.md",
 )  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitstill.artifact import coding
-from bitstill.artifact.format import CONFIG, FORMAT_VERSION, WEIGHTS, LayerRecord, records_digest
+from bitstill.artifact.format import CONFIG, FORMAT_VERSION, METADATA, WEIGHTS, LayerRecord, records_digest
 from bitstill.errors import ArtifactError
 from bitstill.ops.layouts import TRITS_PER_BYTE, bits_for, packed_length
 
@@ -190,7 +190,7 @@ def _read_tensors(path: Path, settings: dict[str, Any]) -> dict[str, Array]:
             fix="Files of two artifacts were mixed, or one was damaged; copy or deliver the folder again.",
         )
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    if header.get("__metadata__", {}).get("layers_sha256") != records_digest(settings.get("layers", {})):
+    if header.get("__metadata__", {}).get(METADATA) != records_digest(settings.get("layers", {})):
         raise ArtifactError(
             "the layers that were delivered",
             given="other records",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bitstill import _version
 from bitstill.artifact import coding
 from bitstill.artifact.files import write_file
-from bitstill.artifact.format import CONFIG, FORMAT_VERSION, WEIGHTS, LayerRecord, PlaneRecord, records_digest
+from bitstill.artifact.format import CONFIG, FORMAT_VERSION, METADATA, WEIGHTS, LayerRecord, PlaneRecord, records_digest
 from bitstill.errors import SpecError
 from bitstill.nn.inputs import InputTransform
 from bitstill.nn.layers import is_compressed
@@ -59,7 +59,8 @@ def write_weights(folder: Path, packed: nn.Module, config: dict[str, Any], stora
     """
     tensors, layers = collect(packed, storage)
     records = {layer.name: layer.to_json() for layer in layers}
-    data = safetensors_bytes(tensors, {"format": "bitstill", "layers_sha256": records_digest(records)})
+    # One key only: safetensors writes several in random order, and a run must give the same bytes every time.
+    data = safetensors_bytes(tensors, {METADATA: records_digest(records)})
     settings = {
         "quant_method": "bitstill",
         "version": FORMAT_VERSION,

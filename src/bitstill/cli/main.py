@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bitstill.errors import BitstillError
+from bitstill.errors import BitstillError, SpecError
 
 app = typer.Typer(
     name="bitstill",
@@ -33,9 +33,6 @@ def main() -> None:
     except BitstillError as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("Stopped. The same command with --resume continues from the last checkpoint.", highlight=False)
-        sys.exit(130)
 
 
 @app.command()
@@ -99,6 +96,10 @@ def compress(
         "settings.checkpoint_every": checkpoint_every,
     }  # fmt: skip
     chosen = ([f"bits={'null' if bits == 'none' else bits}"] if bits is not None else []) + (assignments or [])
+    if epochs is not None and steps is not None:
+        raise SpecError(
+            "one of --epochs and --steps", given="both", where="compress", fix="Drop one: both say how long to train."
+        )
     wanted = read_run(run_file, overrides, chosen)
     built = wanted.build_recipe()
     if dry_run:
@@ -109,11 +110,15 @@ def compress(
             out.print(size_table(planned))
         return
     if wanted.out is None:
-        raise _need_out()
-    result = run(
-        built, wanted.task, wanted.models(built), out=wanted.out, settings=wanted.settings, storage=wanted.storage,
-        resume=resume, data=wanted.data,
-    )  # fmt: skip
+        raise SpecError("a folder to deliver to", given="none", where="compress", fix="Add --out DIR.")
+    try:
+        result = run(
+            built, wanted.task, wanted.models(built), out=wanted.out, settings=wanted.settings, storage=wanted.storage,
+            resume=resume, data=wanted.data,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        err.print("Stopped. The same command with --resume continues from the last checkpoint.", highlight=False)
+        raise typer.Exit(130) from None
     if as_json:
         _print_json(result.report)
         return
@@ -176,12 +181,6 @@ def _summary(report: dict[str, Any], folder: str) -> str:
         f"{delivered['metric']} [bold]{delivered['test']:.2f}[/]{teacher}; {size['file_bytes']:,} bytes, "
         f"{size['ratio']:.1f} times smaller than float32. Delivered to [bold]{_escape(folder)}[/]"
     )
-
-
-def _need_out() -> BitstillError:
-    from bitstill.errors import SpecError
-
-    return SpecError("a folder to deliver to", given="none", where="compress", fix="Add --out DIR.")
 
 
 def _print_json(value: Any) -> None:

@@ -57,8 +57,15 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     and teacher may differ in width. Mean over the batch.
 
     Raises:
-        DataError: if the maps differ in size.
+        DataError: if the maps differ in size, or there are none.
     """
+    if min(student.ndim, teacher.ndim) < 3:
+        raise DataError(
+            "feature maps (batch, channels, positions ...)",
+            given=f"{tuple(student.shape)} and {tuple(teacher.shape)}",
+            where="AttentionTransfer",
+            fix="Pair convolutional layers; for layers without positions use FeatureMSE.",
+        )
     maps = [F.normalize(x.float().square().sum(1).flatten(1), dim=1) for x in (student, teacher)]
     if maps[0].shape != maps[1].shape:
         raise DataError(

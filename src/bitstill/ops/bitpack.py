@@ -34,7 +34,7 @@ def unpack(packed_RB: Tensor, length: int, levels: int, layout: Layout) -> Tenso
     bits = bits_for(levels)
     if 8 % bits == 0:
         shifts = torch.arange(0, 8, bits, device=packed_RB.device).to(torch.uint8)
-        return ((packed_RB.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(1)[:, :length]
+        return ((packed_RB.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(1)[:, :length]
     stream = ((packed_RB.unsqueeze(-1) >> torch.arange(8, device=packed_RB.device).to(torch.uint8)) & 1).flatten(1)
     fields = _cut(stream[:, : length * bits], bits).int()
     return (fields << torch.arange(bits, device=packed_RB.device)).sum(-1).to(torch.uint8)

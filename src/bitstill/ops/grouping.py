@@ -17,8 +17,12 @@ from bitstill.granularity import Grid
 
 
 def to_groups(x: Tensor, grid: Grid) -> Tensor:
-    """Cut `x` (any shape with rows * length elements) into (R, G, K), padding each row's end with zeros."""
-    x = x.reshape(grid.rows, grid.length)
+    """Cut `x` (any shape with rows * length elements) into (R, G, K), padding each row's end with zeros.
+
+    Contiguous, because the order in which a sum adds up, and so its last bit, follows the strides: a transposed weight would
+    otherwise get other scales than an equal one that is not.
+    """
+    x = x.reshape(grid.rows, grid.length).contiguous()
     if grid.padding:
         x = F.pad(x, (0, grid.padding))
     return x.reshape(grid.rows, grid.groups, grid.size)

@@ -12,7 +12,7 @@ from typing import Literal
 from bitstill.distill.losses import Reduction
 from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerGroup
-from bitstill.recipes.distillation import distillation_terms, teacher_stage
+from bitstill.recipes.distillation import check_kd_weight, distillation_terms, teacher_stage
 from bitstill.schedules import Cosine, Linear
 from bitstill.specs import Compression, Points, ScaleDtype
 from bitstill.train.actions import Compress, Copy, SharePoints, Skip
@@ -68,6 +68,7 @@ class DifferentiableQuantization:
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise SpecError("bits from 1 to 8", given=str(self.bits), where="DifferentiableQuantization", fix="Paper: 2 and 4.")
+        check_kd_weight(self.kd_weight, "DifferentiableQuantization")
         if self.alternate and self.steps is not None:
             raise SpecError(
                 "epochs when alternating",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bitstill.distill.losses import KL, AttentionTransfer, CrossEntropy, Pair, Reduction
+from bitstill.errors import SpecError
 from bitstill.schedules import Cosine
 from bitstill.train.optim import SGD
 from bitstill.train.stage import Stage, Term
@@ -24,6 +25,16 @@ def distillation_terms(
     if pairs:
         terms.append(Term(AttentionTransfer(pairs), teacher=teacher, weight=pair_weight))
     return tuple(terms)
+
+
+def check_kd_weight(kd_weight: float, where: str) -> None:
+    """Refuse a share of the distillation loss that is not from 0 to 1.
+
+    Raises:
+        SpecError: naming the recipe `where`.
+    """
+    if not 0 <= kd_weight <= 1:
+        raise SpecError("kd_weight from 0 to 1", given=str(kd_weight), where=where, fix="Paper: 0.7.")
 
 
 def teacher_stage(epochs: float, batch_size: int, lr: float, weight_decay: float) -> Stage:

@@ -13,7 +13,7 @@ from typing import Literal
 from bitstill.distill.losses import Pair, Reduction
 from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerGroup
-from bitstill.recipes.distillation import distillation_terms, teacher_stage
+from bitstill.recipes.distillation import check_kd_weight, distillation_terms, teacher_stage
 from bitstill.schedules import Cosine
 from bitstill.specs import (
     Binary,
@@ -82,9 +82,13 @@ class QuantizedDistillation:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.kd_weight <= 1:
+        check_kd_weight(self.kd_weight, "QuantizedDistillation")
+        if self.bits is None and self.input is not None:
             raise SpecError(
-                "kd_weight from 0 to 1", given=str(self.kd_weight), where="QuantizedDistillation", fix="Paper: 0.7."
+                "quantized weights where inputs are quantized",
+                given="bits=None with an input quantizer",
+                where="QuantizedDistillation",
+                fix="Set bits, or leave input out.",
             )
         self.quantizer()
 

@@ -28,13 +28,14 @@ class Table:
     """A table of finished text.
 
     Args:
-        header: one cell per column.
+        header: one cell per column; none for a list of names and values.
         rows: as many cells each.
         texts: how many columns, from the left, hold text; the others hold numbers and align right.
         title: above it; may be empty.
         note: below it; may be empty.
         strong: indices of rows that stand out, such as a total.
         folded: shown on demand, because it is long.
+        minor: indices of columns that a phone leaves out.
     """
 
     header: tuple[str, ...]
@@ -44,6 +45,7 @@ class Table:
     note: str = ""
     strong: frozenset[int] = frozenset()
     folded: bool = False
+    minor: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what belongs to it; figures share the width unless `wide`."""
+    """A heading with what belongs to it. Figures share the width unless `wide`, tables do if `compact`."""
 
     title: str
     text: str = ""
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
     wide: bool = False
+    compact: bool = False
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def place_labels(
     Returns:
         A box per label; no two overlap, and none overlaps a marker.
     """
-    markers = [Box(x - radius, y - radius, x + radius, y + radius) for x, y in points]
+    reach = radius + 1
+    markers = [Box(x - reach, y - reach, x + reach, y + reach) for x, y in points]
     soft = [box for line in lines for box in _along(*line)]
     placed: dict[int, Box] = {}
     for index in sorted(range(len(points)), key=lambda i: -_crowding(points, i)):

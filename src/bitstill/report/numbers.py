@@ -28,17 +28,27 @@ def times(value: float) -> str:
     return f"{decimal(value, 1)}×"
 
 
-def signed(value: float) -> str:
+def signed(value: float, digits: int = 2) -> str:
     """A difference with its sign, a true minus: −1.21."""
     if not math.isfinite(value):
         return MISSING
-    rounded = round(value, 2)
-    return f"{'−' if rounded < 0 else '+' if rounded > 0 else '±'}{abs(rounded):,.2f}"
+    rounded = round(value, digits)
+    return f"{'−' if rounded < 0 else '+' if rounded > 0 else '±'}{abs(rounded):,.{digits}f}"
+
+
+def digits_of(value: float, name: str) -> int:
+    """Digits after the point that a metric deserves: percentages two, fractions such as a correlation four."""
+    return 2 if name == "accuracy" or abs(value) >= 10 else 4
+
+
+def score(value: float, name: str) -> str:
+    """A task's metric without its unit, for columns."""
+    return decimal(value, digits_of(value, name))
 
 
 def metric(value: float, name: str) -> str:
     """A task's metric: bitstill's accuracy is a percentage, others have no unit."""
-    text = decimal(value)
+    text = score(value, name)
     return f"{text} %" if name == "accuracy" and text != MISSING else text
 
 

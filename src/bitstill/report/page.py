@@ -1,7 +1,145 @@
-"""Placeholder."""
+"""The HTML report: one file that needs no network, written with every artifact and every comparison."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
-def artifact_page(report, model):
-    return "<html></html>"
+from torch import nn
+
+from bitstill.errors import MissingPackageError, need_package
+from bitstill.report import sections
+from bitstill.report.content import Figure, Page, Section
+from bitstill.report.numbers import duration
+from bitstill.report.render import plain, styled
+from bitstill.report.tables import Row
+from bitstill.report.weights import largest_layers
+
+Report = Mapping[str, Any]
+HISTOGRAMS = 4
+
+
+def artifact_page(report: Report, latent: nn.Module) -> str:
+    """The page of one artifact.
+
+    Without matplotlib or jinja2 it is a plain one, with every table and a sentence that says what to install: a page must not
+    cost a training run.
+
+    Args:
+        report: the contents of report.json; all but "size" may be missing.
+        latent: the trained model with its latent weights; one without adds no histograms.
+
+    Returns:
+        HTML, complete.
+    """
+    missing = _missing()
+    recipe, task = report.get("recipe", {}).get("kind"), report.get("task")
+    made = f"{recipe} on {task}" if recipe and task else recipe or task or "model"
+    parts = [
+        Section("Training", "", figures=() if missing else tuple(_stages(report))),
+        Section("Weights", "Largest quantized layers.", figures=() if missing else tuple(_histograms(latent))),
+    ]
+    drawn = [part for part in parts if part.figures]
+    where = Section("Bytes", tables=(sections.kinds(report["size"]),)) if missing else _bytes(report)
+    shown = (where, sections.layers(report), *drawn, sections.settings(report))
+    page = Page(made, _subtitle(report), sections.headline(report), shown)
+    return styled(page) if missing is None else plain(page, _advice(missing))
+
+
+def comparison_page(title: str, rows: Sequence[Row], reports: Mapping[str, Report], latents: Mapping[str, nn.Module]) -> str:
+    """The page that compares delivered models.
+
+    Args:
+        title: of the page.
+        rows: in the order of the table.
+        reports: contents of report.json by row name; rows without one have no training curves.
+        latents: trained models with latent weights by row name; rows without one have no histogram.
+
+    Returns:
+        HTML, complete; plain without matplotlib or jinja2, as `artifact_page`.
+    """
+    missing = _missing()
+    name = next((report["delivered"]["metric"] for report in reports.values() if "delivered" in report), "accuracy")
+    shown = [Section("Results", tables=(sections.comparison(rows, name),))]
+    if missing is None:
+        text = "The largest quantized layer of each."
+        shown += [
+            Section(f"{name.capitalize()} against bytes", figures=tuple(_scatter(rows, name)), wide=True),
+            Section("Training", figures=tuple(_row_curves(rows, reports, name))),
+            Section("Weights", text, figures=tuple(_row_histograms(rows, latents))),
+        ]
+    kept = [section for section in shown if section.figures or section.tables]
+    seconds = sum(report.get("wall_seconds", 0.0) for report in reports.values())
+    subtitle = f"{len(rows)} models" + (f", made in {duration(seconds)}." if seconds else ".")
+    first = next(iter(reports.values()), {})
+    same = {key: first[key] for key in ("versions", "hardware") if key in first}
+    kept += [sections.settings(same)] if same else []
+    page = Page(title, subtitle, sections.best(rows, name), tuple(kept))
+    return styled(page) if missing is None else plain(page, _advice(missing))
+
+
+def _missing() -> MissingPackageError | None:
+    """What the full page needs and does not find."""
+    try:
+        for package in ("jinja2", "matplotlib"):
+            need_package(package, extra="all", purpose="the HTML report")
+    except MissingPackageError as error:
+        return error
+    return None
+
+
+def _advice(missing: MissingPackageError) -> str:
+    return f"Plots are left out because {missing.wanted} is not installed. {missing.fix}."
+
+
+def _stages(report: Report) -> Iterator[Figure]:
+    from bitstill.report.plots import curves
+
+    history, metric_name = report.get("history", ()), report.get("delivered", {}).get("metric", "metric")
+    for index, (stage, entries) in enumerate(groupby(history, key=lambda entry: str(entry["stage"]))):
+        yield curves(stage, list(entries), metric_name, f"stage-{index}")
+
+
+def _subtitle(report: Report) -> str:
+    version = report.get("versions", {}).get("bitstill")
+    made = f"Made in {duration(report['wall_seconds'])}" if "wall_seconds" in report else ""
+    made += f" with bitstill {version}" if made and version else ""
+    return f"{made}{'. ' if made else ''}Every figure was measured on the delivered file, read back from disk."
+
+
+def _bytes(report: Report) -> Section:
+    from bitstill.report.plots import bytes_by_kind
+
+    return Section("Bytes", figures=(bytes_by_kind(report["size"]["by_kind"], "kinds"),), wide=True)
+
+
+def _histograms(latent: nn.Module) -> Iterator[Figure]:
+    from bitstill.report.plots import weight_histogram
+
+    for index, layer in enumerate(largest_layers(latent, HISTOGRAMS)):
+        yield weight_histogram(layer, f"weights-{index}")
+
+
+def _scatter(rows: Sequence[Row], metric_name: str) -> Iterator[Figure]:
+    from bitstill.report.scatter import scatter
+
+    if rows:
+        yield scatter(rows, metric_name)
+
+
+def _row_curves(rows: Sequence[Row], reports: Mapping[str, Report], metric_name: str) -> Iterator[Figure]:
+    from bitstill.report.plots import curves
+
+    histories = {row.name: reports[row.name]["history"] for row in rows if reports.get(row.name, {}).get("history")}
+    together = [entry["validation"] for history in histories.values() for entry in history if "validation" in entry]
+    for index, (name, history) in enumerate(histories.items()):
+        yield curves(name, history, metric_name, f"curves-{index}", terms=False, beside=together)
+
+
+def _row_histograms(rows: Sequence[Row], latents: Mapping[str, nn.Module]) -> Iterator[Figure]:
+    from bitstill.report.plots import weight_histogram
+
+    for index, row in enumerate(rows):
+        for layer in largest_layers(latents[row.name], 1) if row.name in latents else ():
+            yield weight_histogram(layer, f"weights-{index}", f"{row.name}: {layer.name}")

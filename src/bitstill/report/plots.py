@@ -5,14 +5,16 @@ matplotlib is imported within the functions only; ask for it with `need_package`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitstill.report.content import Figure, Key
-from bitstill.report.numbers import count, decimal, metric, metric_label
-from bitstill.report.svg import CARD, INK, MUTED, RULE, SERIES, canvas, css, inline, series
+from bitstill.report.numbers import count, metric, metric_label
+from bitstill.report.scales import by_error, error_scale, loss_scale
+from bitstill.report.svg import CARD, INK, MUTED, SERIES, canvas, css, inline, series
 from bitstill.report.tables import KINDS
 from bitstill.report.weights import LayerWeights, Values
 
@@ -25,7 +27,9 @@ Entry = Mapping[str, Any]
 Point = tuple[float, float]
 
 
-def curves(title: str, entries: Sequence[Entry], metric_name: str, salt: str) -> Figure:
+def curves(
+    title: str, entries: Sequence[Entry], metric_name: str, salt: str, *, terms: bool = True, beside: Sequence[float] = ()
+) -> Figure:
     """Validation metric above, loss below, over the steps of one stage or of several that follow each other.
 
     Args:
@@ -33,25 +37,25 @@ def curves(title: str, entries: Sequence[Entry], metric_name: str, salt: str) ->
         entries: of a report's history; only losses that were logged and metrics that were measured are drawn.
         metric_name: what "validation" is.
         salt: see `canvas`.
+        terms: draw the terms of the loss too, not only their sum.
+        beside: metrics of plots that stand beside this one; all get the same axis.
     """
     steps, breaks = _steps(entries)
     validation = [(step, entry["validation"]) for step, entry in zip(steps, entries, strict=True) if "validation" in entry]
-    losses = _losses(entries, steps)
+    losses = _losses(entries, steps, terms)
     panels = [name for name, points in (("validation", validation), ("loss", losses)) if points]
-    ratios = [1.25 if name == "validation" else 1.0 for name in panels]
-    with canvas(WIDTH, 1.0 + 1.05 * len(panels), salt) as figure:
-        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-        for name, axes in zip(panels, grid, strict=True):
+    with canvas(WIDTH, 0.6 + 1.15 * len(panels), salt) as figure:
+        grid = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
+        for name, axes in zip(panels, grid, strict=False):
             if name == "validation":
-                _validation(axes, validation, metric_name)
+                _validation(axes, validation, metric_name, beside)
             else:
                 _loss(axes, losses)
             for step in breaks:
-                axes.axvline(step, color=MUTED, linewidth=0.7, linestyle=(0, (2, 2)))
-        if len(panels):
-            grid[-1].set_xlabel("optimizer steps")
-            grid[-1].xaxis.set_major_formatter(lambda value, _position: count(value))
-            grid[-1].set_xlim(0, steps[-1] * 1.02)
+                axes.axvline(step, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
+        grid[-1].set_xlabel("optimizer steps")
+        grid[-1].xaxis.set_major_formatter(lambda value, _position: count(value))
+        grid[-1].set_xlim(0, max(1, *steps) * 1.02)
         svg = inline(figure, f"{title}: training curves")
     last = f"Ends at {metric(validation[-1][1], metric_name)} validation {metric_name}. " if validation else ""
     note = last + ("A dashed line begins a new stage." if breaks else "")
@@ -59,23 +63,10 @@ def curves(title: str, entries: Sequence[Entry], metric_name: str, salt: str) ->
 
 
 def bytes_by_kind(by_kind: Mapping[str, int], salt: str) -> Figure:
-    """What the bytes of the file are, as bars with their shares."""
-    kinds = [kind for kind in (*KINDS, *sorted(set(by_kind) - set(KINDS))) if by_kind.get(kind)]
-    total = sum(by_kind[kind] for kind in kinds)
-    with canvas(WIDTH, 0.4 + 0.27 * len(kinds), salt) as figure:
-        axes = figure.subplots()
-        axes.barh(kinds, [by_kind[kind] for kind in kinds], height=0.62, color=SERIES[1])
-        for index, kind in enumerate(kinds):
-            text = f"{count(by_kind[kind])} ({by_kind[kind] / total:.0%})"
-            axes.annotate(text, (by_kind[kind], index), (4, 0), textcoords="offset points", va="center")
-        axes.invert_yaxis()
-        axes.grid(visible=False)
-        axes.set_xlim(0, max(by_kind.values(), default=1) * 1.45)
-        axes.xaxis.set_visible(False)
-        axes.spines["bottom"].set_visible(False)
-        axes.tick_params(axis="y", colors=INK)
-        svg = inline(figure, "Bytes by kind: " + ", ".join(f"{kind} {count(by_kind[kind])}" for kind in kinds))
-    return Figure(svg, "Bytes by kind", f"{count(total)} bytes in all.")
+    """What the bytes of the file are, as bars with their shares; drawn for a laptop and for a phone."""
+    kinds = {kind: by_kind[kind] for kind in (*KINDS, *sorted(set(by_kind) - set(KINDS))) if by_kind.get(kind)}
+    wide, narrow = (_bars(kinds, width, f"{salt}-{width}") for width in (9.6, WIDTH))
+    return Figure(wide, "", f"{count(sum(kinds.values()))} bytes in all.", narrow=narrow)
 
 
 def weight_histogram(layer: LayerWeights, salt: str, title: str = "") -> Figure:
@@ -84,9 +75,9 @@ def weight_histogram(layer: LayerWeights, salt: str, title: str = "") -> Figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
         shares, edges = np.histogram(layer.latent, bins=60)
         above.stairs(100 * shares / max(1, layer.latent.size), edges, fill=True, color=SERIES[1], alpha=0.75, linewidth=0)
-        places, heights = _spikes(layer.effective)
+        places, heights, unit = _spikes(layer.effective)
         below.vlines(places, 0, heights, color=SERIES[2], linewidth=1.6 if len(places) < 30 else 1.0)
-        for axes, text in ((above, "latent weights (% per bin)"), (below, "effective weights (% per level)")):
+        for axes, text in ((above, "latent weights (% per bin)"), (below, f"effective weights (% per {unit})")):
             axes.set_title(text)
             axes.set_ylim(bottom=0)
             axes.locator_params(axis="y", nbins=3)
@@ -97,6 +88,23 @@ def weight_histogram(layer: LayerWeights, salt: str, title: str = "") -> Figure:
     note = f"{layer.quantizer}; {count(layer.latent.size)} weights on {count(distinct)} distinct values"
     note += f", {zeros:.1%} of them zero." if zeros else "."
     return Figure(svg, title or layer.name, note)
+
+
+def _bars(kinds: Mapping[str, int], width: float, salt: str) -> str:
+    total = sum(kinds.values())
+    with canvas(width, 0.15 + 0.27 * len(kinds), salt) as figure:
+        axes = figure.subplots()
+        axes.barh(list(kinds), list(kinds.values()), height=0.62, color=SERIES[1])
+        for index, value in enumerate(kinds.values()):
+            text = f"{count(value)} ({value / total:.1%})"
+            axes.annotate(text, (value, index), (4, 0), textcoords="offset points", va="center")
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.set_xlim(0, max(kinds.values(), default=1) * (1.12 if width > WIDTH else 1.5))
+        axes.xaxis.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="y", colors=INK)
+        return inline(figure, "Bytes by kind: " + ", ".join(f"{kind} {count(value)}" for kind, value in kinds.items()))
 
 
 def _steps(entries: Sequence[Entry]) -> tuple[list[int], list[int]]:
@@ -112,16 +120,16 @@ def _steps(entries: Sequence[Entry]) -> tuple[list[int], list[int]]:
     return steps, breaks
 
 
-def _losses(entries: Sequence[Entry], steps: Sequence[int]) -> dict[str, list[Point]]:
+def _losses(entries: Sequence[Entry], steps: Sequence[int], terms: bool) -> dict[str, list[Point]]:
     """The total loss, then its terms by short names; a single term is the total and is left out."""
     names = dict.fromkeys(key for entry in entries for key in entry if key not in ("stage", "step", "loss", "validation"))
     together = any(sum(name in entry for name in names) > 1 for entry in entries)
-    wanted = {"loss": "loss", **(_short(list(names)) if together else {})}
-    curves = {
+    wanted = {"loss": "loss", **(_short(list(names)) if terms and together else {})}
+    found: dict[str, list[Point]] = {
         short: [(step, entry[name]) for step, entry in zip(steps, entries, strict=True) if name in entry]
         for name, short in wanted.items()
     }
-    return {name: points for name, points in curves.items() if points}
+    return {name: points for name, points in found.items() if points}
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:
@@ -141,38 +149,35 @@ def _loss_color(index: int) -> str:
     return INK if index == 0 else series(index + 1)
 
 
-def _validation(axes: Axes, points: Sequence[Point], metric_name: str) -> None:
+def _validation(axes: Axes, points: Sequence[Point], metric_name: str, beside: Sequence[float]) -> None:
     x, y = zip(*points, strict=True)
-    axes.plot(x, y, color=SERIES[1], marker="o", markersize=3.2, markeredgecolor=CARD, markeredgewidth=0.6)
+    axes.plot(x, y, color=SERIES[1], marker="o", markersize=4, markeredgecolor=CARD, markeredgewidth=0.7, clip_on=False)
+    values = [value for value in (*y, *beside) if math.isfinite(value)]
+    if by_error(values, metric_name):
+        error_scale(axes, values, few=True)
+        axes.set_title(f"validation {metric_label(metric_name)}, log scale of the error")
+        return
     axes.set_title(f"validation {metric_label(metric_name)}")
-    axes.locator_params(axis="y", nbins=5)
-    axes.margins(y=0.12)
+    if values:
+        margin = 0.12 * (max(values) - min(values)) or 1.0
+        axes.set_ylim(min(values) - margin, max(values) + margin)
+    axes.locator_params(axis="y", nbins=4)
 
 
 def _loss(axes: Axes, losses: Mapping[str, Sequence[Point]]) -> None:
-    for index, (_name, points) in reversed(list(enumerate(losses.items()))):
+    for index, points in reversed(list(enumerate(losses.values()))):
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=_loss_color(index), linewidth=1.4 if index == 0 else 0.9)
-    values = [value for points in losses.values() for _step, value in points]
-    if min(values) > 0 and max(values) > 30 * min(values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
-        axes.minorticks_off()
-        axes.set_title("training loss (log scale)")
-    else:
-        axes.set_ylim(bottom=min(0.0, *values) if len(values) > 1 else None)
-        axes.locator_params(axis="y", nbins=4)
-        axes.set_title("training loss")
+    logarithmic = loss_scale(axes, [value for points in losses.values() for _step, value in points])
+    axes.set_title("training loss, log scale" if logarithmic else "training loss")
 
 
-def _spikes(values: Values) -> tuple[Values, Values]:
-    """Where effective weights are and what percentage is there; many levels, of many scales, are gathered in 120 bins."""
+def _spikes(values: Values) -> tuple[Values, Values, str]:
+    """Where effective weights are, what percentage is there, and per what; many levels are gathered in 120 bins."""
     places, counts = np.unique(values, return_counts=True)
+    unit = "level"
     if len(places) > 40:
         counts, edges = np.histogram(values, bins=120)
         kept = counts > 0
-        places, counts = ((edges[:-1] + edges[1:]) / 2)[kept], counts[kept]
-    return places.astype(np.float32), (100 * counts / max(1, values.size)).astype(np.float32)
-
-
-__all__ = ["RULE", "bytes_by_kind", "curves", "decimal", "weight_histogram"]
+        places, counts, unit = ((edges[:-1] + edges[1:]) / 2)[kept], counts[kept], "bin"
+    return places.astype(np.float32), (100 * counts / max(1, values.size)).astype(np.float32), unit

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from bitstill.report.content import Figure, Key
 from bitstill.report.labels import Box, Point, leader, place_labels
-from bitstill.report.numbers import decimal, metric_label
+from bitstill.report.numbers import metric_label, score
+from bitstill.report.scales import by_error, error_scale, size_scale
 from bitstill.report.svg import CARD, INK, MUTED, canvas, css, inline, series
 from bitstill.report.tables import Row
 
@@ -27,14 +28,15 @@ MARKERS = {
     "*": "M8 2l1.6 4.2 4.4.2-3.4 2.8 1.2 4.3L8 11l-3.8 2.5 1.2-4.3L2 6.4l4.4-.2z",
 }
 """matplotlib's markers, and the same as SVG paths in a 16 by 16 box for legends. The star is the teacher's alone."""
-_TAKEN = {"D", "s", "^", "o", "v", "p"}
 RADIUS = 4.2
 
 
 def scatter(rows: Sequence[Row], metric_name: str, salt: str = "scatter") -> Figure:
-    """Every row as a labelled point, drawn once for a laptop and once for a phone. Rows whose metric is not finite are left out."""
+    """Every row with a finite metric as a labelled point, drawn once for a laptop and once for a phone."""
     shown = [row for row in rows if math.isfinite(row.metric) and row.file_bytes > 0]
-    spread = _log_error(shown, metric_name)
+    if not shown:
+        return Figure("", "", "No row has a finite metric.")
+    spread = by_error([row.metric for row in shown], metric_name)
     drawn = [_draw(shown, metric_name, spread, size, f"{salt}-{size[0]}") for size in ((9.6, 5.0), (4.2, 5.2))]
     note = "Up is better, left is smaller; both figures are of the delivered file."
     if spread:
@@ -61,18 +63,23 @@ def _draw(rows: Sequence[Row], metric_name: str, spread: bool, size: tuple[float
             if row.is_teacher:
                 axes.axhline(row.metric, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
                 axes.plot(row.file_bytes, row.metric, "*", color=INK, markersize=12, markeredgecolor=CARD, markeredgewidth=0.8)
-        _scales(axes, rows, spread)
+        size_scale(axes, [row.file_bytes for row in rows])
+        axes.margins(y=0.1)
+        if spread:
+            error_scale(axes, [row.metric for row in rows])
         axes.set_title(f"test {metric_label(metric_name)}")
         _label(figure, axes, rows, styles)
-        worded = "; ".join(f"{row.name}: {decimal(row.metric)} at {row.file_bytes:,} bytes" for row in rows)
+        worded = "; ".join(f"{row.name}: {score(row.metric, metric_name)} at {row.file_bytes:,} bytes" for row in rows)
         return inline(figure, f"{metric_name} against file size. {worded}")
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each method, in order of appearance."""
-    markers = [marker for marker in MARKERS if marker in _TAKEN]
+    markers = [marker for marker in MARKERS if marker != "*"]
     methods = dict.fromkeys(row.method for row in rows)
-    return {method: (series(index), markers[index % len(markers)]) for index, method in enumerate(methods)}
+    return {
+        method: (series(index), markers[(index + index // len(markers)) % len(markers)]) for index, method in enumerate(methods)
+    }
 
 
 def _keys(rows: Sequence[Row]) -> tuple[Key, ...]:
@@ -81,47 +88,7 @@ def _keys(rows: Sequence[Row]) -> tuple[Key, ...]:
     return (*keys, Key("teacher", css(INK), MARKERS["*"])) if any(row.is_teacher for row in rows) else tuple(keys)
 
 
-def _log_error(rows: Sequence[Row], metric_name: str) -> bool:
-    """Whether accuracies spread so far that the good ones would fall on top of each other."""
-    values = [row.metric for row in rows]
-    return metric_name == "accuracy" and bool(values) and max(values) - min(values) > 15 and max(values) <= 100
-
-
-def _scales(axes: Axes, rows: Sequence[Row], spread: bool) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    axes.set_xscale("log")
-    sizes = [row.file_bytes for row in rows] or [1, 1000]
-    low, high = min(sizes) / 1.35, max(sizes) * 1.6
-    unit, name = (1e6, "MB") if high >= 2e6 else (1e3, "kB")
-    steps = (1, 2, 5) if high / low < 200 else (1,)
-    ticks = [step * 10.0**power for power in range(0, 13) for step in steps if low <= step * 10.0**power <= high]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _position: f"{value / unit:,g}")
-    axes.set_xlim(low, high)
-    axes.set_xlabel(f"model.safetensors ({name}, log scale)")
-    axes.margins(y=0.1)
-    if spread:
-        errors = [100 - row.metric for row in rows]
-        least = max(min((error for error in errors if error > 0), default=1.0) / 2, 0.01)
-        axes.set_yscale("function", functions=(lambda y: -_log(100 - y, least), lambda y: 100 - 10.0 ** (-y)))
-        marks = (99.9, 99.8, 99.5, 99, 98, 97, 95, 90, 80, 60, 40, 0)
-        bottom, top = 100 - min(max(errors) * 1.25, 100), 100 - max(min(errors) / 1.35, least)
-        axes.set_ylim(bottom, top)
-        axes.yaxis.set_major_locator(FixedLocator([mark for mark in marks if bottom <= mark <= top]))
-        axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
-
-
-def _log(error: object, least: float) -> object:
-    import numpy as np
-
-    return np.log10(np.maximum(np.asarray(error, dtype=float), least))
-
-
-def _label(
-    figure: matplotlib.figure.Figure, axes: Axes, rows: Sequence[Row], styles: Mapping[str, tuple[str, str]]
-) -> None:
+def _label(figure: matplotlib.figure.Figure, axes: Axes, rows: Sequence[Row], styles: Mapping[str, tuple[str, str]]) -> None:
     """Write the labels where they fit. Layout happens first: where points are is known only then."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -133,9 +100,12 @@ def _label(
     frame = Box(*(scale * edge for edge in (extent.x0, extent.y0, extent.x1, extent.y1)))
     by_method = [[p for p, row in zip(points, rows, strict=True) if row.method == m and not row.is_teacher] for m in styles]
     lines = [pair for group in by_method for pair in zip(sorted(group), sorted(group)[1:], strict=False)]
+    lines += [
+        ((frame.left, point[1]), (frame.right, point[1])) for point, row in zip(points, rows, strict=True) if row.is_teacher
+    ]
     width, height = figure.get_size_inches() * 72
     for text, point, box in zip(texts, points, place_labels(points, sizes, frame, lines, RADIUS), strict=True):
-        text.set_position((box.left / width, (box.bottom + 1.5) / height))
+        text.set_position((box.left / width, box.bottom / height))
         line = leader(point, box, RADIUS)
         if line is not None:
             _leader(figure, line, (width, height))

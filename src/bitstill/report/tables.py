@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bitstill.report.numbers import count, decimal, metric_label, times
+from bitstill.report.numbers import count, decimal, metric_label, score, times
 
 KINDS = ("codes", "scales", "levels", "masks", "leftovers", "header")
 """What the bytes of a file are, in the order in which reports list them."""
@@ -49,7 +49,7 @@ def rich_table(rows: Sequence[Row], metric_name: str) -> Table:
     """The comparison, one line per delivered model."""
     table = _table("model", numbers=("bits", metric_label(metric_name), "file, bytes", "bits/weight", "times smaller"))
     for row in rows:
-        figures = (row.bits, decimal(row.metric), count(row.file_bytes), decimal(row.stored_bits), times(row.ratio))
+        figures = (row.bits, score(row.metric, metric_name), count(row.file_bytes), decimal(row.stored_bits), times(row.ratio))
         _add(table, (row.name, *figures), style="bold" if row.is_teacher else None)
     return table
 

@@ -54,7 +54,7 @@ def load(data: Path | None = None) -> Task:
 def _split(name: str, folder: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     datasets = need_package("datasets", extra="all", purpose="CIFAR-10")
     if folder is None:
-        return _decode(datasets.load_dataset(HUB_NAME, split=name), name)
+        return _decode(_from_hub(name), name)
     files = sorted(str(path) for path in folder.glob(f"{name}*.parquet"))
     if not files:
         raise DataError(
@@ -62,11 +62,30 @@ def _split(name: str, folder: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
         )
     cache = _cache_path(files)
     if cache.exists():
-        arrays = np.load(cache)
-        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
-    images, labels = _decode(datasets.Dataset.from_parquet(files, keep_in_memory=True), name)
+        with np.load(cache) as arrays:
+            return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    try:
+        rows = datasets.Dataset.from_parquet(files, keep_in_memory=True)
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        raise DataError(
+            "intact parquet files", given=str(error.__cause__ or error), where=str(folder), fix="Copy or download them again."
+        ) from error
+    images, labels = _decode(rows, name)
     _store(cache, images, labels)
     return images, labels
+
+
+def _from_hub(name: str) -> Any:
+    datasets = need_package("datasets", extra="all", purpose="CIFAR-10")
+    try:
+        return datasets.load_dataset(HUB_NAME, split=name)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"the data set {HUB_NAME} from the Hugging Face hub",
+            given=f"{type(error).__name__}: {error}",
+            where=f"CIFAR-10 {name}",
+            fix="Check the connection, or point --data or BITSTILL_DATA at a folder with parquet files.",
+        ) from error
 
 
 def _decode(rows: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,13 +97,20 @@ def _decode(rows: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
             where=f"CIFAR-10 {name}",
             fix="Rename the columns of the file.",
         )
-    rows = rows.cast_column("img", datasets.Image())
-    labels = torch.tensor(rows["label"][:], dtype=torch.int64)
-    if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) > 9:
-        raise DataError("labels 0 to 9", given=f"{len(labels)} labels", where=f"CIFAR-10 {name}", fix="Check the file.")
-    pictures = tqdm(rows, desc=f"decoding {name} pictures", unit="picture", leave=False, mininterval=1.0)
-    stack = np.stack([np.asarray(row["img"].convert("RGB")) for row in pictures])
-    return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous(), labels
+    found = rows["label"][:]
+    wrong = [label for label in found if not isinstance(label, int) or not 0 <= label <= 9]
+    if wrong or not found:
+        given = f"{len(wrong)} others, such as {wrong[0]!r}" if wrong else "no rows"
+        raise DataError("labels 0 to 9", given=given, where=f"CIFAR-10 {name}", fix="Check the file.")
+    try:
+        rows = rows.cast_column("img", datasets.Image())
+        pictures = tqdm(rows, desc=f"decoding {name} pictures", unit="picture", leave=False, mininterval=1.0)
+        stack = np.stack([np.asarray(row["img"].convert("RGB")) for row in pictures])
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(
+            "pictures of one size that Pillow can read", given=str(error), where=f"CIFAR-10 {name}: img", fix="Check the file."
+        ) from error
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous(), torch.tensor(found, dtype=torch.int64)
 
 
 def _cache_path(files: list[str]) -> Path:

@@ -185,17 +185,22 @@ def from_architecture(config: dict[str, Any]) -> nn.Module:
     """Rebuild a network from what `architecture_of` wrote.
 
     Raises:
-        ArtifactError: if it is not one of bitstill's own architectures.
+        ArtifactError: if it is not one of bitstill's own architectures, or was given numbers that cannot be.
     """
     name = config.get("architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ArtifactError(
             f"one of bitstill's own architectures ({', '.join(sorted(ARCHITECTURES))})",
             given=f"a {config.get('class', name)}",
             where="config.json",
             fix="Build your network and pass it: bitstill.load(folder, model=network).",
         )
-    return _construct(decode(ARCHITECTURES[name][1], config["arguments"], "config.json: arguments"))
+    try:
+        return _construct(decode(ARCHITECTURES[name][1], config.get("arguments"), "config.json: arguments"))
+    except (SpecError, RuntimeError, ValueError) as error:
+        raise ArtifactError(
+            f"arguments of {name}", given=str(error), where="config.json", fix="The file was edited; deliver the model again."
+        ) from None
 
 
 def _construct(config: _Config) -> nn.Module:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from bitstill.artifact.files import write_file
+from bitstill.artifact.files import unwritable, write_file
 from bitstill.errors import CheckpointError
 
 _KEY = "bitstill_checkpoint"
@@ -57,6 +57,9 @@ def save(
         optimizer: of the stage under way, or None between stages.
         position: where the run is.
         identity: what makes it this run and no other (recipe, data, seed); resuming compares it.
+
+    Raises:
+        ArtifactError: the place cannot be written or is full; an older checkpoint there is kept.
     """
     tensors = {f"models/{name}": tensor.detach().cpu().contiguous() for name, tensor in _unique(models)}
     numbers: dict[str, Any] = {}
@@ -76,7 +79,10 @@ def save(
         "optimizer": numbers,
     }
     metadata = {_KEY: json.dumps(content, sort_keys=True, separators=(",", ":"))}
-    write_file(path, safetensors_bytes(tensors, metadata))
+    try:
+        write_file(path, safetensors_bytes(tensors, metadata))
+    except OSError as error:
+        raise unwritable(path, error) from None
 
 
 class Checkpoint:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from bitstill.errors import SpecError, TrainingError
+from bitstill.errors import SpecError, TrainingError, suggest
 from bitstill.lifecycle import freeze
 from bitstill.nn.transform import WeightTransform
 from bitstill.schedules import at
@@ -150,10 +150,14 @@ def train(
 def accelerator(settings: Settings) -> Accelerator:
     """Accelerate's view of devices, processes and trackers."""
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+    from accelerate.utils import DistributedDataParallelKwargs, LoggerType, ProjectConfiguration
 
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     trackers = list(settings.trackers) or None
+    known = LoggerType.list()
+    for name in settings.trackers:
+        if name not in known:
+            raise SpecError("a known tracker", given=repr(name), where="settings.trackers", fix=suggest(name, known))
     found = Accelerator(
         cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
         log_with=trackers,

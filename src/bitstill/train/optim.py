@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ class SGD:
     weight_decay: float = 5e-4
     learned_lr_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         """The torch optimizer over parameter groups."""
         return torch.optim.SGD(groups, lr=at(self.lr, 0.0), momentum=self.momentum, nesterov=self.nesterov)
@@ -49,6 +53,9 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.01
     learned_lr_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         """The torch optimizer over parameter groups."""
@@ -86,3 +93,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group its learning rate for the coming step."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def _check_numbers(optimizer: Optimizer) -> None:
+    """Refuse negative rates: torch looks at a schedule's first value only, and would climb the loss."""
+    rates = [at(optimizer.lr, progress) for progress in (0.0, 0.25, 0.5, 1.0)]
+    for name, values in (("lr", rates), ("weight_decay", [optimizer.weight_decay])):
+        if not all(0.0 <= value < math.inf for value in values):
+            raise SpecError(
+                f"{name} of at least 0",
+                given=str(getattr(optimizer, name)),
+                where=type(optimizer).__name__,
+                fix="Common learning rates are 1e-4 to 0.1." if name == "lr" else "Common values are 0 to 0.01.",
+            )

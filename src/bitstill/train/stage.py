@@ -6,6 +6,7 @@ teacher's end is always detached.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -104,8 +105,8 @@ class Stage:
             if self.terms:
                 raise self._error("a duration", "neither epochs nor steps", "Give epochs=10, for example.")
             return
-        if not duration > 0:
-            raise self._error("a duration above 0", str(duration), "Give at least one step.")
+        if not 0 < duration < math.inf:
+            raise self._error("a duration above 0", str(duration), "Give at least one step, and an end.")
         if not self.terms:
             raise self._error("at least one term", "none", "A stage without a loss trains nothing.")
         if not self.train:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.distill.taps import Output, as_logits, tap
-from bitstill.errors import DataError, TrainingError
+from bitstill.errors import DataError, MatchError, TrainingError
 from bitstill.schedules import at
 from bitstill.train.stage import Stage
 from bitstill.train.task import Batch, Task
@@ -67,6 +67,14 @@ def run(model: nn.Module, task: Task, batch: Batch, names: tuple[str, ...]) -> O
     """Run `model` on `batch` and collect its logits and the outputs of the modules `names`."""
     with tap(model, names) as features:
         logits = as_logits(task.forward(model, batch))
+    for name in names:
+        if name not in features:
+            raise MatchError(
+                "a module that runs and returns a tensor",
+                given=repr(name),
+                where=f"layer pair, {type(model).__name__}",
+                fix="Name a module that the forward pass calls.",
+            )
     return Output(logits, features)
 
 

@@ -90,6 +90,19 @@ class Task:
     metric_name: str = "accuracy"
     metric: Callable[[Tensor, Tensor], float] = lambda logits, labels: accuracy(logits, labels)
 
+    def __post_init__(self) -> None:
+        if self.classes is None:
+            return
+        for name, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            labels = split.labels
+            if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
+                raise DataError(
+                    f"int64 labels from 0 to {self.classes - 1}",
+                    given=f"{str(labels.dtype).removeprefix('torch.')} from {labels.min().item()} to {labels.max().item()}",
+                    where=f"{self.name}, {name} split",
+                    fix="Correct the labels or `classes`; classes=None is regression.",
+                )
+
     def sample(self, count: int = 2) -> Batch:
         """The first few training samples: enough to run a model once."""
         return self.train.take(torch.arange(min(count, len(self.train))))
@@ -98,12 +111,19 @@ class Task:
         """Run `model` on a sample and compare its output with the classes.
 
         Raises:
-            DataError: if it returns logits of another width than the task has classes.
+            DataError: if it cannot read the task's inputs, or returns logits of another width than the task has classes.
         """
         training = model.training
-        with torch.no_grad():
-            logits = self.forward(model.eval(), self.sample())
-        model.train(training)
+        try:
+            with torch.no_grad():
+                logits = as_logits(self.forward(model.eval(), self.sample()))
+        except (RuntimeError, IndexError) as error:
+            shapes = ", ".join(f"{key} {tuple(tensor.shape[1:])}" for key, tensor in self.train.inputs.items())
+            raise DataError(
+                f"a model that reads {self.name} ({shapes})", given=str(error), where=name, fix="Choose a model for this task."
+            ) from error
+        finally:
+            model.train(training)
         width = 1 if logits.ndim == 1 else logits.shape[-1]
         if self.classes is not None and width != self.classes:
             raise DataError(

@@ -1,0 +1,83 @@
+"""Axes on which compressed models can be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MARKS = (100, 99.9, 99.8, 99.5, 99, 98, 97, 95, 90, 80, 60, 40, 0)
+_FEWER = (100, 99.9, 99.5, 99, 97, 90, 60, 0)
+SPREAD = 15.0
+"""Percentage points from which a linear axis would squeeze the good models into one line."""
+
+
+def by_error(values: Sequence[float], metric_name: str) -> bool:
+    """Whether an axis for these values should be logarithmic in the error: accuracies, in percent, that spread far."""
+    return metric_name == "accuracy" and len(values) > 0 and max(values) - min(values) > SPREAD and max(values) <= 100
+
+
+def error_scale(axes: Axes, values: Sequence[float], *, few: bool = False) -> None:
+    """Make the vertical axis logarithmic in the error: 90, 99 and 99.9 % stand equally far apart, 100 % is still on it.
+
+    Args:
+        axes: with a percentage upwards.
+        values: all that must be seen.
+        few: fewer tick labels, for a low plot.
+    """
+    import numpy as np
+    from matplotlib.ticker import FixedLocator
+
+    errors = [100.0 - value for value in values]
+    # Added to every error, so that none at all is a finite place.
+    floor = max(min((error for error in errors if error > 0), default=1.0) / 2, 0.02)
+
+    def forward(percent: Any) -> Any:
+        return -np.log10(np.maximum(100.0 - np.asarray(percent, dtype=float) + floor, floor / 10))
+
+    def backward(place: Any) -> Any:
+        return 100.0 + floor - 10.0 ** -np.asarray(place, dtype=float)
+
+    low, high = float(forward(min(values))), float(forward(max(values)))
+    margin = 0.09 * (high - low)
+    bottom, top = max(0.0, float(backward(low - margin))), float(backward(high + margin))
+    axes.set_yscale("function", functions=(forward, backward))
+    axes.set_ylim(bottom, top)
+    axes.yaxis.set_major_locator(FixedLocator([mark for mark in (_FEWER if few else _MARKS) if bottom <= mark <= top]))
+    axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+
+
+def size_scale(axes: Axes, sizes: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic in bytes, with ticks in kB or MB (10^3, 10^6 bytes)."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    low, high = min(sizes) / 1.35, max(sizes) * 1.6
+    unit, name = (1e6, "MB") if high >= 2e6 else (1e3, "kB")
+    steps = (1, 2, 5) if high / low < 200 else (1,)
+    ticks = [step * 10.0**power for power in range(13) for step in steps if low <= step * 10.0**power <= high]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _position: f"{value / unit:,g}")
+    axes.set_xlim(low, high)
+    axes.set_xlabel(f"model.safetensors ({name}, log scale)")
+
+
+def loss_scale(axes: Axes, values: Sequence[float]) -> bool:
+    """Make the vertical axis logarithmic if the losses span more than a factor of 30; returns whether it did."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    if min(values) <= 0 or max(values) <= 30 * min(values):
+        axes.locator_params(axis="y", nbins=4)
+        if min(values) >= 0 and max(values) > 0:
+            axes.set_ylim(bottom=0)
+        return False
+    steps = (1, 3) if max(values) < 1000 * min(values) else (1,)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(FixedLocator([step * 10.0**power for power in range(-12, 12) for step in steps]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+    axes.set_ylim(min(values) / 1.3, max(values) * 1.3)
+    return True

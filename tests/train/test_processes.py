@@ -1,0 +1,66 @@
+"""Two processes at equal global batch train as one does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+REPOSITORY = Path(__file__).parents[2]
+
+CHILD = """
+import os, sys
+import torch
+from safetensors.torch import save_file
+from torch import nn
+import bitstill
+from bitstill.distill.losses import KL, CrossEntropy
+from bitstill.specs import Compression
+from bitstill.train.actions import Compress
+from bitstill.train.loop import Settings, train
+from bitstill.train.stage import Stage, Term
+from tests.train.tiny import network, task
+
+out, accumulate = sys.argv[1], int(sys.argv[2])
+teacher = network(1, 12)
+student = network(2)
+student.insert(1, nn.BatchNorm1d(8))
+rule = Compression(weight=bitstill.Uniform(bits=8, granularity=bitstill.PerChannel()))
+stage = Stage(
+    "s", terms=(Term(KL(), teacher="teacher"), Term(CrossEntropy(), weight=0.5)), steps=12, batch_size=24,
+    begin=(Compress("student", rule),),
+)
+settings = Settings(progress=False, device="cpu", teacher_precision="float32", accumulate=accumulate)
+train([stage], {"teacher": teacher, "student": student}, task(augmented=True), settings)
+if os.environ.get("RANK", "0") == "0":
+    save_file(student.state_dict(), out)
+"""
+
+
+def state(out: Path, processes: int, accumulate: int) -> dict[str, torch.Tensor]:
+    script = out.with_suffix(".py")
+    script.write_text(CHILD)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, *launcher, str(script), str(out), str(accumulate)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(out)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return state(tmp_path_factory.mktemp("one") / "state.safetensors", 1, 1)
+
+
+def test_two_gloo_processes_equal_one(tmp_path: Path, one_process: dict[str, torch.Tensor]) -> None:
+    """Weights, batch norm's running statistics and all, within 1e-4: sums are taken in another order."""
+    two = state(tmp_path / "state.safetensors", 2, 1)
+    assert two.keys() == one_process.keys()
+    for name, value in one_process.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-4, msg=name)
