@@ -47,7 +47,9 @@ inputs = st.one_of(
     st.builds(QuantizeInput, st.integers(2, 8), st.booleans(), st.just("tensor"), st.sampled_from(["clip", "step"])),
 )
 names = st.lists(st.text("abc.*", min_size=1, max_size=5), min_size=1, max_size=3).map(tuple)
-compressions = st.builds(Compression, names, names, weights, st.none() | inputs, st.none() | st.builds(Prune, st.floats(0, 0.99)))
+compressions = st.builds(
+    Compression, names, names, weights, st.none() | inputs, st.none() | st.builds(Prune, st.floats(0, 0.99))
+)
 
 
 @given(compressions)
@@ -89,7 +91,7 @@ def test_whole_numbers_are_floats_where_floats_are_wanted_but_not_the_other_way_
     ({"note": 3}, r"Box\.note"),
     ({"value": "fast"}, r"Box\.value"),
     ({"value": True}, r"Box\.value"),
-    ({"value": {"kind": "Cubik", "start": 0, "end": 1}}, r"Box\.value: wanted a known kind, got 'Cubik'\. Did you mean 'Cubic'"),
+    ({"value": {"kind": "Cubik", "start": 0, "end": 1}}, r"Box\.value: .* kind, got 'Cubik'\. Did you mean 'Cubic'"),
     ({"value": {"start": 0, "end": 1}}, r"Box\.value: wanted a key 'kind'"),
     ({"value": {"kind": "Cubic", "start": 0}}, r"Box\.value: wanted the setting 'end'"),
     ({"value": {"kind": "Cubic", "start": 0, "end": 1, "begin": 2}}, "begin < until"),

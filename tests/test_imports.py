@@ -49,7 +49,7 @@ def _is_type_checking(node: ast.AST) -> bool:
 
 
 def imports(path: Path, *, top_level: bool = False) -> set[str]:
-    """Modules that a file imports when it runs ("torch.nn", "bitstill.ops.uniform"); what only type checkers see is left out."""
+    """Modules that a file imports when it runs ("torch.nn", "bitstill.ops.uniform"); not what only type checkers see."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -61,7 +61,9 @@ def imports(path: Path, *, top_level: bool = False) -> set[str]:
             found.update(alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{path}: relative import"
-            submodules = {alias.name for alias in node.names if f"{node.module}.{alias.name}".removeprefix("bitstill.") in FILES}
+            submodules = {
+                alias.name for alias in node.names if f"{node.module}.{alias.name}".removeprefix("bitstill.") in FILES
+            }
             found.update(f"{node.module}.{name}" for name in submodules)
             if submodules != {alias.name for alias in node.names}:
                 found.add(node.module)
@@ -91,7 +93,9 @@ def test_the_walk_sees_imports_at_every_depth(tmp_path):
 
 
 def test_every_module_has_its_place():
-    homeless = {name for name in FILES if _layer(name) is None and name.split(".")[0] not in ("artifact", "export", "kernels", "hf")}
+    homeless = {
+        name for name in FILES if _layer(name) is None and name.split(".")[0] not in ("artifact", "export", "kernels", "hf")
+    }
     assert not homeless, f"add {sorted(homeless)} to a layer"
 
 

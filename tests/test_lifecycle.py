@@ -177,7 +177,7 @@ def test_input_alone_trains_but_cannot_be_delivered_and_says_so(zoo, ids, tmp_pa
     prepare(zoo, Compression(targets=("head",), input=QuantizeInput(8)))
     zoo(ids).sum().backward()
     assert zoo.head.weight.grad.abs().sum() > 0
-    with pytest.raises(SpecError, match="head: .*needs a weight quantizer too"):
+    with pytest.raises(SpecError, match=r"head: .*needs a weight quantizer too"):
         write_artifact(tmp_path, zoo)
 
 

@@ -98,7 +98,7 @@ def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Seque
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if not sign or not key:
-            raise SpecError("KEY=VALUE", given=repr(assignment), where="--set", fix="For example --set kd_weight=0.9")
+            raise SpecError("KEY=VALUE", given=repr(assignment), where="--set", fix="For example: --set kd_weight=0.9.")
         prefixed = key if key.split(".")[0] in ("settings", "storage", "options") else f"options.{key}"
         _put(content, prefixed, _parse(text, f"--set {key}"))
     for key, wanted in (("recipe", "--recipe, see `bitstill recipes`"), ("task", "--task, for example digits")):

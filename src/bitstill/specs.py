@@ -294,39 +294,25 @@ class Prune:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compression:
     """What to do to which modules.
 
     Args:
+        weight: the weight quantizer; without one nothing would be smaller.
         targets: patterns over module names ("encoder.*"), or roles ("role:stem", "role:classifier"); each must match.
         ignore: patterns or roles left alone, even if `targets` match them; each must match something too.
-        weight: the weight quantizer, or None to keep weights in float.
         input: the input quantizer, or None to keep inputs in float.
         prune: magnitude pruning of the same weights, or None.
     """
 
+    weight: Quantizer
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
-    weight: Quantizer | None = None
     input: QuantizeInput | None = None
     prune: Prune | None = None
 
     def __post_init__(self) -> None:
-        if self.weight is None and self.input is None and self.prune is None:
-            raise SpecError(
-                "something to do",
-                given="neither weight, input nor prune",
-                where="Compression",
-                fix="Give a weight quantizer, for example weight=Uniform(bits=4).",
-            )
-        if self.prune is not None and self.weight is None:
-            raise SpecError(
-                "a weight quantizer next to prune",
-                given="prune alone",
-                where="Compression",
-                fix="Add weight=Uniform(bits=8, symmetric=True); float weights with zeros would not make a smaller file.",
-            )
         if not self.targets:
             raise SpecError("at least one target", given="()", where="Compression", fix="Use targets=('*',) for all layers.")
 

@@ -69,12 +69,12 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], object]
 
 def refused(folder: Path, match: str, model: nn.Module | None = None) -> None:
     """Reading, and loading into `model`, ends in an ArtifactError that says where and what to do."""
-    with pytest.raises(ArtifactError, match=match) as caught:
+    with pytest.raises(ArtifactError, match=match) as caught:  # noqa: PT012
         archive = bitstill.read(folder)
         assert model is not None, "the damage went unnoticed"
         load_into(model, archive)
     assert caught.value.where
-    assert caught.value.fix.endswith((".", "?", "="))
+    assert caught.value.fix.endswith((".", "?"))
 
 
 def test_intact_files_are_read(copy, zoo):
@@ -102,7 +102,7 @@ def test_truncated_weights_at_every_interesting_length(copy, delivered):
     refused(copy, "damaged")
 
 
-@given(st.data())
+@given(data=st.data())
 def test_one_flipped_bit_anywhere_in_the_weights(data, delivered, tmp_path):
     target = tmp_path / "flipped"
     target.mkdir(exist_ok=True)
@@ -114,7 +114,7 @@ def test_one_flipped_bit_anywhere_in_the_weights(data, delivered, tmp_path):
     refused(target, "damaged")
 
 
-@given(st.data())
+@given(data=st.data())
 def test_truncated_config(data, delivered, tmp_path):
     target = tmp_path / "cut"
     target.mkdir(exist_ok=True)
@@ -156,21 +156,42 @@ def _plane(name: str, **changes: Any) -> Callable[[dict[str, Any]], object]:
     return lambda config: config["quantization_config"]["layers"][name]["planes"][0].update(changes)
 
 
-@pytest.mark.parametrize("change", [
-    _layer("head", shape=[60, 5]), _layer("head", shape=[5, 59]), _layer("head", shape="5x60"), _layer("head", kind="Conv2d"),
-    _layer("head", granularity={"kind": "channel"}), _layer("head", granularity={"kind": "group", "size": 64}),
-    _layer("head", granularity={"kind": "bucket", "size": 0}), _layer("head", granularity={"kind": "row"}), _layer("head", mask=True),
-    _layer("head", input=None), _layer("head", input={"bits": 4}), _layer("head", planes=[]), _layer("head", extra=1),
-    _layer("conv1", mask=False), _layer("head", scale_dtype="float16"),
-    _plane("head", levels=7), _plane("head", levels=4), _plane("head", first=1), _plane("head", step=2), _plane("head", offset=False),
-    _plane("head", coding="none"), _plane("head", coding="lzma"), _plane("head", layout="trits"), _plane("emb", first=0, step=1),
-    _plane("conv2", levels="3"),
-    lambda config: config["quantization_config"].pop("layers"), lambda config: config["quantization_config"].update(layers=None),
-    lambda config: config["quantization_config"]["layers"].pop("emb"),
-    lambda config: config["quantization_config"]["layers"].update(other=config["quantization_config"]["layers"]["emb"]),
-    lambda config: config["quantization_config"].pop("weights_sha256"),
-    lambda config: config["quantization_config"].update(weights_sha256="0" * 64),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        _layer("head", shape=[60, 5]),
+        _layer("head", shape=[5, 59]),
+        _layer("head", shape="5x60"),
+        _layer("head", kind="Conv2d"),
+        _layer("head", granularity={"kind": "channel"}),
+        _layer("head", granularity={"kind": "group", "size": 64}),
+        _layer("head", granularity={"kind": "bucket", "size": 0}),
+        _layer("head", granularity={"kind": "row"}),
+        _layer("head", mask=True),
+        _layer("head", input=None),
+        _layer("head", input={"bits": 4}),
+        _layer("head", planes=[]),
+        _layer("head", extra=1),
+        _layer("conv1", mask=False),
+        _layer("head", scale_dtype="float16"),
+        _plane("head", levels=7),
+        _plane("head", levels=4),
+        _plane("head", first=1),
+        _plane("head", step=2),
+        _plane("head", offset=False),
+        _plane("head", coding="none"),
+        _plane("head", coding="lzma"),
+        _plane("head", layout="trits"),
+        _plane("emb", first=0, step=1),
+        _plane("conv2", levels="3"),
+        lambda config: config["quantization_config"].pop("layers"),
+        lambda config: config["quantization_config"].update(layers=None),
+        lambda config: config["quantization_config"]["layers"].pop("emb"),
+        lambda config: config["quantization_config"]["layers"].update(other=config["quantization_config"]["layers"]["emb"]),
+        lambda config: config["quantization_config"].pop("weights_sha256"),
+        lambda config: config["quantization_config"].update(weights_sha256="0" * 64),
+    ],
+)
 def test_edited_records(copy, change):
     edit_config(copy, change)
     refused(copy, r"config\.json")
@@ -191,7 +212,7 @@ def test_files_of_two_artifacts(copy, tmp_path, zoo, write_artifact):
 
 def _damage_frame(position: int) -> Callable[[dict[str, np.ndarray]], object]:
     def change(tensors: dict[str, np.ndarray]) -> None:
-        tensors["head.codes"][position] ^= 0x10
+        tensors["head.codes"][position] ^= 0x08
 
     return change
 
@@ -208,7 +229,9 @@ def test_truncated_zstandard_frame_behind_a_correct_checksum(copy, keep, zoo):
     refused(copy, "intact Zstandard frame", zoo)
 
 
-@pytest.mark.parametrize("name", ["emb.codes", "emb.scale", "emb.offset", "emb.levels", "conv1.mask", "conv1.scale", "conv2.codes"])
+@pytest.mark.parametrize(
+    "name", ["emb.codes", "emb.scale", "emb.offset", "emb.levels", "conv1.mask", "conv1.scale", "conv2.codes"]
+)
 def test_tensors_that_are_missing_or_of_another_shape_behind_a_correct_checksum(copy, name):
     edit_tensors(copy, lambda tensors: tensors.update({name: tensors[name].ravel()[:-1]}))
     refused(copy, f"a tensor {name} of shape")
@@ -216,12 +239,11 @@ def test_tensors_that_are_missing_or_of_another_shape_behind_a_correct_checksum(
     refused(copy, f"a tensor {name} of shape.*got none")
 
 
-def test_codes_beyond_the_levels_behind_a_correct_checksum(copy, zoo):
+def test_codes_beyond_the_levels_behind_a_correct_checksum(copy):
     edit_tensors(copy, lambda tensors: tensors["emb.codes"].fill(255))
     archive = bitstill.read(copy)
-    with pytest.raises(ArtifactError, match="codes below 5, got 7|codes below 5"):
+    with pytest.raises(ArtifactError, match=r"emb\.codes: wanted codes below 5, got 7"):
         archive.weight("emb")
-    refused(copy, "codes below 5", zoo)
 
 
 def test_leftovers_that_are_missing_or_unknown(copy, zoo, make_zoo):
@@ -247,9 +269,9 @@ def test_another_architecture(copy, make_zoo):
     refused(copy, r"'head\.bias'", changed("head", nn.Linear(60, 5, bias=False)))
     refused(copy, r"norm", changed("norm", nn.BatchNorm1d(7)))
     refused(copy, r"missing \['more\.bias', 'more\.weight'\]", changed("more", nn.Linear(2, 2)))
-    refused(copy, "wanted a Points|wanted a Embedding layer, got none", nn.Sequential(nn.Linear(2, 2)))
+    refused(copy, "conv1: wanted a Conv1d layer, got none", nn.Sequential(nn.Linear(2, 2)))
 
 
 def test_a_model_that_is_already_compressed_is_another_architecture(copy, zoo):
     prepare(zoo, Compression(weight=Binary()))
-    refused(copy, "got CompressedEmbedding", zoo)
+    refused(copy, "got CompressedConv1d", zoo)

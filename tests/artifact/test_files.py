@@ -61,7 +61,7 @@ def test_an_older_artifact_is_replaced_whole(tmp_path):
 def test_an_exception_leaves_the_old_one_and_no_litter(tmp_path, error):
     target = tmp_path / "out"
     _fill(target, "old")
-    with pytest.raises(type(error)) as caught, replaced_folder(target) as folder:
+    with pytest.raises(type(error)) as caught, replaced_folder(target) as folder:  # noqa: PT012
         _fill(folder, "half")
         raise error
     assert caught.value is error
@@ -105,7 +105,7 @@ def test_a_failure_while_moving_into_place_leaves_the_old_one(tmp_path, monkeypa
     def fail(*arguments: object) -> None:
         raise OSError(errno.EIO, "disk")
 
-    with pytest.raises(OSError, match="disk"), replaced_folder(target) as folder:
+    with pytest.raises(OSError, match="disk"), replaced_folder(target) as folder:  # noqa: PT012
         _fill(folder, "new")
         monkeypatch.setattr(step, fail)
     assert (target / "content").read_text() == "old"

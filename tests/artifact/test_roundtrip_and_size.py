@@ -35,11 +35,19 @@ def _mlp() -> nn.Sequential:
 MLP_WEIGHTS, MLP_BIASES = 2 * 512 * 512 + 512 * 100, 512 + 512 + 100
 
 
-@pytest.mark.parametrize(("spec", "bits", "floats_per_group"), [
-    (Uniform(2, granularity=PerGroup(128)), 2, 2), (Uniform(4, granularity=Bucket(256)), 4, 2), (Uniform(8, granularity=PerGroup(128)), 8, 2),
-    (Uniform(3, granularity=PerGroup(64), symmetric=True), 3, 1), (Binary(PerGroup(128)), 1, 1), (Ternary(PerGroup(128)), 1.6, 1),
-    (Points(4), 2, 2), (Uniform(2, granularity=PerGroup(128), scale_dtype="float16"), 2, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "bits", "floats_per_group"),
+    [
+        (Uniform(2, granularity=PerGroup(128)), 2, 2),
+        (Uniform(4, granularity=Bucket(256)), 4, 2),
+        (Uniform(8, granularity=PerGroup(128)), 8, 2),
+        (Uniform(3, granularity=PerGroup(64), symmetric=True), 3, 1),
+        (Binary(PerGroup(128)), 1, 1),
+        (Ternary(PerGroup(128)), 1.6, 1),
+        (Points(4), 2, 2),
+        (Uniform(2, granularity=PerGroup(128), scale_dtype="float16"), 2, 1),
+    ],
+)
 def test_file_is_within_five_percent_of_the_arithmetic(spec: Quantizer, bits, floats_per_group, tmp_path, write_artifact):
     """bits x weights / 8, the scales, and four bytes for each bias: what a user computes on paper."""
     model = _mlp()
@@ -77,7 +85,9 @@ def test_every_byte_of_the_file_is_in_the_report(storage, zoo, tmp_path, write_a
     assert report.by_kind["masks"] == 6 * 3, "six rows of 21 bits, each beginning at a byte"
     assert report.by_kind["levels"] == 4 * 5
     assert sum(layer.weights for layer in report.layers) == 77 + 126 + 72 + 300
-    leftovers = {name: tensor.nbytes for name, tensor in load_file(folder / WEIGHTS).items() if name.endswith(("bias", "norm.weight"))}
+    leftovers = {
+        name: tensor.nbytes for name, tensor in load_file(folder / WEIGHTS).items() if name.endswith(("bias", "norm.weight"))
+    }
     assert report.largest_leftover is not None
     assert report.largest_leftover[1] == max(leftovers.values())
     check_size(report, folder)
@@ -121,12 +131,22 @@ def test_entropy_of_each_layer_is_that_of_its_codes(zoo, tmp_path, write_artifac
         assert layer.entropy_bits == pytest.approx(float(-(frequencies * np.log2(frequencies)).sum()))
 
 
-@pytest.mark.parametrize("spec", [Uniform(4, granularity=Bucket(4096)), Uniform(3, granularity=PerChannel()), Points(5, init="uniform"),
-                                  Ternary(), Uniform(8)])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Uniform(4, granularity=Bucket(4096)),
+        Uniform(3, granularity=PerChannel()),
+        Points(5, init="uniform"),
+        Ternary(),
+        Uniform(8),
+    ],
+)
 def test_entropy_coding_changes_the_size_and_nothing_else(spec, tmp_path, write_artifact, exact):
     model = _mlp()
     prepare(model, Compression(weight=spec))
-    plain, coded = (bitstill.read(write_artifact(tmp_path / str(how), model, Storage(entropy_coding=how))) for how in (False, True))
+    plain, coded = (
+        bitstill.read(write_artifact(tmp_path / str(how), model, Storage(entropy_coding=how))) for how in (False, True)
+    )
     assert os.path.getsize(coded.folder / WEIGHTS) <= os.path.getsize(plain.folder / WEIGHTS)
     for name in plain.layers:
         assert exact(coded.weight(name)) == exact(plain.weight(name))
@@ -139,7 +159,10 @@ def test_entropy_coding_comes_close_to_the_entropy_where_codes_are_skewed(tmp_pa
     with torch.no_grad():
         model[0].weight.normal_()
     prepare(model, Compression(weight=Uniform(4, granularity=Bucket(4096))))
-    plain, coded = (size_report(bitstill.read(write_artifact(tmp_path / str(how), model, Storage(entropy_coding=how)))) for how in (False, True))
+    plain, coded = (
+        size_report(bitstill.read(write_artifact(tmp_path / str(how), model, Storage(entropy_coding=how))))
+        for how in (False, True)
+    )
     entropy = coded.layers[0].entropy_bits
     assert entropy < 3.3
     assert coded.by_kind["codes"] < 1.05 * entropy * 512 * 512 / 8
@@ -164,6 +187,19 @@ def test_zstandard_round_trip_and_refusals():
         coding.decompress(b"no frame", 8, "here")
 
 
+def test_a_damaged_frame_never_decodes_to_other_bytes():
+    """Without a checksum, a flipped bit among the literals would."""
+    data = np.random.default_rng(0).binomial(8, 0.5, 400).astype(np.uint8).tobytes()
+    frame = coding.compress(data)
+    for position in range(len(frame)):
+        damaged = frame[:position] + bytes([frame[position] ^ 1]) + frame[position + 1 :]
+        try:
+            found = coding.decompress(damaged, len(data), "here")
+        except ArtifactError:
+            continue
+        assert found == data
+
+
 def test_entropy_coding_without_its_package_names_the_extra(zoo, tmp_path, write_artifact, monkeypatch):
     prepare(zoo, Compression(weight=Uniform(2)))
     monkeypatch.setitem(sys.modules, "zstandard", None)
@@ -177,6 +213,25 @@ def test_records_survive_json(zoo, tmp_path, write_artifact):
     archive = bitstill.read(write_artifact(tmp_path, zoo))
     for name, layer in archive.layers.items():
         assert LayerRecord.from_json(name, json.loads(json.dumps(layer.to_json()))) == layer
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"granularity": {"kind": "row"}}, {"granularity": {"kind": "bucket", "size": 0}},
+        {"granularity": {"kind": "bucket", "k": 3}},
+        {"granularity": "channel"},
+        {"shape": ["a"]}, {"shape": 3}, {"planes": [{"levels": 3}]}, {"planes": 3}, {"unknown": 1},
+    ],
+)  # fmt: skip
+def test_records_of_the_wrong_kind_are_refused(change, zoo, tmp_path, write_artifact):
+    prepare(zoo, Compression(weight=Uniform(2)))
+    record = bitstill.read(write_artifact(tmp_path, zoo)).layers["head"].to_json()
+    with pytest.raises(ArtifactError, match=r"layers\['head'\]"):
+        LayerRecord.from_json("head", {**record, **change})
+    for field in record:
+        with pytest.raises(ArtifactError, match=r"layers\['head'\]"):
+            LayerRecord.from_json("head", {key: value for key, value in record.items() if key != field})
 
 
 def test_nothing_executable_and_no_latent_weight_is_in_the_file(zoo, tmp_path, write_artifact):
@@ -212,7 +267,9 @@ def test_a_float_model_is_stored_whole(zoo, ids, tmp_path, write_artifact, make_
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_network_of_another_precision_is_loaded_as_it_was_delivered(dtype, zoo, ids, tmp_path, write_artifact, make_zoo, exact):
+def test_a_network_of_another_precision_is_loaded_as_it_was_delivered(
+    dtype, zoo, ids, tmp_path, write_artifact, make_zoo, exact
+):
     prepare(zoo, Compression(weight=Uniform(4)))
     zoo(ids)
     reloaded = load_into(make_zoo().to(dtype), bitstill.read(write_artifact(tmp_path, zoo)))

@@ -95,7 +95,10 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
             layer, x = nn.Linear(a, b, bias=draw(st.booleans())), torch.randn(3, a)
         case "conv1d":
             groups = draw(st.sampled_from([1, a]))
-            layer, x = nn.Conv1d(a, a * b, k, groups=groups, padding=draw(st.sampled_from([0, 2, "same"] if k % 2 else [0, 2]))), torch.randn(2, a, 7)
+            layer, x = (
+                nn.Conv1d(a, a * b, k, groups=groups, padding=draw(st.sampled_from([0, 2, "same"] if k % 2 else [0, 2]))),
+                torch.randn(2, a, 7),
+            )
         case "conv2d":
             mode = draw(st.sampled_from(["zeros", "circular"]))
             layer, x = nn.Conv2d(a, b, (k, 2), stride=2, padding=1, padding_mode=mode), torch.randn(2, a, 8, 6)
@@ -148,7 +151,8 @@ def _arguments(layer: nn.Module) -> dict[str, object]:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(
-    ("range_", "per"), [("dynamic", "token"), ("dynamic", "sample"), ("dynamic", "tensor"), ("clip", "tensor"), ("step", "tensor")]
+    ("range_", "per"),
+    [("dynamic", "token"), ("dynamic", "sample"), ("dynamic", "tensor"), ("clip", "tensor"), ("step", "tensor")],
 )
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_quantized_inputs_come_back_too(bits, range_, per, symmetric, make_zoo, ids, tmp_path, write_artifact, exact):
@@ -180,7 +184,11 @@ def test_stochastic_rounding_ends_when_frozen(symmetric, make_zoo, exact):
     nearest = make_zoo()
     nearest.load_state_dict(model.state_dict())
     prepare(nearest, Compression(weight=Uniform(3, symmetric=symmetric)))
-    assert exact(freeze(model).head.weight) == exact(nearest.head.effective_weight()) == exact(model.eval().head.effective_weight())
+    assert (
+        exact(freeze(model).head.weight)
+        == exact(nearest.head.effective_weight())
+        == exact(model.eval().head.effective_weight())
+    )
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

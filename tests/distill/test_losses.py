@@ -136,7 +136,7 @@ def test_soft_cross_entropy_over_one_logit_is_constant():
     student = torch.randn(6, 1, requires_grad=True)
     loss = soft_cross_entropy(student, teacher, "batchmean")
     loss.backward()
-    assert float(loss) == 0.0 and not student.grad.any()
+    assert loss.item() == 0.0 and not student.grad.any()
 
 
 def test_attention_transfer_is_the_formula_for_different_widths_and_ranks():

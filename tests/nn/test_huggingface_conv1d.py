@@ -17,7 +17,9 @@ Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
 
 @pytest.mark.parametrize("prune", [None, Prune(0.4)])
-@pytest.mark.parametrize("spec", [Uniform(3, granularity=PerGroup(5)), Binary(), Ternary(), Points(5, granularity=PerChannel())])
+@pytest.mark.parametrize(
+    "spec", [Uniform(3, granularity=PerGroup(5)), Binary(), Ternary(), Points(5, granularity=PerChannel())]
+)
 def test_it_lives_as_a_linear_of_the_transposed_weight(spec, prune, tmp_path, write_artifact, exact):
     model, x = nn.Sequential(Conv1D(9, 13)), torch.randn(4, 13)
     linear = nn.Sequential(nn.Linear(13, 9))
@@ -64,7 +66,14 @@ def test_a_namesake_is_not_taken_for_it():
 def test_a_whole_gpt2_is_compressed_and_delivered(tmp_path, write_artifact, exact):
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
-        vocab_size=31, n_positions=8, n_embd=12, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, attn_implementation="eager"
+        vocab_size=31,
+        n_positions=8,
+        n_embd=12,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation="eager",
     )
     model, ids = transformers.GPT2LMHeadModel(config), torch.arange(8)[None] % 31
     assert model.lm_head.weight is model.transformer.wte.weight

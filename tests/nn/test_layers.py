@@ -175,7 +175,9 @@ def test_packed_rows_equal_rows_of_the_packed_table(spec, prune, granularity, zo
         assert exact(packed(torch.tensor(rows))) == exact(packed()[rows])
 
 
-@pytest.mark.parametrize("weight", [Uniform(b) for b in range(1, 9)] + [Uniform(2, symmetric=True), Binary(), Ternary(), Points(5)])
+@pytest.mark.parametrize(
+    "weight", [Uniform(b) for b in range(1, 9)] + [Uniform(2, symmetric=True), Binary(), Ternary(), Points(5)]
+)
 def test_packed_layers_hold_bits_and_nothing_else(weight):
     """Bytes in memory: rows x ceil(bits x length / 8) for codes, plus scales, offsets, levels and the bias."""
     model = nn.Sequential(nn.Linear(100, 40))
@@ -256,7 +258,12 @@ def test_what_adopting_would_break_is_no_candidate(layer):
 
 
 def test_kinds_of_the_ordinary_layers():
-    layers = {"Linear": nn.Linear(2, 2), "Conv1d": nn.Conv1d(2, 2, 1), "Conv2d": nn.Conv2d(2, 2, 1), "Embedding": nn.Embedding(2, 2)}
+    layers = {
+        "Linear": nn.Linear(2, 2),
+        "Conv1d": nn.Conv1d(2, 2, 1),
+        "Conv2d": nn.Conv2d(2, 2, 1),
+        "Embedding": nn.Embedding(2, 2),
+    }
     assert {kind: kind_of(layer) for kind, layer in layers.items()} == {kind: kind for kind in layers}
     assert set(COMPRESSED_KINDS) == {*layers, "TransposedLinear"}
 

@@ -25,7 +25,9 @@ def groups_of(shape: tuple[int, ...], granularity: Granularity) -> list[list[int
             return [list(range(i, min(i + size, numel))) for i in range(0, numel, size)]
         case PerGroup(size):
             return [
-                list(range(r * row + i, min(r * row + i + size, (r + 1) * row))) for r in range(shape[0]) for i in range(0, row, size)
+                list(range(r * row + i, min(r * row + i + size, (r + 1) * row)))
+                for r in range(shape[0])
+                for i in range(0, row, size)
             ]
 
 

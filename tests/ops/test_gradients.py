@@ -42,7 +42,9 @@ def test_no_gradient_reaches_a_pruned_weight(spec):
 
 
 @pytest.mark.parametrize("prune", [None, Prune(0.3)])
-@pytest.mark.parametrize("spec", [Uniform(3, gradient=Clipped(0.5)), Binary(gradient=Clipped(0.5)), Ternary(gradient=Clipped(0.5))])
+@pytest.mark.parametrize(
+    "spec", [Uniform(3, gradient=Clipped(0.5)), Binary(gradient=Clipped(0.5)), Ternary(gradient=Clipped(0.5))]
+)
 def test_clipped_quantizes_the_clipped_weight_and_stops_the_gradient_outside(spec, prune):
     w, upstream = torch.randn(4, 7), torch.randn(4, 7)
     found, transform = _gradient(spec, w, upstream, prune)
@@ -174,7 +176,9 @@ def test_round_ste_and_scale_gradient():
     assert x.grad.tolist() == [0.25, 0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("spec", [Uniform(3), Uniform(3, gradient=Clipped()), Uniform(2, gradient=ExactScale()), Points(3), Ternary()])
+@pytest.mark.parametrize(
+    "spec", [Uniform(3), Uniform(3, gradient=Clipped()), Uniform(2, gradient=ExactScale()), Points(3), Ternary()]
+)
 def test_bfloat16_weights_receive_bfloat16_gradients(spec):
     w = torch.randn(4, 6, dtype=torch.bfloat16)
     upstream = torch.randn(4, 6, dtype=torch.bfloat16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -87,7 +88,7 @@ def test_sharing_keeps_the_sum_the_halves_and_the_order(pairs):
     assert all(2 <= n <= 256 for n in new)
     if len(set(counts)) == 1:
         order = sorted(range(len(norms)), key=norms.__getitem__)
-        assert all(new[a] <= new[b] + 1 for a, b in zip(order, order[1:], strict=False)), "a larger gradient earns as many"
+        assert all(new[a] <= new[b] + 1 for a, b in itertools.pairwise(order)), "a larger gradient earns as many"
 
 
 def test_sharing_stays_within_the_limits():

@@ -74,3 +74,16 @@ def test_error_axis_spreads_the_top_and_holds_no_error_at_all() -> None:
         assert np.isfinite(places).all()
         assert (np.diff(places) > 0).all()
         assert places[2] - places[1] > 0.8 * (places[1] - places[0])
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("values", [[10.0, 100.0], [0.0, 99.5, 100.0], [60.0, 80.0], [10.0, 99.99], [80.0, 96.0]])
+def test_ticks_of_the_error_axis_do_not_collide(values: list[float], few: bool) -> None:
+    with canvas(4, 1.1 if few else 4, "test") as figure:
+        axes = figure.subplots()
+        error_scale(axes, values, few=few)
+        low, high = axes.get_ylim()
+        ticks = sorted(tick for tick in axes.get_yticks() if low <= tick <= high)
+        assert len(ticks) >= 2
+        places = 72 / figure.dpi * axes.transData.transform([(0, tick) for tick in ticks])[:, 1]
+        assert (np.diff(places) > 8.5).all()

@@ -196,7 +196,10 @@ def test_stochastic_rounding_and_bf16_train() -> None:
 
 @pytest.mark.parametrize("optimizer", [SGD(0.05), AdamW(0.01)])
 def test_history_has_loss_and_validation_of_every_stage(optimizer: SGD | AdamW) -> None:
-    stages = [Stage("a", terms=(CE,), epochs=1, batch_size=32, optimizer=optimizer), Stage("b", terms=(CE,), epochs=2, batch_size=32)]
+    stages = [
+        Stage("a", terms=(CE,), epochs=1, batch_size=32, optimizer=optimizer),
+        Stage("b", terms=(CE,), epochs=2, batch_size=32),
+    ]
     history = train(stages, {"student": network(1)}, task(), QUIET)
     assert [entry["step"] for entry in history if entry["stage"] == "b" and "validation" in entry] == [3, 6]
     assert {entry["stage"] for entry in history if "loss" in entry} == {"a", "b"}
@@ -228,7 +231,12 @@ def test_other_classes_other_models_uneven_batches() -> None:
     with pytest.raises(SpecError, match=r"'teacher'.*Valid: student"):
         train([stage], {"student": network(1)}, task(), QUIET)
     with pytest.raises(SpecError, match="share evenly"):
-        train([Stage("s", terms=(CE,), steps=2, batch_size=32)], {"student": network(1)}, task(), Settings(accumulate=3, progress=False))
+        train(
+            [Stage("s", terms=(CE,), steps=2, batch_size=32)],
+            {"student": network(1)},
+            task(),
+            Settings(accumulate=3, progress=False),
+        )
     feature = Stage("s", terms=(Term(FeatureMSE((Pair("0", "7"),)), teacher="teacher"),), steps=2, batch_size=32)
     with pytest.raises(MatchError, match="module to tap"):
         train([feature], {"teacher": network(2), "student": network(1)}, task(), QUIET)

@@ -161,9 +161,7 @@ def compress_layer(original: nn.Module, kind: str, compression: Compression) -> 
     layer = adopt(original, COMPRESSED_KINDS[kind])
     weight = original.weight.T if kind == "TransposedLinear" else original.weight
     assert isinstance(weight, Tensor)
-    identity = compression.weight is None
-    transform = nn.Identity() if identity else WeightTransform(compression.weight, weight, compression.prune)  # type: ignore[arg-type]
-    layer.add_module("weight_transform", transform)
+    layer.add_module("weight_transform", WeightTransform(compression.weight, weight, compression.prune))
     takes_ids = kind == "Embedding"
     layer.add_module("input_transform", nn.Identity() if takes_ids else input_transform(compression.input))
     layer.train(original.training)

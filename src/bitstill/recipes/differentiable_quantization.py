@@ -26,12 +26,16 @@ class DifferentiableQuantization:
 
     Args:
         bits: 1 to 8; each tensor starts with 2^bits points.
-        granularity, scale_dtype, skip: as `QuantizedDistillation`.
+        granularity: which weights share a range (paper: `Bucket(256)`, whose groups cross rows and cannot be exported).
+        scale_dtype: precision of ranges on disk and in training (paper: "float32").
+        skip: layers left in float: "roles" the stem and the classifier, "none" (paper, small students), or "paper", its code's
+            literal first and last tensor.
         init: where points start, "quantiles" (paper) or "uniform".
         share_points: share the points out among layers by gradient norm (paper).
         teacher: "self", the un-quantized student (paper's code), or "teacher".
         alternate: also train the weights, in turns of one epoch each, ending on the weights (paper's mixed mode).
-        temperature, kd_weight, reduction: as `QuantizedDistillation`.
+        temperature, kd_weight: T and lam of lam T^2 KL + (1 - lam) CE (paper's code: 2 and 0.7).
+        reduction: of the KL over the batch: "batchmean", or "mean" (paper's code: also divides by the number of classes).
         epochs: for the points (paper: 10 at 4 bits, 20 at 2 bits), over all turns when alternating.
         steps: duration for the points in optimizer steps instead of epochs; not when alternating.
         augment: use the task's augmentation.

@@ -15,7 +15,12 @@ from bitstill.train.stage import Stage
 class PostTraining:
     """Quantize a trained student as it is ("post-mortem quantization" of Polino et al. 2018).
 
-    Args: as `QuantizedDistillation`.
+    Args:
+        bits: 1 (binary), "ternary", or 2 to 8 (affine, min-max).
+        granularity: which weights share a scale.
+        scale_dtype: precision of scales on disk.
+        skip: layers left in float: "roles" the stem and the classifier, "none", or "paper", the literal first and last tensor.
+        input: input quantization; None keeps inputs in float.
     """
 
     bits: int | Literal["ternary"] = 4

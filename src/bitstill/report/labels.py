@@ -61,8 +61,10 @@ def place_labels(
     soft = [box for line in lines for box in _along(*line)]
     placed: dict[int, Box] = {}
     for index in sorted(range(len(points)), key=lambda i: -_crowding(points, i)):
-        taken = [*markers, *placed.values()]
-        placed[index] = _place(points[index], sizes[index], taken, soft, frame, radius)
+        box = _place(points[index], sizes[index], markers, list(placed.values()), soft, frame, radius)
+        placed[index] = box
+        line = leader(points[index], box, radius)
+        soft += _along(*line) if line else []
     return [placed[index] for index in range(len(points))]
 
 
@@ -77,18 +79,31 @@ def leader(point: Point, box: Box, radius: float = 4.0) -> tuple[Point, Point] |
     return (point[0] + share * (x - point[0]), point[1] + share * (y - point[1])), (x, y)
 
 
-def _place(point: Point, size: Point, taken: list[Box], soft: list[Box], frame: Box, radius: float) -> Box:
-    # First the near places that cross no line, then any place inside the frame, then outside of it.
+def _place(point: Point, size: Point, markers: list[Box], labels: list[Box], soft: list[Box], frame: Box, radius: float) -> Box:
     limit = max(frame.right - frame.left, frame.top - frame.bottom)
-    for avoid, bounds, farthest in ((taken + soft, frame, 0.2 * limit), (taken, frame, limit), (taken, None, math.inf)):
+    taken = markers + labels
+    # Where to look, what to avoid besides, how far to go, and which labels a leader line may not strike through.
+    searches: tuple[tuple[Box | None, list[Box], float, list[Box]], ...] = (
+        (frame, soft, 0.2 * limit, labels),
+        (frame, [], limit, labels),
+        (frame, [], limit, []),
+        (None, [], math.inf, []),
+    )
+    for bounds, avoid, farthest, struck in searches:
         distance = radius + GAP
         while distance <= farthest:
             for box in _ring(point, size, distance):
-                free = not any(box.overlaps(other) for other in avoid)
-                if free and (bounds is None or box.within(bounds)):
+                free = not any(box.overlaps(other) for other in taken + avoid)
+                if free and (bounds is None or box.within(bounds)) and not _strikes(point, box, struck, radius):
                     return box
             distance += STEP
     raise AssertionError("rings grow for ever")
+
+
+def _strikes(point: Point, box: Box, labels: list[Box], radius: float) -> bool:
+    """Whether the leader line of a label at `box` would run through another label."""
+    line = leader(point, box, radius)
+    return line is not None and any(step.overlaps(label) for step in _along(*line) for label in labels)
 
 
 def _ring(point: Point, size: Point, distance: float) -> list[Box]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MARKS = (100, 99.9, 99.8, 99.5, 99, 98, 97, 95, 90, 80, 60, 40, 0)
-_FEWER = (100, 99.9, 99.5, 99, 97, 90, 60, 0)
+_MARKS = (99, 90, 0, 97, 60, 99.9, 100, 95, 99.5, 80, 98, 40, 99.8)
+"""Candidates for ticks, the most welcome first."""
 SPREAD = 15.0
 """Percentage points from which a linear axis would squeeze the good models into one line."""
 
@@ -45,7 +45,12 @@ def error_scale(axes: Axes, values: Sequence[float], *, few: bool = False) -> No
     bottom, top = max(0.0, float(backward(low - margin))), float(backward(high + margin))
     axes.set_yscale("function", functions=(forward, backward))
     axes.set_ylim(bottom, top)
-    axes.yaxis.set_major_locator(FixedLocator([mark for mark in (_FEWER if few else _MARKS) if bottom <= mark <= top]))
+    gap = (0.2 if few else 0.06) * (high - low + 2 * margin)
+    ticks: list[float] = []
+    for mark in _MARKS:
+        if bottom <= mark <= top and all(abs(float(forward(mark) - forward(tick))) >= gap for tick in ticks):
+            ticks.append(mark)
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(lambda value, _position: f"{value:g}")
 
 

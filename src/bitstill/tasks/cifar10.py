@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +63,17 @@ def _split(name: str, folder: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
             f"{name}*.parquet", given="no such files", where=str(folder), fix="Point --data or BITSTILL_DATA at the folder."
         )
     cache = _cache_path(files)
-    if cache.exists():
-        with np.load(cache) as arrays:
-            return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    unusable = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+    with contextlib.suppress(*unusable), open(cache, "rb") as file, np.load(file) as arrays:
+        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     try:
         rows = datasets.Dataset.from_parquet(files, keep_in_memory=True)
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         raise DataError(
-            "intact parquet files", given=str(error.__cause__ or error), where=str(folder), fix="Copy or download them again."
+            "intact parquet files with rows",
+            given=str(error.__cause__ or error),
+            where=str(folder),
+            fix="Copy or download them again.",
         ) from error
     images, labels = _decode(rows, name)
     _store(cache, images, labels)
@@ -106,7 +111,7 @@ def _decode(rows: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         rows = rows.cast_column("img", datasets.Image())
         pictures = tqdm(rows, desc=f"decoding {name} pictures", unit="picture", leave=False, mininterval=1.0)
         stack = np.stack([np.asarray(row["img"].convert("RGB")) for row in pictures])
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, NotImplementedError) as error:
         raise DataError(
             "pictures of one size that Pillow can read", given=str(error), where=f"CIFAR-10 {name}: img", fix="Check the file."
         ) from error

@@ -175,8 +175,9 @@ def build(name: str, seed: int = 0, role: str = "") -> nn.Module:
 
 def architecture_of(model: nn.Module) -> dict[str, Any]:
     """What `config.json` says about the architecture, so that `from_architecture` can rebuild it; a note if it cannot."""
-    if isinstance(model, (ConvNet, ResNet)):
-        name = next(name for name, (cls, _) in ARCHITECTURES.items() if type(model) is cls)
+    # The exact class: a subclass may have a forward of its own, which a name in a file would not bring back.
+    name = next((name for name, (cls, _) in ARCHITECTURES.items() if type(model) is cls), None)
+    if name is not None and isinstance(model, (ConvNet, ResNet)):
         return {"architecture": name, "arguments": asdict(model.config)}
     return {"architecture": None, "class": f"{type(model).__module__}.{type(model).__qualname__}"}
 

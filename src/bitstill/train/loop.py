@@ -352,7 +352,7 @@ def _trainable(module: nn.Module, which: str) -> Iterator[None]:
 
 def _synced_norms(module: nn.Module) -> contextlib.AbstractContextManager[None]:
     # torch.distributed takes a while to import, and most runs have one process.
-    from bitstill.nn.synced_norm import synced_norms
+    from bitstill.train.synced_norm import synced_norms
 
     return synced_norms(module)
 

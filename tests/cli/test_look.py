@@ -1,0 +1,69 @@
+"""Looking at artifacts and recipes: evaluate, inspect, recipes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import bitstill
+from bitstill.recipes import RECIPES
+from bitstill.tasks import load_task
+from bitstill.train.task import accuracy, predict
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_evaluate_finds_exactly_the_reported_figure(cli, delivered):
+    found = json.loads(cli("evaluate", delivered, "--json").out)
+    assert found == {"task": "digits", "split": "test", "samples": 497, "metric": "accuracy",
+                     "value": report(delivered)["delivered"]["test"]}  # fmt: skip
+    text = cli("evaluate", delivered)
+    assert text.err == "" and f"{found['value']:.2f}" in text.out and "497" in text.out
+
+
+def test_evaluate_on_the_validation_split(cli, delivered):
+    found = json.loads(cli("evaluate", delivered, "--split", "validation", "--json").out)
+    task = load_task("digits")
+    wanted = accuracy(predict(bitstill.load(delivered), task, task.validation), task.validation.labels)
+    assert (found["split"], found["samples"], found["value"]) == ("validation", 200, wanted)
+
+
+def test_inspect_lists_every_layer_and_accounts_for_every_byte(cli, delivered):
+    found = json.loads(cli("inspect", delivered, "--json").out)
+    parameters = {row["parameter"]: row["action"] for row in found["parameters"]}
+    wanted = {name for name, _ in bitstill.tasks.models.build("digits-student").named_parameters()}
+    assert wanted <= set(parameters)
+    quantized = {name for name, action in parameters.items() if action == "quantized"}
+    assert quantized == {row["parameter"] for row in report(delivered)["parameters"] if row["action"] == "quantized"}
+    assert sum(found["size"]["by_kind"].values()) == found["size"]["file_bytes"]
+    assert found["size"]["file_bytes"] == (delivered / "model.safetensors").stat().st_size
+    assert found["size"] == report(delivered)["size"]
+    table = cli("inspect", delivered).out
+    for name in quantized:
+        assert name.removesuffix(".weight") in table
+    assert f"{found['size']['file_bytes']:,}" in table
+
+
+def test_inspect_needs_no_known_architecture(cli, older):
+    config = json.loads((older / "config.json").read_text())
+    config.update(architecture=None, task="mine")
+    (older / "config.json").write_text(json.dumps(config))
+    assert json.loads(cli("inspect", older, "--json").out)["task"] == "mine"
+
+
+def test_recipes_are_listed(cli):
+    names = {row["name"] for row in json.loads(cli("recipes", "--json").out)}
+    assert names == set(RECIPES)
+    text = cli("recipes").out
+    assert all(name in text for name in RECIPES)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_options_of_a_recipe_are_listed(cli, name):
+    found = json.loads(cli("recipes", name, "--json").out)
+    text = cli("recipes", name).out
+    assert found["name"] == name and found["options"]
+    assert all(option["name"] in text for option in found["options"])
