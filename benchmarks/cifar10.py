@@ -2,9 +2,9 @@
 
     python benchmarks/cifar10.py --data FOLDER            # writes benchmarks/results/cifar10.json and .md
 
-Rows are written as they finish; a run that was stopped continues with the row it was in, from that row's checkpoint. All
-students have the same schedule, far shorter than the paper's 200 epochs. As in the paper, weights are quantized in flat buckets of 256
-with float32 scales, first and last layers included.
+Rows are written as they finish; a run that was stopped continues with the row it was in, from that row's checkpoint.
+All students have the same schedule, far shorter than the paper's 200 epochs. As in the paper, weights are quantized in
+flat buckets of 256 with float32 scales, first and last layers included.
 """
 
 from __future__ import annotations

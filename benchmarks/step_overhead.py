@@ -138,11 +138,12 @@ def main() -> None:
     arguments.result.parent.mkdir(parents=True, exist_ok=True)
     arguments.result.write_text(json.dumps(result, indent=1) + "\n")
     lines = [
-        "| student | precision | bits | scales per | unavoidable, ms | compression | whole step, float | whole step, quantized |",
+        "| student | precision | bits | scales per | unavoidable, ms | compression | whole float step | whole quantized step |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {r['student']} | {r['precision']} | {r['bits']} | {r['granularity']} | {r['float_ms']:.0f} | {r['compression']:.3f} "
+        f"| {r['student']} | {r['precision']} | {r['bits']} | {r['granularity']} | {r['float_ms']:.0f} "
+        f"| {r['compression']:.3f} "
         f"| {r['float_whole_step']:.3f} | {r['whole_step']:.3f} |"
         for r in rows
     ]

@@ -42,8 +42,6 @@ from bitstill.specs import (
     (lambda: Prune(1.0), "at least 0 and below 1"),
     (lambda: Prune(-0.1), "at least 0 and below 1"),
     (lambda: Prune(math.nan), "at least 0 and below 1"),
-    (lambda: Compression(), "something to do"),
-    (lambda: Compression(prune=Prune(0.5)), "a weight quantizer next to prune"),
     (lambda: Compression(targets=(), weight=Binary()), "at least one target"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(make, message):

@@ -9,7 +9,6 @@ import sys
 import pytest
 import yaml
 
-from bitstill.cli.main import main
 from bitstill.recipes import RECIPES
 
 QD = ("compress", "--recipe", "quantized-distillation", "--task", "digits", "--student", "digits-student")
@@ -151,4 +150,4 @@ def test_in_a_process_of_its_own_an_error_is_one_message(tmp_path, delivered):
 def test_in_a_process_of_its_own_inspect_prints_json_alone(tmp_path, delivered):
     run = console("inspect", delivered, "--json", cwd=tmp_path)
     assert (run.returncode, run.stderr) == (0, "")
-    assert json.loads(run.stdout)["task"] == "digits" and callable(main)
+    assert json.loads(run.stdout)["task"] == "digits"

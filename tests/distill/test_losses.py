@@ -204,3 +204,8 @@ def test_losses_are_computed_in_float32_whatever_the_logits_are(loss):
     wanted = loss(Output(student.bfloat16().float()), Output(teacher.bfloat16().float()), labels, 0)
     assert found.dtype == torch.float32 and torch.equal(found, wanted)
     assert loss.taps() == ((), ())
+
+
+def test_cross_entropy_refuses_values_that_are_not_classes():
+    with pytest.raises(DataError, match=r"classes as labels, got torch.float32 values. Use MeanSquaredError"):
+        CrossEntropy()(Output(torch.randn(5, 1)), None, torch.randn(5), 0)

@@ -238,7 +238,7 @@ def real():
 def test_the_real_files_hold_all_sixty_thousand(real):
     rows = {name: sum(pq.read_metadata(f).num_rows for f in real if f.name.startswith(name)) for name in ("train", "test")}
     assert rows == {"train": 50_000, "test": 10_000}
-    labels = pq.read_table([f for f in real if f.name.startswith("test")][0], columns=["label"])["label"].to_pylist()
+    labels = pq.read_table(next(f for f in real if f.name.startswith("test")), columns=["label"])["label"].to_pylist()
     assert [labels.count(n) for n in range(10)] == [1000] * 10
 
 

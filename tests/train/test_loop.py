@@ -32,7 +32,7 @@ CE = Term(CrossEntropy())
 
 
 def test_quantized_distillation_is_the_published_algorithm() -> None:
-    """Polino et al. (2018), algorithm 1, written out: quantize, forward and backward there, restore, step on the latent weights."""
+    """Polino et al. (2018), algorithm 1, written out: quantize, forward and backward there, restore, step on the latent."""
     data, teacher, student = task(), network(1, 12), network(2)
     by_hand = copy.deepcopy(student)
     latent = list(by_hand.parameters())
@@ -211,7 +211,7 @@ def test_a_term_without_gradient_is_an_error() -> None:
     object.__setattr__(regression, "classes", None)
     wide, narrow = nn.Sequential(nn.Linear(6, 1)), nn.Sequential(nn.Linear(6, 1))
     stage = Stage("s", terms=(Term(SoftCrossEntropy(), teacher="teacher"),), steps=12, batch_size=32)
-    with pytest.raises(TrainingError, match="SoftCrossEntropy.*exactly zero"):
+    with pytest.raises(TrainingError, match=r"SoftCrossEntropy.*exactly zero"):
         train([stage], {"teacher": wide, "student": narrow}, regression, QUIET)
     stage = Stage("s", terms=(Term(MeanSquaredError(), teacher="teacher"),), steps=12, batch_size=32)
     train([stage], {"teacher": wide, "student": narrow}, regression, QUIET)
@@ -303,7 +303,7 @@ def test_stopping_at_every_step_and_resuming_gives_the_same_bytes(tmp_path: Path
     saves = 0
     real = loop.checkpoint.save
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     for stop_after in range(1, 13):
@@ -314,11 +314,11 @@ def test_stopping_at_every_step_and_resuming_gives_the_same_bytes(tmp_path: Path
             saves += 1
             real(*arguments)  # type: ignore[arg-type]
             if saves == limit:
-                raise Stopped
+                raise StoppedError
 
         path = tmp_path / f"stopped-{stop_after}"
         monkeypatch.setattr(loop.checkpoint, "save", save)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run(path, 5, resume=False)
         monkeypatch.setattr(loop.checkpoint, "save", real)
         resumed = run(path, 5, resume=True)

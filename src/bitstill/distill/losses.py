@@ -85,6 +85,13 @@ class CrossEntropy:
     needs_teacher = False
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        if labels.is_floating_point() and labels.ndim == 1:
+            raise DataError(
+                "classes as labels",
+                given=f"{labels.dtype} values",
+                where="CrossEntropy",
+                fix="Use MeanSquaredError for regression.",
+            )
         return F.cross_entropy(student.logits.float(), labels, label_smoothing=self.label_smoothing)
 
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:

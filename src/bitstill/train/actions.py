@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitstill.distill.taps import as_logits
 from bitstill.errors import SpecError, suggest
 from bitstill.lifecycle import prepare
 from bitstill.nn.layers import is_compressed
@@ -131,7 +132,7 @@ def _mean_gradients(
     for index in range(batches):
         start = index * batch_size % max(1, len(order) - batch_size + 1)
         batch = {k: v.to(device) for k, v in task.train.take(order[start : start + batch_size]).items()}
-        loss = F.cross_entropy(task.forward(model, batch).float(), batch["labels"])
+        loss = F.cross_entropy(as_logits(task.forward(model, batch)).float(), batch["labels"])
         grads = torch.autograd.grad(loss, weights)
         total = [t + g for t, g in zip(total, grads, strict=True)]
     model.train(training)
