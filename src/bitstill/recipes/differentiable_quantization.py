@@ -31,7 +31,7 @@ class DifferentiableQuantization:
         skip: layers left in float: "roles" the stem and the classifier, "none" (paper, small students), or "paper", its code's
             literal first and last tensor.
         init: where points start, "quantiles" (paper) or "uniform".
-        share_points: share the points out among layers by gradient norm (paper: yes; at 2 bits it leaves some layers too few).
+        share_points: share the points out among layers by gradient norm (paper: yes; at 2 bits some get too few).
         teacher: "self", the un-quantized student (paper's code), or "teacher".
         alternate: also train the weights, in turns of one epoch each, ending on the weights (paper's mixed mode).
         temperature, kd_weight: T and lam of lam T^2 KL + (1 - lam) CE (paper's code: 2 and 0.7).
@@ -40,8 +40,9 @@ class DifferentiableQuantization:
         steps: duration for the points in optimizer steps instead of epochs; not when alternating.
         augment: use the task's augmentation.
         batch_size: samples per step.
-        point_lr: Adam's step for the points at the start of a cosine schedule. A point's gradient is a sum over all its weights,
-            so a step that suits a small layer makes a large one diverge under plain SGD (paper: SGD, 1e-6 to 1e-4).
+        point_lr: Adam's step for the points, at the start of a cosine schedule. Larger steps overshoot: points move and weights
+            change over to other points. Adam, since a point's gradient is a sum over all its weights: under plain SGD a rate
+            that suits a small layer makes a large one diverge (paper: SGD, 1e-6 to 1e-4).
         float_epochs: distil the float student for so long first; 0 for a student that is trained already.
         lr, weight_decay: for float distillation and for the weights when alternating.
         teacher_epochs, teacher_lr: for a teacher that has to be trained first.
@@ -62,7 +63,7 @@ class DifferentiableQuantization:
     steps: int | None = None
     augment: bool = True
     batch_size: int = 128
-    point_lr: float = 0.01
+    point_lr: float = 1e-3
     float_epochs: float = 30
     lr: float = 0.02
     weight_decay: float = 5e-4
