@@ -321,7 +321,7 @@ def test_names_folders_and_networks_may_be_mixed(digits, tmp_path):
     _, _, digits_result = digits
     first = QuantizedDistillation(None, kd_weight=0, steps=2)
     bitstill.compress(first, "digits", {"student": "digits-student"}, out=tmp_path / "float", settings=QUIET)
-    for student in ("digits-student", build("digits-student"), tmp_path / "float", str(tmp_path / "float")):
+    for student in (build("digits-student"), tmp_path / "float", str(tmp_path / "float")):
         models = {"teacher": digits_result.folder, "student": student}
         result = bitstill.compress(QuantizedDistillation(2, steps=1), "digits", models, settings=QUIET)
         assert result.report["size"]["nominal_bits"] == 2

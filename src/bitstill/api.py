@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,17 @@ from bitstill.artifact.size import size_report
 from bitstill.artifact.writer import Storage, write_weights
 from bitstill.decode import encode
 from bitstill.delivery import deliver, environment, measure
-from bitstill.distill.taps import tap
-from bitstill.errors import ArtifactError, SpecError, suggest
+from bitstill.errors import ArtifactError, CheckpointError, SpecError
 from bitstill.lifecycle import PrepareReport, report
 from bitstill.nn.packed import is_packed
-from bitstill.nn.transform import check_finite
 from bitstill.recipes import Recipe, recipe_name, recipe_named
+from bitstill.roles import ModelLike, check_model, check_student, rehearse, resolve_models, trains_teacher
 from bitstill.runfile import RunFile
 from bitstill.tasks import load_task
-from bitstill.tasks.models import MODELS, build, from_architecture
+from bitstill.tasks.models import from_architecture
 from bitstill.train.loop import Settings, train
 from bitstill.train.stage import Stage
-from bitstill.train.step import taps
 from bitstill.train.task import Task, evaluate
-
-ModelLike = nn.Module | str | Path
-"""A network; the name of one of bitstill's, freshly initialised; or the folder of an artifact."""
 
 
 class _Scratch:
@@ -101,7 +96,7 @@ def compress(
         out: where to deliver; None keeps the artifact in a temporary folder until `Result.save`.
         settings: seed, precision, checkpoints and so on.
         storage: dtype of leftovers, entropy coding.
-        resume: continue from the checkpoint beside `out`, if there is one.
+        resume: continue from the checkpoint beside `out`, if there is one; without it such a checkpoint is an error.
         data: a folder with local files for the task.
 
     Returns:
@@ -126,19 +121,29 @@ def compress(
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))
     check_target(target)
+    if out is None and resume:
+        raise SpecError("an out folder to resume", given="none", where="compress", fix="Pass that of the run.")
+    if data is not None and not isinstance(task, str):
+        raise SpecError("data with a task's name", given="a Task", where="compress", fix="A Task has its data: leave data out.")
     task = load_task(task, None if data is None else Path(data)) if isinstance(task, str) else task
     networks = resolve_models(recipe, models, settings.seed)
     stages = recipe.stages(train_teacher=trains_teacher(recipe, models))
     for name, network in networks.items():
         check_model(name, network, task)
+    check_student(stages, models)
     rehearse(stages, networks, task)
     skeleton = copy.deepcopy(networks["student"])
     identity = _identity(recipe, stages, task, networks, settings)
     work = None if temporary else target.with_name(f".{target.name}.checkpoint.safetensors")
     if work is not None:
         work.parent.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            work.unlink(missing_ok=True)
+        if work.exists() and not resume:
+            raise CheckpointError(
+                "a new run",
+                given="the checkpoint of one that was stopped",
+                where=str(work),
+                fix="Continue it with resume=True (--resume), or delete the checkpoint to start again.",
+            )
     history = train(stages, networks, task, settings, identity=identity, checkpoint_path=work, resume=resume)
     run_report = {
         "recipe": encode(recipe),
@@ -154,7 +159,7 @@ def compress(
         if "teacher" in networks:
             run_report["teacher"] = _teacher_row(networks["teacher"], task)
         run_report["wall_seconds"] = time.perf_counter() - started
-        text = resolved(recipe, task, models, settings, storage).to_yaml()
+        text = resolved(recipe, task, models, settings, storage, data).to_yaml()
         deliver(target, networks["student"], task, storage, run_report, text, skeleton)
     several.wait_for_everyone()
     if work is not None and several.is_main_process:
@@ -178,62 +183,14 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     return load_into(network, archive)
 
 
-def resolve_models(recipe: Recipe, models: Mapping[str, ModelLike], seed: int) -> dict[str, nn.Module]:
-    """Networks for the roles that `recipe` needs; those handed in are copied.
-
-    Raises:
-        SpecError: a role is missing or unknown.
-    """
-    roles = ("student", "teacher")
-    for name in models:
-        if name not in roles:
-            raise SpecError("a known role", given=repr(name), where="models", fix=suggest(name, roles))
-    wanted = ("student", "teacher") if recipe.needs_teacher else ("student",)
-    for name in wanted:
-        if name not in models:
-            raise SpecError(
-                f"a model for the role {name!r}",
-                given=f"only {sorted(models)}",
-                where=type(recipe).__name__,
-                fix=f"Pass a network, one of {', '.join(sorted(MODELS))}, or an artifact's folder.",
-            )
-    return {name: _network(models[name], seed, name) for name in wanted}
-
-
-def trains_teacher(recipe: Recipe, models: Mapping[str, ModelLike]) -> bool:
-    """Whether the teacher is built anew, by name, and therefore has to be trained first."""
-    return recipe.needs_teacher and isinstance(models.get("teacher"), str) and models["teacher"] in MODELS
-
-
-def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], task: Task) -> dict[str, nn.Module]:
-    """Begin every stage on copies of the models, so that what cannot work is refused before anything has trained.
-
-    Returns:
-        The copies, with the structure they will have at the end.
-
-    Raises:
-        BitstillError: a pattern or a layer pair names nothing, a model is unknown, layers cannot be compressed.
-    """
-    models = copy.deepcopy(dict(networks))
-    for stage in stages:
-        for action in stage.begin:
-            action.replay(models, task)
-        stage.check_models(models)
-        for name in {term.student for term in stage.terms} | {term.teacher for term in stage.terms if term.teacher}:
-            with tap(models[name], taps(stage, name)):
-                pass
-    return models
-
-
-def check_model(name: str, network: nn.Module, task: Task) -> None:
-    """Refuse weights that are not finite, and outputs that do not fit the task's classes."""
-    for tensor_name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if tensor.is_floating_point():
-            check_finite(tensor.detach(), f"{name}: {tensor_name}")
-    task.check_model(network, name)
-
-
-def resolved(recipe: Recipe, task: Task, models: Mapping[str, ModelLike], settings: Settings, storage: Storage) -> RunFile:
+def resolved(
+    recipe: Recipe,
+    task: Task,
+    models: Mapping[str, ModelLike],
+    settings: Settings,
+    storage: Storage,
+    data: str | Path | None = None,
+) -> RunFile:
     """The run as a file that `bitstill compress` accepts; networks handed in as objects are named by their class."""
     names = {role: type(m).__name__ if isinstance(m, nn.Module) else str(m) for role, m in models.items()}
     return RunFile(
@@ -241,30 +198,11 @@ def resolved(recipe: Recipe, task: Task, models: Mapping[str, ModelLike], settin
         task=task.name,
         teacher=names.get("teacher"),
         student=names.get("student"),
+        data=None if data is None else str(data),
         options=encode(recipe),
         settings=settings,
         storage=storage,
     )
-
-
-def _network(model: ModelLike, seed: int, role: str) -> nn.Module:
-    if isinstance(model, nn.Module):
-        return copy.deepcopy(model)
-    if str(model) in MODELS:
-        return build(str(model), seed, role)
-    if not Path(model).is_dir():
-        raise SpecError(
-            "a known model or an artifact's folder", given=repr(str(model)), where=role, fix=suggest(str(model), MODELS)
-        )
-    loaded = load(model)
-    if role == "student" and any(is_packed(module) for module in loaded.modules()):
-        raise SpecError(
-            "a float student",
-            given=f"an artifact that is compressed already, {str(model)!r}",
-            where=role,
-            fix="Start from the float network, or from an artifact delivered with bits=None (--bits none).",
-        )
-    return loaded.requires_grad_(role == "student")
 
 
 def _own_folder(out: str) -> Path:

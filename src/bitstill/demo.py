@@ -95,11 +95,12 @@ def _plans(epochs: float) -> tuple[_Plan, ...]:
     supervised = QuantizedDistillation(bits=None, kd_weight=0, epochs=epochs)
     distilled = QuantizedDistillation(bits=None, epochs=epochs)
     fresh = {"teacher": "teacher", "student": "digits-student"}
+    alone = {"student": "student-float"}
     trained = {"teacher": "teacher", "student": "student-float"}
     return (
         _Plan("teacher", "teacher", "float", "32", supervised, {"student": "digits-teacher"}),
         _Plan("student-float", "student, distilled", "float", "32", distilled, fresh),
-        *(_plan("post-training", bits, PostTraining(bits=bits, skip="none"), trained) for bits in (4, 2, 1)),
+        *(_plan("post-training", bits, PostTraining(bits=bits, skip="none"), alone) for bits in (4, 2, 1)),
         *(
             _plan("quantized distillation", bits, QuantizedDistillation(bits=bits, epochs=epochs, skip="none"), fresh)
             for bits in (4, 2, 1)

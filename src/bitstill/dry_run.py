@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitstill.api import ModelLike, check_model, rehearse, resolve_models, trains_teacher
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report, to_json
 from bitstill.artifact.writer import Storage, write_weights
 from bitstill.decode import encode
 from bitstill.lifecycle import freeze, pack, report
 from bitstill.recipes import Recipe
+from bitstill.roles import ModelLike, check_model, rehearse, resolve_models, trains_teacher
 from bitstill.tasks import load_task
 from bitstill.train.loop import Settings
 

@@ -71,12 +71,12 @@ class MissingPackageError(BitstillError, ImportError):
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """One sentence that names the nearest valid spelling of `name`, else lists them all."""
+    """One sentence that names the nearest valid spelling of `name` and lists what else there is, up to a dozen."""
     options = sorted(valid)
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    if near:
-        return f"Did you mean {near[0]!r}? Valid: {', '.join(options)}."
-    return f"Valid: {', '.join(options) if options else 'none'}."
+    more = f" and {len(options) - 12} more" if len(options) > 12 else ""
+    listed = f"Valid: {', '.join(options[:12]) if options else 'none'}{more}."
+    return f"Did you mean {near[0]!r}? {listed}" if near else listed
 
 
 def need_package(name: str, *, extra: str, purpose: str) -> ModuleType:

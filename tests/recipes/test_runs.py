@@ -159,7 +159,9 @@ def test_a_pair_that_names_nothing_is_refused_before_the_teacher_trains(pair, me
 @pytest.mark.parametrize("teacher", ["self", "teacher"])
 @pytest.mark.parametrize("student", [conv_net, small_resnet], ids=["conv-net", "resnet"])
 def test_differentiable_quantization_moves_points_and_running_statistics_and_nothing_else(student, teacher):
-    recipe = DifferentiableQuantization(2, teacher=teacher, float_epochs=0, point_lr=0.01, steps=3, batch_size=64)
+    recipe = DifferentiableQuantization(
+        2, teacher=teacher, float_epochs=0, point_lr=0.01, steps=3, batch_size=64, share_points=True
+    )
     before = student()
     result = compress(recipe, before)
     trained = result.models["student"]
@@ -178,7 +180,7 @@ def test_differentiable_quantization_moves_points_and_running_statistics_and_not
 
 
 def test_sharing_points_keeps_their_total_and_gives_more_to_larger_gradients():
-    recipe = DifferentiableQuantization(3, float_epochs=0, steps=1, batch_size=64, skip="none")
+    recipe = DifferentiableQuantization(3, float_epochs=0, steps=1, batch_size=64, skip="none", share_points=True)
     result = compress(recipe)
     transforms = {n: m for n, m in result.models["student"].named_modules() if isinstance(m, WeightTransform)}
     counts = {name.removesuffix(".weight_transform"): t.learned["points"].numel() for name, t in transforms.items()}

@@ -124,7 +124,7 @@ def test_bits_name_a_quantizer(options, wanted):
 
 
 def test_differentiable_quantization_copies_compresses_and_shares_in_this_order():
-    warm, points = DifferentiableQuantization().stages(train_teacher=False)
+    warm, points = DifferentiableQuantization(share_points=True).stages(train_teacher=False)
     assert (warm.name, warm.epochs, warm.parameters) == ("float student", 30, "all")
     assert [t.teacher for t in warm.terms] == ["teacher", None]
     assert (points.name, points.epochs, points.parameters) == ("points", 10, "learned")

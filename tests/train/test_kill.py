@@ -92,7 +92,7 @@ def test_killed_again_and_again(tmp_path: Path, uninterrupted: bytes) -> None:
 
 def test_killed_while_replacing_an_older_artifact(tmp_path: Path, uninterrupted: bytes) -> None:
     out = tmp_path / "artifact"
-    recipe = bitstill.PostTraining(bits=1)
+    recipe = bitstill.QuantizedDistillation(bits=1, steps=1, kd_weight=0)
     quiet = bitstill.Settings(progress=False, device="cpu")
     bitstill.compress(recipe, "digits", {"student": "digits-student"}, out=out, settings=quiet)
     older = {path.name: path.read_bytes() for path in out.iterdir()}

@@ -21,11 +21,15 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` beside `path`, flush it to disk, and rename it into place."""
     beside = path.with_name(f".{path.name}.tmp")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def write_weights(folder: Path, packed: nn.Module, config: dict[str, Any], stora
         "layers": records,
     }
     write_file(folder / WEIGHTS, data)
-    text = json.dumps({**config, "quantization_config": settings}, indent=1, sort_keys=True)
+    text = json.dumps({**config, "quantization_config": settings}, indent=1)
     write_file(folder / CONFIG, text.encode())
 
 

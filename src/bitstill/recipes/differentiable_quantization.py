@@ -91,7 +91,7 @@ class DifferentiableQuantization:
         """[teacher ->] [float student ->] points, or points and weights in turns."""
         head: list[Stage] = []
         if train_teacher:
-            head.append(teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay))
+            head.append(teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay, self.augment))
         if self.float_epochs:
             sgd = SGD(Cosine(self.lr, warmup=0.05), weight_decay=self.weight_decay)
             head.append(replace(self._stage("float student", "teacher", sgd), epochs=self.float_epochs))

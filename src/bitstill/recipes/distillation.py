@@ -37,7 +37,7 @@ def check_kd_weight(kd_weight: float, where: str) -> None:
         raise SpecError("kd_weight from 0 to 1", given=str(kd_weight), where=where, fix="Paper: 0.7.")
 
 
-def teacher_stage(epochs: float, batch_size: int, lr: float, weight_decay: float) -> Stage:
+def teacher_stage(epochs: float, batch_size: int, lr: float, weight_decay: float, augment: bool) -> Stage:
     """Supervised training of the teacher."""
     return Stage(
         "teacher",
@@ -46,4 +46,5 @@ def teacher_stage(epochs: float, batch_size: int, lr: float, weight_decay: float
         epochs=epochs,
         batch_size=batch_size,
         optimizer=SGD(Cosine(lr, warmup=0.05), weight_decay=weight_decay),
+        augment=augment,
     )

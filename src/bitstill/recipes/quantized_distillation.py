@@ -137,7 +137,7 @@ class QuantizedDistillation:
         optimizer = SGD(Cosine(self.lr, warmup=0.05), weight_decay=self.weight_decay)
         quantizer = self.quantizer()
         rule = None if quantizer is None else Compression(weight=quantizer, input=self.input)
-        first = teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay)
+        first = teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay, self.augment)
         warm = Stage(
             "float student",
             terms=terms,

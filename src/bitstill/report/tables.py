@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,15 +56,18 @@ def rich_table(rows: Sequence[Row], metric_name: str) -> Table:
 
 
 def size_table(report: Mapping[str, Any]) -> Table:
-    """Where the bytes of one artifact are: its quantized layers, then totals by kind.
+    """Where the bytes of one artifact are: quantized layers, what stayed in float and why, then totals by kind.
 
     Args:
-        report: report.json, or what `bitstill inspect` or a dry run found; only "size" is needed.
+        report: report.json, or what `bitstill inspect` or a dry run found; "size", and "parameters" where known.
     """
     size = report["size"]
     table = _table("layer", "quantizer", numbers=("weights", "bytes", "bits/weight", "entropy"))
     for layer in size["layers"]:
         _add(table, layer_cells(layer))
+    for row in report.get("parameters", ()):
+        if row["action"] == "float":
+            _add(table, _float_cells(row), style="dim")
     table.add_section()
     for kind in KINDS:
         if size["by_kind"].get(kind):
@@ -73,6 +77,13 @@ def size_table(report: Mapping[str, Any]) -> Table:
     _add(table, ("file", "", count(weights) if weights else "", count(size["file_bytes"]), stored), style="bold")
     table.caption = Text(f"{times(size['ratio'])} smaller than float32{largest_leftover(size)}")
     return table
+
+
+def _float_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name, reason, weights and, where it has been stored, bytes and bits per weight of a parameter that stayed in float."""
+    weights = math.prod(row["shape"])
+    stored = (count(row["bytes"]), decimal(8 * row["bytes"] / weights)) if row.get("bytes") else ("", "")
+    return (row["parameter"], f"float: {row['detail']}", count(weights), *stored)
 
 
 def recipes_table(found: Sequence[Mapping[str, Any]]) -> Table:

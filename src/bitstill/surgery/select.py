@@ -19,6 +19,7 @@ from torch import nn
 
 from bitstill.errors import MatchError, suggest
 from bitstill.nn.layers import is_compressed, kind_of
+from bitstill.nn.modes import evaluating
 
 ROLES = ("role:stem", "role:classifier")
 RunOnce = Callable[[nn.Module], object]
@@ -89,14 +90,10 @@ def layers_in_order(model: nn.Module, run_once: RunOnce) -> list[str]:
         for name, module in model.named_modules()
         if kind_of(module) is not None or is_compressed(module)
     ]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             run_once(model)
     finally:
-        for module, training in modes:  # one by one: a norm layer that was frozen in eval mode stays there
-            module.training = training
         for handle in handles:
             handle.remove()
     if not order:

@@ -15,6 +15,7 @@ from bitstill.distill.taps import as_logits
 from bitstill.errors import SpecError, suggest
 from bitstill.lifecycle import prepare
 from bitstill.nn.layers import is_compressed
+from bitstill.nn.modes import evaluating
 from bitstill.nn.transform import WeightTransform
 from bitstill.ops.points import initial_points, share_points
 from bitstill.specs import Compression, Points
@@ -127,15 +128,12 @@ def _mean_gradients(
     order = permutation(len(task.train), seed, "share points")
     device = weights[0].device
     total = [torch.zeros_like(weight) for weight in weights]
-    training = model.training
-    model.eval()
-    for index in range(batches):
-        start = index * batch_size % max(1, len(order) - batch_size + 1)
-        batch = {k: v.to(device) for k, v in task.train.take(order[start : start + batch_size]).items()}
-        loss = F.cross_entropy(as_logits(task.forward(model, batch)).float(), batch["labels"])
-        grads = torch.autograd.grad(loss, weights)
-        total = [t + g for t, g in zip(total, grads, strict=True)]
-    model.train(training)
+    with evaluating(model):
+        for index in range(batches):
+            start = index * batch_size % max(1, len(order) - batch_size + 1)
+            batch = {k: v.to(device) for k, v in task.train.take(order[start : start + batch_size]).items()}
+            loss = F.cross_entropy(as_logits(task.forward(model, batch)).float(), batch["labels"])
+            total = [t + g for t, g in zip(total, torch.autograd.grad(loss, weights), strict=True)]
     return total
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bitstill.distill.taps import as_logits
 from bitstill.errors import DataError
+from bitstill.nn.modes import evaluating
 
 Batch = dict[str, Tensor]
 Forward = Callable[[nn.Module, Batch], Tensor]
@@ -113,17 +114,14 @@ class Task:
         Raises:
             DataError: if it cannot read the task's inputs, or returns logits of another width than the task has classes.
         """
-        training = model.training
         try:
-            with torch.no_grad():
-                logits = as_logits(self.forward(model.eval(), self.sample()))
+            with evaluating(model), torch.no_grad():
+                logits = as_logits(self.forward(model, self.sample()))
         except (RuntimeError, IndexError) as error:
             shapes = ", ".join(f"{key} {tuple(tensor.shape[1:])}" for key, tensor in self.train.inputs.items())
             raise DataError(
                 f"a model that reads {self.name} ({shapes})", given=str(error), where=name, fix="Choose a model for this task."
             ) from error
-        finally:
-            model.train(training)
         width = 1 if logits.ndim == 1 else logits.shape[-1]
         if self.classes is not None and width != self.classes:
             raise DataError(
@@ -147,13 +145,10 @@ def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int = 500) 
 def predict(model: nn.Module, task: Task, split: Split, batch_size: int = 500) -> Tensor:
     """Logits of a whole split, in order, float32 on the CPU."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    training = model.training
-    model.eval()
     parts = []
-    with torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         for start in range(0, len(split), batch_size):
             batch = split.take(torch.arange(start, min(start + batch_size, len(split))))
             logits = as_logits(task.forward(model, {name: tensor.to(device) for name, tensor in batch.items()}))
             parts.append(logits.float().cpu())
-    model.train(training)
     return torch.cat(parts)
