@@ -4,7 +4,7 @@
 
 Rows are written as they finish; a run that was stopped continues with the row it was in, from that row's checkpoint.
 All students have the same schedule, far shorter than the paper's 200 epochs. As in the paper, weights are quantized in
-flat buckets of 256 with float32 scales, first and last layers included.
+flat buckets of 256 with float32 scales, first and last layers included; rows that end in `tensor` have one scale per tensor.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ def rows(work: Path, teacher_epochs: float, epochs: float, point_epochs: float) 
             found[f"{name}-ptq-{bits}"] = lambda bits=bits, distilled=distilled: {
                 "recipe": bitstill.PostTraining(bits=bits, **PAPER), "models": {"student": distilled["student"]},
             }  # fmt: skip
+            found[f"{name}-ptq-{bits}-tensor"] = lambda bits=bits, distilled=distilled: {
+                "recipe": bitstill.PostTraining(bits=bits, **PAPER | {"granularity": bitstill.PerTensor()}),
+                "models": {"student": distilled["student"]},
+            }
             found[f"{name}-qd-{bits}"] = lambda bits=bits, fresh=fresh: {
                 "recipe": bitstill.QuantizedDistillation(bits=bits, epochs=epochs, **PAPER), "models": fresh,
             }  # fmt: skip
@@ -61,7 +65,8 @@ def table(results: dict[str, Any]) -> str:
         "| row | test accuracy % | bytes on disk | bits per weight | smaller than float32 | minutes |",
         "|---|---|---|---|---|---|",
     ]
-    for name, row in results["rows"].items():
+    order = list(rows(Path(), 1, 1, 1))
+    for name, row in sorted(results["rows"].items(), key=lambda item: order.index(item[0])):
         bits = f"{row['stored_bits']:.2f}" if row["stored_bits"] else "32"
         lines.append(
             f"| {name} | {row['test']:.2f} | {row['file_bytes']:,} | {bits} | {row['ratio']:.1f} x | {row['minutes']:.1f} |"

@@ -48,7 +48,12 @@ inputs = st.one_of(
 )
 names = st.lists(st.text("abc.*", min_size=1, max_size=5), min_size=1, max_size=3).map(tuple)
 compressions = st.builds(
-    Compression, names, names, weights, st.none() | inputs, st.none() | st.builds(Prune, st.floats(0, 0.99))
+    Compression,
+    targets=names,
+    ignore=names,
+    weight=weights,
+    input=st.none() | inputs,
+    prune=st.none() | st.builds(Prune, st.floats(0, 0.99)),
 )
 
 

@@ -18,7 +18,7 @@ LAYERS: tuple[set[str], ...] = (
     {"surgery", "lifecycle"},
     {"distill", "train"},
     {"recipes"},
-    {"api", "delivery", "report", "tasks", "runfile", "dry_run", "evaluate", "demo"},
+    {"api", "delivery", "report", "tasks", "runfile", "dry_run", "evaluate", "demo", "roles"},
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = ("errors", "granularity", "ops", "nn", "specs", "surgery.swap", "_version", "artifact")

@@ -173,10 +173,9 @@ def test_quantized_inputs_cannot_be_unpacked(zoo):
         unpack(pack(freeze(zoo)))
 
 
-def test_input_alone_trains_but_cannot_be_delivered_and_says_so(zoo, ids, tmp_path, write_artifact):
-    prepare(zoo, Compression(targets=("head",), input=QuantizeInput(8)))
-    zoo(ids).sum().backward()
-    assert zoo.head.weight.grad.abs().sum() > 0
+def test_a_layer_with_float_weights_cannot_be_delivered_and_says_so(zoo, tmp_path, write_artifact):
+    prepare(zoo, Compression(targets=("head",), weight=Binary()))
+    zoo.head.weight_transform = nn.Identity()
     with pytest.raises(SpecError, match=r"head: .*needs a weight quantizer too"):
         write_artifact(tmp_path, zoo)
 

@@ -117,14 +117,11 @@ def compress(
 
     started = time.perf_counter()
     settings, storage = settings or Settings(), storage or Storage()
+    _check_arguments(task, out, resume, data)
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))
     check_target(target)
-    if out is None and resume:
-        raise SpecError("an out folder to resume", given="none", where="compress", fix="Pass that of the run.")
-    if data is not None and not isinstance(task, str):
-        raise SpecError("data with a task's name", given="a Task", where="compress", fix="A Task has its data: leave data out.")
     task = load_task(task, None if data is None else Path(data)) if isinstance(task, str) else task
     networks = resolve_models(recipe, models, settings.seed)
     stages = recipe.stages(train_teacher=trains_teacher(recipe, models))
@@ -134,16 +131,7 @@ def compress(
     rehearse(stages, networks, task)
     skeleton = copy.deepcopy(networks["student"])
     identity = _identity(recipe, stages, task, networks, settings)
-    work = None if temporary else target.with_name(f".{target.name}.checkpoint.safetensors")
-    if work is not None:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        if work.exists() and not resume:
-            raise CheckpointError(
-                "a new run",
-                given="the checkpoint of one that was stopped",
-                where=str(work),
-                fix="Continue it with resume=True (--resume), or delete the checkpoint to start again.",
-            )
+    work = None if temporary else _checkpoint_of(target, resume)
     history = train(stages, networks, task, settings, identity=identity, checkpoint_path=work, resume=resume)
     run_report = {
         "recipe": encode(recipe),
@@ -203,6 +191,27 @@ def resolved(
         settings=settings,
         storage=storage,
     )
+
+
+def _check_arguments(task: Task | str, out: str | Path | None, resume: bool, data: str | Path | None) -> None:
+    if out is None and resume:
+        raise SpecError("an out folder to resume", given="none", where="compress", fix="Pass that of the run.")
+    if data is not None and not isinstance(task, str):
+        raise SpecError("data with a task's name", given="a Task", where="compress", fix="A Task has its data: leave data out.")
+
+
+def _checkpoint_of(target: Path, resume: bool) -> Path:
+    """Where the run that delivers to `target` keeps its checkpoint; one that is there must be meant to be continued."""
+    path = target.with_name(f".{target.name}.checkpoint.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not resume:
+        raise CheckpointError(
+            "a new run",
+            given="the checkpoint of one that was stopped",
+            where=str(path),
+            fix="Continue it with resume=True (--resume), or delete the checkpoint to start again.",
+        )
+    return path
 
 
 def _own_folder(out: str) -> Path:
