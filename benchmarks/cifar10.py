@@ -61,16 +61,11 @@ def rows(work: Path, teacher_epochs: float, epochs: float, point_epochs: float) 
 
 def table(results: dict[str, Any]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| row | test accuracy % | bytes on disk | bits per weight | smaller than float32 | minutes |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| row | test accuracy % | bytes on disk | bits per weight | smaller than float32 |", "|---|---|---|---|---|"]
     order = list(rows(Path(), 1, 1, 1))
     for name, row in sorted(results["rows"].items(), key=lambda item: order.index(item[0])):
         bits = f"{row['stored_bits']:.2f}" if row["stored_bits"] else "32"
-        lines.append(
-            f"| {name} | {row['test']:.2f} | {row['file_bytes']:,} | {bits} | {row['ratio']:.1f} x | {row['minutes']:.1f} |"
-        )
+        lines.append(f"| {name} | {row['test']:.2f} | {row['file_bytes']:,} | {bits} | {row['ratio']:.1f} x |")
     return "\n".join(lines) + "\n"
 
 

@@ -318,7 +318,8 @@ def test_a_transform_can_be_a_parametrization(exact):
 
 
 def test_a_learned_step_starts_from_the_first_training_batch_only(zoo, ids):
-    prepare(zoo, Compression(targets=("head",), input=QuantizeInput(4, range="step", per="tensor")))
+    inputs = QuantizeInput(4, range="step", per="tensor")
+    prepare(zoo, Compression(targets=("head",), weight=Binary(), input=inputs))
     transform = zoo.head.input_transform
     zoo.eval()(ids)
     assert float(transform.step.detach()) == 1.0
