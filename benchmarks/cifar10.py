@@ -88,6 +88,7 @@ def main() -> None:
         "epochs": arguments.epochs,
         "point_epochs": arguments.point_epochs,
         "seed": 0,
+        "precision": arguments.precision,
         **environment(),
     }
     for name, arguments_of in rows(arguments.work, arguments.teacher_epochs, arguments.epochs, arguments.point_epochs).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -33,7 +34,7 @@ from bitstill.roles import ModelLike, check_model, check_student, rehearse, reso
 from bitstill.runfile import RunFile
 from bitstill.tasks import load_task
 from bitstill.tasks.models import from_architecture
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import Settings, hardware_identity, train
 from bitstill.train.stage import Stage
 from bitstill.train.task import Task, evaluate
 
@@ -194,6 +195,9 @@ def resolved(
 
 
 def _check_arguments(task: Task | str, out: str | Path | None, resume: bool, data: str | Path | None) -> None:
+    if out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fix = "Pass a folder that all of them can read."
+        raise SpecError("an out folder for several processes", given="none", where="compress", fix=fix)
     if out is None and resume:
         raise SpecError("an out folder to resume", given="none", where="compress", fix="Pass that of the run.")
     if data is not None and not isinstance(task, str):
@@ -235,6 +239,7 @@ def _identity(
         "seed": settings.seed,
         "precision": settings.precision,
         "accumulate": settings.accumulate,
+        **hardware_identity(settings),
     }
 
 

@@ -65,6 +65,7 @@ def run_demo(folder: Path, *, seed: int = 0, epochs: float = 60, say: Callable[[
     plans = _plans(epochs)
     for plan in plans:
         check_target(folder / plan.folder)
+        (folder / f".{plan.folder}.checkpoint.safetensors").unlink(missing_ok=True)  # of a demonstration that was stopped
     task = load_task("digits")
     results: dict[str, Result] = {}
     for index, plan in enumerate(plans, 1):

@@ -34,7 +34,7 @@ def dry_run(
         Stages with their steps, every parameter with what would happen to it, and the size report.
 
     Raises:
-        BitstillError: whatever `compress` would refuse before it trains.
+        BitstillError: what `compress` would refuse before it trains, but for an untrained student, which has the same bytes.
     """
     task = load_task(task_name, None if data is None else Path(data))
     networks = resolve_models(recipe, models, settings.seed)

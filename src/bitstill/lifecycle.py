@@ -145,8 +145,9 @@ def freeze(model: nn.Module, leftovers: torch.dtype = torch.float32) -> nn.Modul
         if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
             _freeze_layer(name, module)
             owned.add(id(module.weight))
+    stored = frozen.state_dict()
     for name, tensor in (*frozen.named_parameters(), *frozen.named_buffers()):
-        if tensor.is_floating_point() and id(tensor) not in owned:
+        if name in stored and tensor.is_floating_point() and id(tensor) not in owned:
             check_finite(tensor, name)
             tensor.data = _rounded(tensor.data, leftovers, name)
     return frozen

@@ -94,17 +94,18 @@ def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], task: T
 
 def check_model(name: str, network: nn.Module, task: Task) -> None:
     """Refuse weights that are not finite, and outputs that do not fit the task's classes."""
+    stored = network.state_dict()
     for tensor_name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if tensor.is_floating_point():
+        if tensor_name in stored and tensor.is_floating_point():  # a causal mask, not stored, may well be infinite
             check_finite(tensor.detach(), f"{name}: {tensor_name}")
     task.check_model(network, name)
 
 
 def _network(model: ModelLike, seed: int, role: str) -> nn.Module:
     if isinstance(model, nn.Module):
-        return copy.deepcopy(model)
-    if str(model) in MODELS:
-        return build(str(model), seed, role)
+        return copy.deepcopy(model).cpu()
+    if isinstance(model, str) and model in MODELS:
+        return build(model, seed, role)
     if not Path(model).is_dir():
         raise SpecError(
             "a known model or an artifact's folder", given=repr(str(model)), where=role, fix=suggest(str(model), MODELS)

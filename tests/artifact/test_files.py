@@ -21,7 +21,7 @@ OURS = json.dumps({"quantization_config": {"quant_method": "bitstill"}})
 def _fill(folder: Path, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(OURS)
-    (folder / "content").write_text(text)
+    (folder / "report.html").write_text(text)
 
 
 def _names(folder: Path) -> list[str]:
@@ -40,7 +40,7 @@ def test_a_new_folder_appears_when_the_block_ends(tmp_path):
         assert folder.parent == target.parent
         assert not target.exists()
         _fill(folder, "new")
-    assert (target / "content").read_text() == "new"
+    assert (target / "report.html").read_text() == "new"
     assert _names(target.parent) == ["out"]
 
 
@@ -48,12 +48,12 @@ def test_a_new_folder_appears_when_the_block_ends(tmp_path):
 def test_an_older_artifact_is_replaced_whole(tmp_path):
     target = tmp_path / "out"
     _fill(target, "old")
-    (target / "stale").write_text("gone after")
+    (target / "recipe.yaml").write_text("gone after")
     with replaced_folder(target) as folder:
         _fill(folder, "new")
-        assert (target / "content").read_text() == "old", "until the very end"
-    assert (target / "content").read_text() == "new"
-    assert _names(target) == sorted([CONFIG, "content"])
+        assert (target / "report.html").read_text() == "old", "until the very end"
+    assert (target / "report.html").read_text() == "new"
+    assert _names(target) == sorted([CONFIG, "report.html"])
     assert _names(tmp_path) == ["out"]
 
 
@@ -65,7 +65,7 @@ def test_an_exception_leaves_the_old_one_and_no_litter(tmp_path, error):
         _fill(folder, "half")
         raise error
     assert caught.value is error
-    assert (target / "content").read_text() == "old"
+    assert (target / "report.html").read_text() == "old"
     assert _names(tmp_path) == ["out"]
 
 
@@ -76,7 +76,7 @@ def test_a_full_or_forbidden_disk_is_a_clear_error(tmp_path, number):
     with pytest.raises(ArtifactError, match=os.strerror(number)) as caught, replaced_folder(target) as folder:
         raise OSError(number, os.strerror(number), str(folder))
     assert "--out" in caught.value.fix
-    assert (target / "content").read_text() == "old"
+    assert (target / "report.html").read_text() == "old"
     assert _names(tmp_path) == ["out"]
 
 
@@ -92,7 +92,7 @@ def test_a_disk_that_fills_while_weights_are_written(tmp_path, zoo, monkeypatch)
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ArtifactError, match="No space left"), replaced_folder(target) as folder:
         write_weights(folder, pack(freeze(zoo)), {}, Storage())
-    assert (target / "content").read_text() == "old"
+    assert (target / "report.html").read_text() == "old"
     assert _names(tmp_path) == ["out"]
 
 
@@ -108,7 +108,7 @@ def test_a_failure_while_moving_into_place_leaves_the_old_one(tmp_path, monkeypa
     with pytest.raises(OSError, match="disk"), replaced_folder(target) as folder:  # noqa: PT012
         _fill(folder, "new")
         monkeypatch.setattr(step, fail)
-    assert (target / "content").read_text() == "old"
+    assert (target / "report.html").read_text() == "old"
 
 
 def test_folders_with_other_things_are_refused_and_untouched(tmp_path):
@@ -144,7 +144,7 @@ def test_an_empty_folder_is_filled(tmp_path):
     target.mkdir()
     with replaced_folder(target) as folder:
         _fill(folder, "new")
-    assert (target / "content").read_text() == "new"
+    assert (target / "report.html").read_text() == "new"
     assert _names(tmp_path) == ["out"]
 
 

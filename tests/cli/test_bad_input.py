@@ -313,7 +313,8 @@ def test_out_may_not_replace_something_else(cli, tmp_path):
     for name in ("notes", "model", "file"):
         before = contents(tmp_path)
         refused(
-            cli(*PT, "--out", tmp_path / name), "wanted a new folder, an empty one or an older artifact, got something else"
+            cli(*PT, "--out", tmp_path / name),
+            "wanted a new folder, an empty one or an older artifact and nothing else, got something else",
         )
         assert contents(tmp_path) == before
     refused(cli(*PT, "--out", tmp_path / "file" / "below"), "wanted a folder that can be written")

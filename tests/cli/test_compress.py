@@ -43,9 +43,15 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(cli, teac
 
 
 def test_compress_replaces_an_older_artifact_whole(cli, older, teacher):
-    (older / "stray.txt").write_text("from the older one")
     assert cli(*QD, "--teacher", teacher, "--bits", "1", *SHORT, "--out", older).status == 0
-    assert report(older)["recipe"]["bits"] == 1 and not (older / "stray.txt").exists()
+    assert report(older)["recipe"]["bits"] == 1
+
+
+def test_compress_does_not_replace_a_folder_that_holds_a_file_of_yours(cli, older, teacher):
+    (older / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in older.iterdir()}
+    assert cli(*QD, "--teacher", teacher, "--bits", "1", *SHORT, "--out", older).status == 1
+    assert {path.name: path.read_bytes() for path in older.iterdir()} == before
 
 
 def test_a_run_file_and_flags_that_override_it(cli, teacher, tmp_path):

@@ -63,7 +63,7 @@ def test_quantized_distillation_is_the_published_algorithm() -> None:
             for p, s in zip(latent, saved, strict=True):
                 p.copy_(s)
         for group in optimizer.param_groups:
-            group["lr"] = at(Linear(0.1, 0.0), step / 7)
+            group["lr"] = at(Linear(0.1, 0.0), (step + 0.5) / 7)
         optimizer.step()
         optimizer.zero_grad()
     stage = Stage(

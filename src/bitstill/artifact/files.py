@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bitstill.artifact.format import CONFIG
+from bitstill.artifact.format import CONFIG, FILES
 from bitstill.errors import ArtifactError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -67,7 +67,7 @@ def check_target(target: Path) -> None:
     """
     if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or _is_artifact(target))):
         raise ArtifactError(
-            "a new folder, an empty one or an older artifact",
+            "a new folder, an empty one or an older artifact and nothing else",
             given="something else",
             where=str(target),
             fix="Choose another --out, so that nothing of yours is overwritten.",
@@ -81,7 +81,8 @@ def _is_artifact(folder: Path) -> bool:
     # A config.json alone says little: every Hugging Face model has one, and it may be the only copy.
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return bool(config["quantization_config"]["quant_method"] == "bitstill")
+        ours = config["quantization_config"]["quant_method"] == "bitstill"
+        return bool(ours and all(entry.name in FILES for entry in folder.iterdir()))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

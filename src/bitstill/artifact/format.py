@@ -33,6 +33,9 @@ WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD = (
     "model.safetensors", "config.json", "recipe.yaml", "report.json", "report.html", "README.md",
 )  # fmt: skip
 
+FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD)
+"""All that a folder holds; one with anything else in it is not replaced."""
+
 _GRANULARITIES: dict[str, type[Granularity]] = {
     "tensor": PerTensor, "channel": PerChannel, "group": PerGroup, "bucket": Bucket,
 }  # fmt: skip

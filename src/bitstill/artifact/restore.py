@@ -31,7 +31,7 @@ def load_into(model: nn.Module, archive: Archive) -> nn.Module:
     Raises:
         ArtifactError: if the architecture is not the one that was delivered.
     """
-    model.float()  # what was delivered computes in float32, whatever this network was built in
+    model.float().cpu()  # what was delivered computes in float32 on the CPU, wherever this network was built
     modules = dict(model.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in archive.layers.items():

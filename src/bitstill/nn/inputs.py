@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from bitstill.ops import inputs
 from bitstill.specs import QuantizeInput
@@ -51,7 +51,12 @@ class InputTransform(nn.Module):
     def _start(self, x: Tensor) -> None:
         if self.training and self.ready is not None and not bool(self.ready):
             with torch.no_grad():
-                self.step.copy_(inputs.initial_step(x, bits=self.spec.bits, symmetric=self.spec.symmetric))
+                step = inputs.initial_step(x, bits=self.spec.bits, symmetric=self.spec.symmetric)
+                if distributed.is_available() and distributed.is_initialized():
+                    # Every process sees its own part of the batch, and all must start from the same step.
+                    distributed.all_reduce(step)
+                    step = step / distributed.get_world_size()
+                self.step.copy_(step)
                 self.ready.fill_(True)
 
     def extra_repr(self) -> str:

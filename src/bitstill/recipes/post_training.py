@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerGroup
 from bitstill.specs import Compression, QuantizeInput, ScaleDtype, quantizer
 from bitstill.train.actions import Compress, Skip
@@ -31,6 +32,13 @@ class PostTraining:
 
     def __post_init__(self) -> None:
         self._rule()
+        if self.input is not None and self.input.range != "dynamic":
+            raise SpecError(
+                "range='dynamic' for inputs",
+                given=f"{self.input.range!r}, which has to be learned",
+                where="PostTraining",
+                fix="Nothing is trained here: use QuantizedDistillation for learned ranges.",
+            )
 
     @property
     def needs_teacher(self) -> bool:

@@ -119,7 +119,12 @@ class SharePoints:
 
 def run_once_on(task: Task) -> Callable[[nn.Module], object]:
     """A function that runs a model on a small batch of the task."""
-    return lambda model: task.forward(model, task.sample())
+
+    def run(model: nn.Module) -> Tensor:
+        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        return task.forward(model, {name: tensor.to(device) for name, tensor in task.sample().items()})
+
+    return run
 
 
 def _mean_gradients(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -164,9 +164,23 @@ def accelerator(settings: Settings) -> Accelerator:
         project_config=ProjectConfiguration(project_dir="runs"),
         kwargs_handlers=handlers,
     )
+    if settings.device == "cpu" and found.device.type != "cpu":
+        raise SpecError(
+            "device='cpu' from the first run of a process on",
+            given=f"a process that has used {found.device}",
+            where="Settings",
+            fix="Start a new process for it.",
+        )
     if trackers:
         found.init_trackers("bitstill")
     return found
+
+
+def hardware_identity(settings: Settings) -> dict[str, Any]:
+    """What else decides the bytes of a run: device, number of processes, and the teacher's precision as it comes out here."""
+    found = accelerator(replace(settings, trackers=()))
+    bf16 = _teacher_bf16(settings, found.device)
+    return {"device": found.device.type, "processes": found.num_processes, "teacher_bf16": bf16}
 
 
 def _restore(run: Run, path: Path) -> Checkpoint:
@@ -199,7 +213,8 @@ def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
         for step in logger.bar(range(run.position.step, total)):
             step_module.train()
             progress = step / total
-            set_learning_rate(optimizer, at(stage.optimizer.lr, progress))
+            # In the middle of the step, so that neither a warm-up nor a decay gives a step of zero.
+            set_learning_rate(optimizer, at(stage.optimizer.lr, (step + 0.5) / total))
             probe = step < PROBED_STEPS
             loss, values, norms = _accumulate(run, stage, wrapped, teachers, step, progress, probe)
             if stage.clip_norm is not None:

@@ -65,16 +65,17 @@ def synced_norms(model: nn.Module) -> Iterator[None]:
 def _normalise(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     dims = [dim for dim in range(x.ndim) if dim != 1]
     values = x.float()
-    local = torch.cat([values.sum(dims), values.square().sum(dims), values.new_tensor([values.numel() / values.shape[1]])])
     channels = x.shape[1]
     sum_over_processes: Callable[[Tensor], Tensor] = _SumOverProcesses.apply
-    total, squares, count = sum_over_processes(local).split([channels, channels, 1])
+    local = torch.cat([values.sum(dims), values.new_tensor([values.numel() / channels])])
+    total, count = sum_over_processes(local).split([channels, 1])
     mean = total / count
-    variance = squares / count - mean.square()
+    shape = [1, channels] + [1] * (x.ndim - 2)
+    # Squared deviations, not E[x^2] - E[x]^2, which cancels for channels far from zero.
+    variance = sum_over_processes((values - mean.view(shape)).square().sum(dims)) / count
     with torch.no_grad():
         _update_running(norm, mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
-    shape = [1, channels] + [1] * (x.ndim - 2)
-    y: Tensor = (values - mean.view(shape)) * torch.rsqrt(variance.clamp(min=0) + norm.eps).view(shape)
+    y: Tensor = (values - mean.view(shape)) * torch.rsqrt(variance + norm.eps).view(shape)
     if norm.affine:
         y = y * norm.weight.view(shape) + norm.bias.view(shape)
     return y.to(x.dtype)
