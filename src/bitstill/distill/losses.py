@@ -77,6 +77,19 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     return (maps[0] - maps[1]).square().sum(1).mean()
 
 
+def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of squared differences over the elements that `mask` keeps.
+
+    Args:
+        student, teacher: any equal shape.
+        mask: bool, broadcastable to it; None keeps all.
+    """
+    difference = (student.float() - teacher.float()).square()
+    if mask is None:
+        return difference.mean()
+    return (difference * mask).sum() / mask.expand_as(difference).sum()
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy with the labels, mean over the batch. No teacher."""
@@ -178,7 +191,7 @@ class AttentionTransfer:
 
 @dataclass(frozen=True)
 class FeatureMSE:
-    """Mean squared error of layer outputs of equal shape, summed over pairs; mean over all elements of each."""
+    """`masked_mse` of layer outputs of equal shape, summed over pairs; positions that are padding leave the mean."""
 
     pairs: tuple[Pair, ...]
     needs_teacher = True
@@ -187,15 +200,12 @@ class FeatureMSE:
         assert target is not None
         losses = []
         for pair in self.pairs:
-            ours, theirs = student.features[pair.student].float(), target.features[pair.teacher].float()
-            if ours.shape != theirs.shape:
-                raise DataError(
-                    "outputs of one shape",
-                    given=f"{tuple(ours.shape)} and {tuple(theirs.shape)}",
-                    where=f"FeatureMSE {pair.student} -> {pair.teacher}",
-                    fix="Pair layers of equal width, or use AttentionTransfer, which allows different widths.",
-                )
-            losses.append(F.mse_loss(ours, theirs))
+            ours, theirs = _matched(
+                pair, student, target, "FeatureMSE", "Pair layers of equal width, or use AttentionTransfer."
+            )
+            real = student.positions
+            fits = real is not None and ours.ndim == 3 and ours.shape[:2] == real.shape
+            losses.append(masked_mse(ours, theirs, real.unsqueeze(-1) if real is not None and fits else None))
         return torch.stack(losses).sum()
 
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -203,4 +213,37 @@ class FeatureMSE:
         return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
 
 
-Loss = CrossEntropy | MeanSquaredError | KL | SoftCrossEntropy | AttentionTransfer | FeatureMSE
+@dataclass(frozen=True)
+class AttentionScoreMSE:
+    """`masked_mse` of attention scores before the softmax (batch, heads, queries, keys), summed over pairs.
+
+    Queries and keys that are padding leave the mean. (Wu et al.'s (2022) code leaves them in, with the additive mask on top.)
+    """
+
+    pairs: tuple[Pair, ...]
+    needs_teacher = True
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        losses = []
+        real = student.positions
+        mask = None if real is None else (real.unsqueeze(1) & real.unsqueeze(2)).unsqueeze(1)
+        for pair in self.pairs:
+            ours, theirs = _matched(pair, student, target, "AttentionScoreMSE", "Pair layers with equally many heads.")
+            losses.append(masked_mse(ours, theirs, mask))
+        return torch.stack(losses).sum()
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The attention layers on either side."""
+        return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
+
+
+def _matched(pair: Pair, student: Output, target: Output, loss: str, fix: str) -> tuple[Tensor, Tensor]:
+    ours, theirs = student.features[pair.student], target.features[pair.teacher]
+    if ours.shape != theirs.shape:
+        given = f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
+        raise DataError("outputs of one shape", given=given, where=f"{loss} {pair.student} -> {pair.teacher}", fix=fix)
+    return ours, theirs
+
+
+Loss = CrossEntropy | MeanSquaredError | KL | SoftCrossEntropy | AttentionTransfer | FeatureMSE | AttentionScoreMSE

@@ -20,6 +20,7 @@ from torch import nn
 from bitstill.errors import MatchError, suggest
 from bitstill.nn.layers import is_compressed, kind_of
 from bitstill.nn.modes import evaluating
+from bitstill.nn.packed import PackedEmbedding
 
 ROLES = ("role:stem", "role:classifier")
 RunOnce = Callable[[nn.Module], object]
@@ -76,6 +77,18 @@ def first_and_last_tensor(model: nn.Module) -> tuple[str, ...]:
     layers = candidates(model)
     ends = (names[0], names[-1]) if names else ()
     return tuple(dict.fromkeys(n.removesuffix(".weight") for n in ends if n.endswith(".weight") and n[:-7] in layers))
+
+
+def word_embeddings(model: nn.Module) -> str | None:
+    """Name of the table of word embeddings, for a model that says which it is (`get_input_embeddings`); None otherwise."""
+    getter = getattr(model, "get_input_embeddings", None)
+    try:
+        table = getter() if callable(getter) else None
+    except NotImplementedError:
+        return None
+    if not isinstance(table, (nn.Embedding, PackedEmbedding)):
+        return None
+    return next((name for name, module in model.named_modules() if module is table), None)
 
 
 def layers_in_order(model: nn.Module, run_once: RunOnce) -> list[str]:
