@@ -195,6 +195,22 @@ def unpack(packed: nn.Module) -> nn.Module:
     return plain
 
 
+def uncompressed(model: nn.Module) -> nn.Module:
+    """A copy of a prepared model made of the layers it had before, with their latent weights: the float architecture."""
+    plain = copy.deepcopy(model)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for module in plain.modules():
+        if is_compressed(module):
+            kind: type[nn.Module] = module.__dict__["original_class"]
+            original = adopt(module, kind)
+            for name in ("weight_transform", "input_transform"):
+                original._modules.pop(name)
+            del original.__dict__["original_class"]
+            replacements[module] = original
+    swap(plain, replacements)
+    return plain
+
+
 def _freeze_layer(name: str, module: CompressedLayer) -> None:
     transform = module.weight_transform
     assert isinstance(transform, WeightTransform)

@@ -28,6 +28,7 @@ class CompressedLinear(nn.Linear):
 
     weight_transform: nn.Module
     input_transform: nn.Module
+    original_class: type[nn.Module]
 
     def effective_weight(self) -> Tensor:
         """The weight the forward uses, (out, in)."""
@@ -43,6 +44,7 @@ class CompressedConv1d(nn.Conv1d):
 
     weight_transform: nn.Module
     input_transform: nn.Module
+    original_class: type[nn.Module]
 
     def effective_weight(self) -> Tensor:
         """The weight the forward uses, (out, in / groups, kernel)."""
@@ -59,6 +61,7 @@ class CompressedConv2d(nn.Conv2d):
 
     weight_transform: nn.Module
     input_transform: nn.Module
+    original_class: type[nn.Module]
 
     def effective_weight(self) -> Tensor:
         """The weight the forward uses, (out, in / groups, kH, kW)."""
@@ -78,6 +81,7 @@ class CompressedEmbedding(nn.Embedding):
 
     weight_transform: nn.Module
     input_transform: nn.Module
+    original_class: type[nn.Module]
 
     def effective_weight(self) -> Tensor:
         """The whole table, (rows, dim)."""
@@ -100,6 +104,7 @@ class CompressedTransposedLinear(nn.Module):
     bias: Tensor
     weight_transform: nn.Module
     input_transform: nn.Module
+    original_class: type[nn.Module]
 
     def effective_weight(self) -> Tensor:
         """The weight the forward uses, (out, in)."""
@@ -159,6 +164,7 @@ def compress_layer(original: nn.Module, kind: str, compression: Compression) -> 
         compression: what to do to its weight and input.
     """
     layer = adopt(original, COMPRESSED_KINDS[kind])
+    layer.original_class = type(original)
     weight = original.weight.T if kind == "TransposedLinear" else original.weight
     assert isinstance(weight, Tensor)
     layer.add_module("weight_transform", WeightTransform(compression.weight, weight, compression.prune))

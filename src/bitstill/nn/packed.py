@@ -197,6 +197,7 @@ def packed_layer(original: nn.Module, packed: PackedWeight, input_transform: nn.
         registry.pop("weight", None)
     for old in ("weight_transform", "input_transform"):
         layer._modules.pop(old, None)
+    layer.__dict__.pop("original_class", None)
     layer.add_module("packed", packed)
     layer.add_module("input_transform", input_transform)
     return layer

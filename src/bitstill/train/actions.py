@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from bitstill.distill.taps import as_logits
 from bitstill.errors import SpecError, suggest
-from bitstill.lifecycle import prepare
+from bitstill.lifecycle import prepare, uncompressed
 from bitstill.nn.layers import is_compressed
 from bitstill.nn.modes import evaluating
 from bitstill.nn.transform import WeightTransform
 from bitstill.ops.points import initial_points, share_points
 from bitstill.specs import Compression, Points
+from bitstill.surgery.blocks import reduced
 from bitstill.surgery.select import first_and_last_tensor
 from bitstill.train.keys import permutation
 from bitstill.train.task import Task
@@ -32,13 +33,13 @@ class Compress:
 
     Args:
         model: its name.
-        compression: what to do to which layers.
+        compression: what to do to which layers; or several rules that name different ones.
         skip: which layers stay in float besides `compression.ignore`: "roles" the stem and the classifier; "paper" those whose
             weight is literally the first or last parameter tensor (Polino et al. 2018's code); "none".
     """
 
     model: str
-    compression: Compression
+    compression: Compression | tuple[Compression, ...]
     skip: Skip = "none"
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
@@ -47,8 +48,8 @@ class Compress:
         ignore = {
             "roles": ("role:stem", "role:classifier"), "paper": first_and_last_tensor(model), "none": (),
         }[self.skip]  # fmt: skip
-        rule = replace(self.compression, ignore=(*self.compression.ignore, *ignore))
-        prepare(model, rule, run_once_on(task))
+        rules = (self.compression,) if isinstance(self.compression, Compression) else self.compression
+        prepare(model, [replace(rule, ignore=(*rule.ignore, *ignore)) for rule in rules], run_once_on(task))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """The same: which layers are swapped does not depend on their numbers."""
@@ -68,6 +69,67 @@ class Copy:
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """The same; the numbers come from the checkpoint."""
+        self.apply(models, task, 0)
+
+
+@dataclass(frozen=True)
+class ReduceLayers:
+    """Make a smaller model of some of another's repeated blocks: `surgery.blocks.reduced`.
+
+    Args:
+        source: the model whose blocks are taken; it stays as it is.
+        name: the new model.
+        layers: the blocks that are taken, ascending, from 0.
+    """
+
+    source: str
+    name: str
+    layers: tuple[int, ...]
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Add the smaller model to `models`."""
+        models[self.name] = reduced(_named(models, self.source), self.layers)
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """The same; the numbers come from the checkpoint."""
+        self.apply(models, task, 0)
+
+
+@dataclass(frozen=True)
+class Uncompress:
+    """Take the compressed layers out of a model again: its latent weights become its weights."""
+
+    model: str
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Put the original layers back."""
+        models[self.model] = uncompressed(_named(models, self.model))
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """The same."""
+        self.apply(models, task, 0)
+
+
+@dataclass(frozen=True)
+class SetDropout:
+    """Give every dropout layer of a model the same probability."""
+
+    model: str
+    probability: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability < 1:
+            given = str(self.probability)
+            raise SpecError("a probability from 0 to below 1", given=given, where="dropout", fix="Common values are 0 and 0.1.")
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Set it."""
+        for module in _named(models, self.model).modules():
+            if isinstance(module, nn.Dropout):
+                module.p = self.probability
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """The same."""
         self.apply(models, task, 0)
 
 
@@ -137,7 +199,9 @@ def _mean_gradients(
         for index in range(batches):
             start = index * batch_size % max(1, len(order) - batch_size + 1)
             batch = {k: v.to(device) for k, v in task.train.take(order[start : start + batch_size]).items()}
-            loss = F.cross_entropy(as_logits(task.forward(model, batch)).float(), batch["labels"])
+            logits = as_logits(task.forward(model, batch)).float()
+            labels = batch["labels"]
+            loss = F.mse_loss(logits.flatten(), labels) if labels.is_floating_point() else F.cross_entropy(logits, labels)
             total = [t + g for t, g in zip(total, torch.autograd.grad(loss, weights), strict=True)]
     return total
 

@@ -22,7 +22,7 @@ from bitstill.artifact.files import unwritable, write_file
 from bitstill.errors import CheckpointError
 
 _KEY = "bitstill_checkpoint"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -42,12 +42,39 @@ class Position:
     history: list[dict[str, Any]] | None = None
 
 
+@dataclass(frozen=True)
+class Best:
+    """The weights of a stage whose delivered form was judged best so far.
+
+    Args:
+        step: when.
+        value: the metric on the validation split.
+        tensors: copies, by "model/parameter".
+    """
+
+    step: int
+    value: float
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, models: Mapping[str, nn.Module], step: int, value: float) -> Best:
+        """Copies of everything in `models` that a checkpoint would hold."""
+        return cls(step, value, {name: tensor.detach().cpu().clone() for name, tensor in _unique(models)})
+
+    def restore(self, models: Mapping[str, nn.Module]) -> None:
+        """Put the weights back, in place."""
+        with torch.no_grad():
+            for name, tensor in _unique(models):
+                tensor.copy_(self.tensors[name])
+
+
 def save(
     path: Path,
     models: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer | None,
     position: Position,
     identity: Mapping[str, Any],
+    best: Best | None = None,
 ) -> None:
     """Write a checkpoint.
 
@@ -57,11 +84,14 @@ def save(
         optimizer: of the stage under way, or None between stages.
         position: where the run is.
         identity: what makes it this run and no other (recipe, data, seed); resuming compares it.
+        best: the best weights of the stage under way, where they are kept.
 
     Raises:
         ArtifactError: the place cannot be written or is full; an older checkpoint there is kept.
     """
     tensors = {f"models/{name}": tensor.detach().cpu().contiguous() for name, tensor in _unique(models)}
+    if best is not None:
+        tensors |= {f"best/{name}": tensor for name, tensor in best.tensors.items()}
     numbers: dict[str, Any] = {}
     for index, state in ({} if optimizer is None else optimizer.state_dict()["state"]).items():
         for key, value in state.items():
@@ -77,6 +107,7 @@ def save(
         "begun": position.begun,
         "history": position.history or [],
         "optimizer": numbers,
+        "best": None if best is None else {"step": best.step, "value": best.value},
     }
     metadata = {_KEY: json.dumps(content, sort_keys=True, separators=(",", ":"))}
     try:
@@ -119,6 +150,8 @@ class Checkpoint:
         _compare(content["identity"], json.loads(json.dumps(dict(identity))), path)
         self.position = Position(content["stage"], content["step"], content["begun"], content["history"])
         self._numbers: dict[str, Any] = content["optimizer"]
+        kept = {name.removeprefix("best/"): t for name, t in self.tensors.items() if name.startswith("best/")}
+        self.best = None if content["best"] is None else Best(**content["best"], tensors=kept)
 
     def restore_models(self, models: Mapping[str, nn.Module]) -> None:
         """Load every tensor in place. Learned points may have another number of elements than before.
@@ -154,6 +187,24 @@ class Checkpoint:
             index, _, key = name.partition("/")
             state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def checkpoint_beside(target: Path, resume: bool) -> Path:
+    """Where the run that delivers to `target` keeps its checkpoint.
+
+    Raises:
+        CheckpointError: one is there and is not meant to be continued.
+    """
+    path = target.with_name(f".{target.name}.checkpoint.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not resume:
+        raise CheckpointError(
+            "a new run",
+            given="the checkpoint of one that was stopped",
+            where=str(path),
+            fix="Continue it with resume=True (--resume), or delete the checkpoint to start again.",
+        )
+    return path
 
 
 def _unique(models: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,10 +22,11 @@ from bitstill.lifecycle import freeze
 from bitstill.nn.transform import WeightTransform
 from bitstill.schedules import at
 from bitstill.train import checkpoint
-from bitstill.train.checkpoint import Checkpoint, Position
-from bitstill.train.keys import derive, permutation, uniform
+from bitstill.train.checkpoint import Best, Checkpoint, Position
+from bitstill.train.keys import derive, uniform
 from bitstill.train.optim import parameter_groups, set_learning_rate
-from bitstill.train.stage import Stage, steps_per_epoch
+from bitstill.train.sampler import Sampler, steps_per_epoch
+from bitstill.train.stage import Stage
 from bitstill.train.step import TrainingStep, check_gradients
 from bitstill.train.task import Batch, Task, evaluate
 from bitstill.train.teachers import Teachers, fast_bf16
@@ -82,6 +83,7 @@ class Run:
     identity: Mapping[str, Any]
     checkpoint_path: Path | None
     position: Position = field(default_factory=Position)
+    best: Best | None = None
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -93,7 +95,7 @@ class Run:
     def save(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Write a checkpoint, on the main process."""
         if self.checkpoint_path is not None and self.accelerator.is_main_process:
-            checkpoint.save(self.checkpoint_path, self.models, optimizer, self.position, self.identity)
+            checkpoint.save(self.checkpoint_path, self.models, optimizer, self.position, self.identity, self.best)
 
 
 def train(
@@ -105,6 +107,7 @@ def train(
     identity: Mapping[str, Any] | None = None,
     checkpoint_path: Path | None = None,
     resume: bool = False,
+    finished: Callable[[Stage], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run `stages` one after the other; `models` is changed in place and may gain entries.
 
@@ -116,6 +119,7 @@ def train(
         identity: what makes this run this run, for resuming.
         checkpoint_path: where to keep the checkpoint; None keeps none.
         resume: continue from the checkpoint, if there is one.
+        finished: called on the main process when a stage has trained, before the checkpoint says so.
 
     Returns:
         What was logged: one dict per entry with stage, step, and loss or validation metric.
@@ -139,6 +143,8 @@ def train(
             stage.check_models(run.models)
             if stage.terms:
                 _run_stage(run, stage, loaded)
+                if finished is not None and run.accelerator.is_main_process:
+                    finished(stage)
             loaded = None
             run.position = Position(index + 1, 0, False, run.history)
             run.save()
@@ -191,6 +197,7 @@ def _restore(run: Run, path: Path) -> Checkpoint:
         for action in stage.begin:
             action.replay(run.models, run.task)
     loaded.restore_models(run.models)
+    run.best = loaded.best
     return loaded
 
 
@@ -210,13 +217,14 @@ def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
         wrapped = run.accelerator.prepare(step_module) if several else step_module
         probed: dict[str, float] = {}
         logger = _Logger(run, stage, total)
+        sampler = Sampler(task.train, stage.batch_size, settings.seed, "order", stage.name)
         for step in logger.bar(range(run.position.step, total)):
             step_module.train()
             progress = step / total
             # In the middle of the step, so that neither a warm-up nor a decay gives a step of zero.
             set_learning_rate(optimizer, at(stage.optimizer.lr, (step + 0.5) / total))
             probe = step < PROBED_STEPS
-            loss, values, norms = _accumulate(run, stage, wrapped, teachers, step, progress, probe)
+            loss, values, norms = _accumulate(run, stage, wrapped, teachers, sampler(step), step, progress, probe)
             if stage.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, stage.clip_norm)
             optimizer.step()
@@ -228,14 +236,35 @@ def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
                 if step == min(PROBED_STEPS, total) - 1:
                     check_gradients(probed, stage)
             run.position.step = step + 1
-            logger.log(step + 1, loss, values)
+            validation = logger.log(step + 1, loss, values)
+            if stage.keep == "best" and logger.validates(step + 1):
+                _keep_best(run, stage, step + 1, validation)
             if (step + 1) % (settings.checkpoint_every or steps_per_epoch(len(task.train), stage.batch_size)) == 0:
                 logger.check(step + 1, float(loss))
                 run.save(optimizer)
+        if run.best is not None:
+            run.best.restore(_trained(run, stage))
+            run.history.append({"stage": stage.name, "step": run.best.step, "kept": run.best.value})
+            run.best = None
+
+
+def _trained(run: Run, stage: Stage) -> dict[str, nn.Module]:
+    return {name: run.models[name] for name in stage.train}
+
+
+def _keep_best(run: Run, stage: Stage, step: int, validation: float | None) -> None:
+    """Remember the weights if their delivered form was judged better than all before; every process decides the same."""
+    if run.accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        validation = broadcast_object_list([validation])[0]
+    assert validation is not None
+    if run.best is None or validation > run.best.value:
+        run.best = Best.of(_trained(run, stage), step, validation)
 
 
 def _accumulate(
-    run: Run, stage: Stage, wrapped: nn.Module, teachers: Teachers, step: int, progress: float, probe: bool
+    run: Run, stage: Stage, wrapped: nn.Module, teachers: Teachers, whole: Tensor, step: int, progress: float, probe: bool
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Forward and backward over all parts of one batch; returns mean loss, mean term values and summed gradient norms."""
     settings, accelerator = run.settings, run.accelerator
@@ -244,7 +273,7 @@ def _accumulate(
     all_values: list[dict[str, Tensor]] = []
     all_norms: list[dict[str, Tensor]] = []
     for part in range(parts):
-        indices = batch_indices(stage, len(run.task.train), step, settings.seed, accelerator, parts, part)
+        indices = share_of(whole, stage, accelerator, parts, part)
         batch = make_batch(run.task, stage, indices, step, settings.seed, accelerator.device)
         targets = teachers(batch)
         # Dropout and stochastic rounding: a function of where we are, not of what was drawn before.
@@ -260,18 +289,12 @@ def _accumulate(
     return torch.stack(losses).mean(), _mean(all_values), _mean(all_norms)
 
 
-def batch_indices(
-    stage: Stage, samples: int, step: int, seed: int, accelerator: Accelerator, parts: int = 1, part: int = 0
-) -> Tensor:
-    """The samples that this process sees in part `part` of step `step`: a function of its arguments alone.
+def share_of(whole: Tensor, stage: Stage, accelerator: Accelerator, parts: int = 1, part: int = 0) -> Tensor:
+    """What this process sees in part `part` of a batch.
 
     Raises:
         SpecError: if the batch cannot be shared out evenly.
     """
-    per_epoch = steps_per_epoch(samples, stage.batch_size)
-    epoch, place = divmod(step, per_epoch)
-    order = permutation(samples, seed, "order", stage.name, epoch)
-    whole = order[place * stage.batch_size : (place + 1) * stage.batch_size]
     shares = accelerator.num_processes * parts
     if len(whole) % shares:
         raise SpecError(
@@ -299,8 +322,7 @@ class _Logger:
     def __init__(self, run: Run, stage: Stage, total: int) -> None:
         self.run, self.stage, self.total = run, stage, total
         self.every = max(1, total // 100)
-        per_epoch = steps_per_epoch(len(run.task.train), stage.batch_size)
-        self.validate_every = max(min(per_epoch, total), total // 20, 1)
+        self.validate_every = stage.validate_every(len(run.task.train))
         self.pending: list[Tensor] = []
         self._bar: tqdm[int] | None = None
 
@@ -311,8 +333,16 @@ class _Logger:
         self._bar = tqdm(steps, disable=not shown, mininterval=0.5, leave=False, dynamic_ncols=True, **options)
         yield from self._bar
 
-    def log(self, step: int, loss: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Note the loss of a finished step, and now and then the metric of the delivered form on the validation split."""
+    def validates(self, step: int) -> bool:
+        """Whether the delivered form is judged after `step`."""
+        return step % self.validate_every == 0 or step == self.total
+
+    def log(self, step: int, loss: Tensor, values: Mapping[str, Tensor]) -> float | None:
+        """Note the loss of a finished step, and now and then the metric of the delivered form on the validation split.
+
+        Returns:
+            That metric, on the main process.
+        """
         self.pending.append(loss)
         last = step == self.total
         entry: dict[str, Any] = {"stage": self.stage.name, "step": step}
@@ -321,11 +351,12 @@ class _Logger:
             self.pending.clear()
             self.check(step, entry["loss"])
             entry |= {name: float(value) for name, value in values.items()}
-        if (step % self.validate_every == 0 or last) and self.run.accelerator.is_main_process:
+        if self.validates(step) and self.run.accelerator.is_main_process:
             entry["validation"] = self._validate()
         if len(entry) > 2:
             self.run.history.append(entry)
             self._show(entry)
+        return entry.get("validation")
 
     def check(self, step: int, loss: float) -> None:
         """Raise `TrainingError` if `loss` is NaN or infinite."""

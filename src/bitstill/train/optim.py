@@ -59,7 +59,8 @@ class AdamW:
 
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         """The torch optimizer over parameter groups."""
-        return torch.optim.AdamW(groups, lr=at(self.lr, 0.0), betas=(self.beta1, self.beta2), eps=self.eps)
+        # Fused: a table of word embeddings makes Adam's many passes over memory a third of a step on a CPU.
+        return torch.optim.AdamW(groups, lr=at(self.lr, 0.0), betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
 
 
 Optimizer = SGD | AdamW

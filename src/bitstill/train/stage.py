@@ -17,6 +17,7 @@ from bitstill.distill.losses import Loss
 from bitstill.errors import SpecError, suggest
 from bitstill.schedules import Scheduled
 from bitstill.train.optim import SGD, Optimizer
+from bitstill.train.sampler import steps_per_epoch
 from bitstill.train.task import Task
 
 
@@ -82,6 +83,9 @@ class Stage:
             those alone.
         clip_norm: clip the gradient to this global L2 norm; None does not.
         augment: whether the task's augmentation is applied.
+        validations: how often the first trained model is judged by its delivered form on the validation split, evenly over the
+            stage; None is once per epoch, at most 20 times.
+        keep: "best" ends the stage with the weights that were judged best, "last" with those of the last step.
         begin: actions, in order.
     """
 
@@ -95,6 +99,8 @@ class Stage:
     parameters: Literal["all", "weights", "learned"] = "all"
     clip_norm: float | None = None
     augment: bool = True
+    validations: int | None = None
+    keep: Literal["best", "last"] = "last"
     begin: tuple[Action, ...] = ()
 
     def __post_init__(self) -> None:
@@ -113,6 +119,8 @@ class Stage:
             raise self._error("at least one model to train", "none", "Name it in `train`.")
         if self.batch_size < 1:
             raise self._error("a batch size of at least 1", str(self.batch_size), "Common sizes are 32 to 128.")
+        if self.validations is not None and self.validations < 1:
+            raise self._error("at least one validation", str(self.validations), "Leave it out for one per epoch.")
         taught = {term.student for term in self.terms}
         for name in self.train:
             if name not in taught:
@@ -130,6 +138,13 @@ class Stage:
             return 0
         return max(1, round(self.epochs * steps_per_epoch(samples, self.batch_size)))
 
+    def validate_every(self, samples: int) -> int:
+        """Steps between two judgements of the delivered form."""
+        total = self.total_steps(samples)
+        if self.validations is not None:
+            return max(1, total // self.validations)
+        return max(min(steps_per_epoch(samples, self.batch_size), total), total // 20, 1)
+
     def check_models(self, models: Mapping[str, nn.Module]) -> None:
         """Raise `SpecError` if the stage names a model that there is not."""
         named = {*self.train, *(t.teacher for t in self.terms if t.teacher), *(t.student for t in self.terms)}
@@ -139,8 +154,3 @@ class Stage:
 
     def _error(self, wanted: str, given: str, fix: str) -> SpecError:
         return SpecError(wanted, given=given, where=f"stage {self.name!r}", fix=fix)
-
-
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Full batches in a split, at least one."""
-    return max(1, samples // batch_size)

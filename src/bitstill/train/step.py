@@ -73,9 +73,12 @@ def run(model: nn.Module, task: Task, batch: Batch, names: tuple[str, ...]) -> O
                 "a module that runs and returns a tensor",
                 given=repr(name),
                 where=f"layer pair, {type(model).__name__}",
-                fix="Name a module that the forward pass calls.",
+                fix="Attention scores need a model loaded by bitstill.hf whose attention is dispatched (DeBERTa's is not)."
+                if name.startswith("scores:")
+                else "Name a module that the forward pass calls.",
             )
-    return Output(logits, features)
+    mask = batch.get("attention_mask")
+    return Output(logits, features, None if mask is None else mask.bool())
 
 
 def taps(stage: Stage, model: str) -> tuple[str, ...]:

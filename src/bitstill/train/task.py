@@ -7,8 +7,10 @@ be made again at any time, in any process.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +31,13 @@ class Split:
     Args:
         inputs: tensors with one row per sample, by name.
         labels: int64 (samples,) classes, or float (samples,) values.
+        lengths: for padded sequences, int64 (samples,): how many positions of dimension 1 each sample uses. A batch is then cut
+            to its longest sample, and batches are made of samples of similar length.
     """
 
     inputs: Mapping[str, Tensor]
     labels: Tensor
+    lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(tensor) for name, tensor in self.inputs.items()}
@@ -52,7 +57,14 @@ class Split:
 
     def take(self, indices: Tensor) -> Batch:
         """The samples `indices` (int64) as a batch; `index` keeps where they came from."""
-        return {**{name: t[indices] for name, t in self.inputs.items()}, "labels": self.labels[indices], "index": indices}
+        longest = None if self.lengths is None else int(self.lengths[indices].max())
+        inputs = {name: t[indices] if t.ndim < 2 else t[indices, :longest] for name, t in self.inputs.items()}
+        return {**inputs, "labels": self.labels[indices], "index": indices}
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Indices of all samples in batches of at most `size`, those of similar length together; always the same ones."""
+        order = torch.arange(len(self)) if self.lengths is None else self.lengths.argsort(stable=True)
+        yield from order.split(size)
 
     def digest(self) -> str:
         """A short hash of every byte, by which a checkpoint knows its data."""
@@ -61,6 +73,13 @@ class Split:
             state.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
             state.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return state.hexdigest()
+
+
+class Preprocessor(Protocol):
+    """What turned raw data into a task's inputs, such as a tokenizer; an artifact carries it."""
+
+    def save(self, folder: Path) -> None:
+        """Write its files into `folder`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +97,9 @@ class Task:
         draws: how many uniform numbers per sample `augment` wants.
         metric_name: "accuracy" or whatever `metric` computes.
         metric: (logits, labels) of a whole split -> a number, larger is better.
+        preprocessor: what made the inputs, or None.
+        label_names: names of the classes in order; empty where there are none.
+        options: how the data were read, as plain values, so that `evaluate` can read them again.
     """
 
     name: str
@@ -90,6 +112,9 @@ class Task:
     draws: int = 0
     metric_name: str = "accuracy"
     metric: Callable[[Tensor, Tensor], float] = lambda logits, labels: accuracy(logits, labels)
+    preprocessor: Preprocessor | None = None
+    label_names: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.classes is None:
@@ -123,12 +148,12 @@ class Task:
                 f"a model that reads {self.name} ({shapes})", given=str(error), where=name, fix="Choose a model for this task."
             ) from error
         width = 1 if logits.ndim == 1 else logits.shape[-1]
-        if self.classes is not None and width != self.classes:
+        if width != (self.classes or 1):
             raise DataError(
-                f"{self.classes} classes, as {self.name} has",
+                f"{self.classes} classes, as {self.name} has" if self.classes else f"one value, as {self.name} has",
                 given=f"{width} outputs",
                 where=name,
-                fix="Teacher and student must both have one output per class of the task.",
+                fix="Teacher and student must both have one output per class of the task, or one for regression.",
             )
 
 
@@ -145,10 +170,10 @@ def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int = 500) 
 def predict(model: nn.Module, task: Task, split: Split, batch_size: int = 500) -> Tensor:
     """Logits of a whole split, in order, float32 on the CPU."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    parts = []
+    orders, parts = [], []
     with evaluating(model), torch.inference_mode():
-        for start in range(0, len(split), batch_size):
-            batch = split.take(torch.arange(start, min(start + batch_size, len(split))))
-            logits = as_logits(task.forward(model, {name: tensor.to(device) for name, tensor in batch.items()}))
+        for indices in split.batches(batch_size):
+            logits = as_logits(task.forward(model, {name: tensor.to(device) for name, tensor in split.take(indices).items()}))
+            orders.append(indices)
             parts.append(logits.float().cpu())
-    return torch.cat(parts)
+    return torch.cat(parts)[torch.cat(orders).argsort()]

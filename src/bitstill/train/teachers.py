@@ -1,7 +1,7 @@
 """What frozen teachers say about a batch: in inference mode, in bf16 where that is fast, and only once where it can be kept.
 
 Without augmentation a teacher sees the same picture every epoch, so its logits are computed once for the whole training split,
-in order and in fixed batches, and looked up by sample index from then on. They are recomputed, not saved, when a run resumes.
+in fixed batches, and looked up by sample index from then on. They are recomputed, not saved, when a run resumes.
 """
 
 from __future__ import annotations
@@ -50,17 +50,18 @@ class Teachers:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = run(self.models[name], self.task, batch, taps(self.stage, name))
         # Inference tensors cannot take part in a backward pass: clone them into ordinary ones.
-        return Output(output.logits.float().clone(), {k: v.float().clone() for k, v in output.features.items()})
+        features = {name: value.float().clone() for name, value in output.features.items()}
+        return Output(output.logits.float().clone(), features, output.positions)
 
     def _whole_split(self, name: str) -> Tensor:
         split = self.task.train
-        parts = []
+        orders, parts = [], []
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            for start in range(0, len(split), CACHE_BATCH):
-                batch = split.take(torch.arange(start, min(start + CACHE_BATCH, len(split))))
-                moved = {key: value.to(self.device) for key, value in batch.items()}
+            for indices in split.batches(CACHE_BATCH):
+                moved = {key: value.to(self.device) for key, value in split.take(indices).items()}
+                orders.append(indices)
                 parts.append(as_logits(self.task.forward(self.models[name], moved)).float().cpu())
-        return torch.cat(parts).clone()
+        return torch.cat(parts)[torch.cat(orders).argsort()].clone()
 
 
 def fast_bf16(device: torch.device) -> bool:

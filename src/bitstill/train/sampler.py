@@ -1,0 +1,51 @@
+"""Which samples come in which step: a function of (seed, stage, step) alone, so that any batch can be made again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitstill.train.keys import permutation
+from bitstill.train.task import Split
+
+POOL = 50
+"""Batches whose samples are sorted by length together: nearly no padding, and still a new mixture every epoch."""
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Full batches in a split, at least one."""
+    return max(1, samples // batch_size)
+
+
+class Sampler:
+    """The batches of one stage, shuffled anew every epoch; the incomplete last one is dropped.
+
+    Where samples have lengths, batches are made of similar ones: each pool of 50 batches is sorted by length and cut, and the
+    batches come in random order.
+
+    Args:
+        split: where samples come from.
+        batch_size: samples per batch.
+        names: what the order depends on besides the epoch: seed, stage.
+    """
+
+    def __init__(self, split: Split, batch_size: int, *names: object) -> None:
+        self.lengths, self.samples, self.batch_size, self.names = split.lengths, len(split), batch_size, names
+        self._epoch: int | None = None
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, step: int) -> Tensor:
+        """Indices of the samples of a step, int64 (batch_size,), or all samples if there are fewer."""
+        epoch, place = divmod(step, steps_per_epoch(self.samples, self.batch_size))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        order = permutation(self.samples, *self.names, epoch)
+        if self.lengths is None or self.samples < self.batch_size:
+            return order
+        full = order[: self.samples // self.batch_size * self.batch_size]
+        pools = [pool[self.lengths[pool].argsort(stable=True)] for pool in full.split(POOL * self.batch_size)]
+        batches = torch.cat(pools).view(-1, self.batch_size)
+        return batches[permutation(len(batches), *self.names, epoch, "batches")].flatten()
