@@ -20,7 +20,7 @@ from bitstill.delivery import environment
 from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation, Recipe
 from bitstill.report.page import comparison_page
 from bitstill.report.tables import Row
-from bitstill.tasks import load_task
+from bitstill.tasks import digits
 from bitstill.train.loop import Settings
 
 
@@ -66,7 +66,7 @@ def run_demo(folder: Path, *, seed: int = 0, epochs: float = 60, say: Callable[[
     for plan in plans:
         check_target(folder / plan.folder)
         (folder / f".{plan.folder}.checkpoint.safetensors").unlink(missing_ok=True)  # of a demonstration that was stopped
-    task = load_task("digits")
+    task = digits.load()
     results: dict[str, Result] = {}
     for index, plan in enumerate(plans, 1):
         say(f"[{index}/{len(plans)}] {plan.name}")
