@@ -33,8 +33,12 @@ WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD = (
     "model.safetensors", "config.json", "recipe.yaml", "report.json", "report.html", "README.md",
 )  # fmt: skip
 
-FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD)
-"""All that a folder holds; one with anything else in it is not replaced."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model", "preprocessor_config.json",
+)  # fmt: skip
+FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD, *TOKENIZER_FILES)
+"""All that a folder may hold; one with anything else in it is not replaced."""
 
 _GRANULARITIES: dict[str, type[Granularity]] = {
     "tensor": PerTensor, "channel": PerChannel, "group": PerGroup, "bucket": Bucket,

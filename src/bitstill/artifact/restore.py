@@ -32,19 +32,32 @@ def load_into(model: nn.Module, archive: Archive) -> nn.Module:
         ArtifactError: if the architecture is not the one that was delivered.
     """
     model.float().cpu()  # what was delivered computes in float32 on the CPU, wherever this network was built
+    originals = original_layers(model, archive)
+    swap(model, {original: restored_layer(original, archive.layers[name], archive) for name, original in originals.items()})
+    _load_leftovers(model, archive)
+    return model.eval().requires_grad_(False)
+
+
+def original_layers(model: nn.Module, archive: Archive) -> dict[str, nn.Module]:
+    """The float layers of `model` that the archive has packed, by name.
+
+    Raises:
+        ArtifactError: one is missing, of another kind or of another shape.
+    """
     modules = dict(model.named_modules())
-    replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in archive.layers.items():
         original = modules.get(name)
         if original is None or kind_of(original) != layer.kind:
             raise _mismatch(f"a {layer.kind} layer", "none" if original is None else type(original).__name__, name)
         if tuple(original.weight.shape) != _stored_shape(layer):
             raise _mismatch(f"a weight of shape {_stored_shape(layer)}", str(tuple(original.weight.shape)), name)
-        spec = None if layer.input is None else QuantizeInput(**layer.input)
-        replacements[original] = packed_layer(original, _packed_weight(layer, archive), input_transform(spec))
-    swap(model, replacements)
-    _load_leftovers(model, archive)
-    return model.eval().requires_grad_(False)
+    return {name: modules[name] for name in archive.layers}
+
+
+def restored_layer(original: nn.Module, layer: LayerRecord, archive: Archive) -> nn.Module:
+    """The packed layer that takes the place of `original`, with the archive's bits."""
+    spec = None if layer.input is None else QuantizeInput(**layer.input)
+    return packed_layer(original, _packed_weight(layer, archive), input_transform(spec))
 
 
 def _packed_weight(layer: LayerRecord, archive: Archive) -> PackedWeight:

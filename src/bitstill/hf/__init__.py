@@ -1,0 +1,1 @@
+"""Hugging Face transformers as teachers, students and readers of artifacts. The only folder that imports transformers."""

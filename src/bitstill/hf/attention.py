@@ -1,0 +1,76 @@
+"""An attention function that can tell its scores, registered the way transformers offers; no model class is patched.
+
+While nobody asks, it is transformers' own fused attention. While a tap asks (`distill.taps`), it is the same attention written
+out, which leaves its scores before mask and softmax with the tap. Its mask function is registered too: transformers makes no
+mask at all for an attention it does not know, and padding would silently be attended to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from bitstill.distill.taps import SCORES
+
+NAME = "bitstill"
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention.
+
+    Args:
+        module: the attention layer.
+        query, key, value: (batch, heads, positions, width).
+        attention_mask: bool (batch, 1, queries, keys), True where attention is allowed, or None; a float mask is added.
+        dropout: probability.
+        scaling: factor of the scores; None is 1 / sqrt(width).
+
+    Returns:
+        (batch, positions, heads, width), and None for the probabilities.
+    """
+    receive = module.__dict__.get(SCORES)
+    if receive is None or kwargs.get("position_bias") is not None:
+        output: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output
+    groups = getattr(module, "num_key_value_groups", 1)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    causal = kwargs.get("is_causal")
+    if getattr(module, "is_causal", False) if causal is None else causal:
+        # transformers leaves the mask out where it says no more than this; what no query may see is nothing to imitate.
+        receive(scores.tril())
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
+    else:
+        receive(scores)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.dropout(scores.softmax(-1), dropout, module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), None
+
+
+def use(model: Any) -> None:
+    """Let `model` compute attention by `attention` where it can; others keep their own and offer no scores."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    if getattr(model, "_supports_attention_backend", False):
+        model.set_attn_implementation(NAME)

@@ -1,0 +1,163 @@
+"""Pretrained encoders by path or hub name, and back from an artifact's `config.json`. No code of a repository is ever run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
+from transformers.utils import logging
+
+from bitstill.errors import ArtifactError, DataError
+from bitstill.hf import attention
+from bitstill.train.task import Task
+
+_AUTO: dict[str, tuple[Any, Any]] = {
+    "text": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+    "image": (AutoModelForImageClassification, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pretrained model, and what of it was not in its files.
+
+    Args:
+        model: in float32, computing attention by `hf.attention`.
+        new: parameters that the files did not have; they were initialised anew and must be trained.
+        unused: parameters of the files that the model has no place for.
+    """
+
+    model: nn.Module
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def load_pretrained(source: str, task: Task, role: str) -> Loaded:
+    """A model for the task's classes from a folder or from the hub.
+
+    Args:
+        source: path or hub name.
+        task: whose classes and label names it gets.
+        role: "student" or "teacher", for errors.
+
+    Raises:
+        DataError: there is no such model, it has other classes, labels in another order, or parts of its body are missing.
+    """
+    kind = "text" if "input_ids" in task.train.inputs else "image"
+    auto, known = _AUTO[kind]
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(source)
+            if config.model_type not in known:
+                fix = f"Valid: {', '.join(sorted(known)[:12])} and others."
+                raise DataError(f"an encoder for {kind} classification", given=config.model_type, where=source, fix=fix)
+            _check_labels(config, task, source)
+            model, report = auto.from_pretrained(
+                source, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True, **label_settings(task)
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, DataError):
+            raise
+        given = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fix = "Give the folder of a Hugging Face model, or its name on the hub (which needs a connection)."
+        raise DataError("a pretrained model", given=given, where=f"{role} {source!r}", fix=fix) from error
+    _check_complete(model, report, task, f"{role} {source!r}")
+    attention.use(model)
+    return Loaded(model, tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])))
+
+
+def label_settings(task: Task) -> dict[str, Any]:
+    """What a config says about the classes of `task`."""
+    if task.classes is None:
+        return {"num_labels": 1, "problem_type": "regression"}
+    names = task.label_names or tuple(f"LABEL_{index}" for index in range(task.classes))
+    numbered = dict(enumerate(names))
+    return {"id2label": numbered, "label2id": {name: i for i, name in numbered.items()}}
+
+
+def config_of(model: nn.Module) -> dict[str, Any] | None:
+    """What `config.json` says of a transformers model, so that `from_config` and `from_pretrained` can rebuild it."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_diff_dict") or type(model).__module__.split(".")[0] != "transformers":
+        return None
+    assert config is not None
+    content: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
+    return {**content, "architectures": [type(model).__name__], "dtype": "float32"}
+
+
+def from_config(config: dict[str, Any]) -> nn.Module:
+    """A freshly initialised model of the architecture that an artifact's `config.json` describes.
+
+    Raises:
+        ArtifactError: transformers does not know it.
+    """
+    import transformers
+
+    settings = {key: value for key, value in config.items() if key != "quantization_config"}
+    names = settings.get("architectures") or [None]
+    known = {name for _, table in _AUTO.values() for name in table.values()}
+    try:
+        if names[0] not in known:
+            raise ValueError(f"architecture {names[0]!r}")
+        cls = getattr(transformers, names[0])
+        with _quiet():
+            model: nn.Module = cls(cls.config_class.from_dict(settings))
+    except (ValueError, AttributeError, TypeError, KeyError, RuntimeError) as error:
+        raise ArtifactError(
+            "a classifier that transformers knows",
+            given=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            where="config.json",
+            fix="Upgrade transformers, or pass the network: bitstill.load(folder, model=network).",
+        ) from error
+    return model
+
+
+def _check_labels(config: Any, task: Task, source: str) -> None:
+    """Refuse a classifier that means other classes by the same numbers: an old trap of NLI models."""
+    theirs = {str(name).lower(): int(index) for index, name in (config.id2label or {}).items()}
+    ours = {name.lower(): index for index, name in enumerate(task.label_names)}
+    if theirs.keys() == ours.keys() and theirs != ours:
+        given = ", ".join(sorted(theirs, key=theirs.__getitem__))
+        fix = "Reorder the rows of its classifier and its id2label, or fine-tune another model for the task."
+        raise DataError(f"labels in the order {', '.join(ours)}", given=given, where=source, fix=fix)
+
+
+def _check_complete(model: nn.Module, report: dict[str, Any], task: Task, where: str) -> None:
+    wrong = sorted(report["mismatched_keys"])
+    if wrong:
+        name, theirs, ours = wrong[0]
+        raise DataError(
+            f"a model for {task.name} ({task.classes or 1} outputs; {name} {tuple(ours)})",
+            given=f"{name} {tuple(theirs)}",
+            where=where,
+            fix="It was trained for other classes: give the model it was fine-tuned from, or one for this task.",
+        )
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    lost = [name for name in sorted(report["missing_keys"]) if name.startswith(body) and ".pooler." not in name]
+    if lost:
+        given = f"{len(lost)} missing, such as {lost[0]}"
+        fix = "The folder holds another architecture than its config.json says, or only a part of it."
+        raise DataError("all weights below the classifier", given=given, where=where, fix=fix)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' loading bars and reports off the screen: what matters of them is reported by us."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,100 @@
+"""`from_pretrained` on an artifact: bitstill as a quantization method of transformers, through its public registration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from bitstill.artifact.format import FORMAT_VERSION, LayerRecord
+from bitstill.artifact.reader import Archive, read
+from bitstill.artifact.restore import original_layers, restored_layer
+from bitstill.errors import ArtifactError, SpecError
+from bitstill.nn.layers import adopt
+from bitstill.surgery.swap import swap
+
+METHOD = "bitstill"
+
+
+@register_quantization_config(METHOD)
+class BitstillConfig(QuantizationConfigMixin):
+    """The `quantization_config` of an artifact's `config.json`, as it stands there."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.__dict__.update({**settings, "quant_method": METHOD})
+        if settings.get("version") != FORMAT_VERSION:
+            raise ArtifactError(
+                f"artifact version {FORMAT_VERSION}",
+                given=repr(settings.get("version")),
+                where="config.json: quantization_config",
+                fix="Upgrade bitstill: the artifact was written by another version.",
+            )
+
+
+class _Slot(nn.Module):
+    """Stands where a packed layer will be while transformers reads the file: the file's tensors by their names."""
+
+
+@register_quantizer(METHOD)
+class BitstillQuantizer(HfQuantizer):
+    """Puts packed layers into a model that transformers is loading."""
+
+    requires_calibration = True  # an artifact is quantized already; nothing can be quantized while loading
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Float32, in which packed layers compute.
+
+        Raises:
+            SpecError: another dtype was asked for.
+        """
+        if dtype not in (None, torch.float32):
+            fix = "Leave dtype out: packed layers compute in float32; the file is small either way."
+            raise SpecError("dtype float32", given=str(dtype), where="from_pretrained", fix=fix)
+        return torch.float32
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        assert checkpoint_files is not None
+        self.archive = read(Path(checkpoint_files[0]).parent)
+        originals = original_layers(model, self.archive)
+        slots = {original: _slot(original, self.archive.layers[name], self.archive) for name, original in originals.items()}
+        swap(model, slots)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        slots = {name: module for name, module in model.named_modules() if isinstance(module, _Slot)}
+        replacements: dict[nn.Module, nn.Module] = {}
+        for name, slot in slots.items():
+            record = self.archive.layers[name]
+            device = next(slot.buffers()).device
+            for tensor in record.tensors():
+                slot._buffers.pop(tensor.removeprefix(f"{name}."))
+            replacements[slot] = restored_layer(slot, record, self.archive).to(device)
+        swap(model, replacements)
+        return model.eval().requires_grad_(False)
+
+    def is_serializable(self) -> bool:
+        """A loaded model is not written again: copy its folder."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Packed weights do not train."""
+        return False
+
+
+def _slot(original: nn.Module, layer: LayerRecord, archive: Archive) -> _Slot:
+    slot = adopt(original, _Slot)
+    slot._parameters.pop("weight")
+    for name in layer.tensors():
+        stored = torch.from_numpy(archive.tensors[name])
+        slot.register_buffer(name.removeprefix(f"{layer.name}."), torch.empty_like(stored, device="meta"))
+    return slot
+
+
+__all__ = ["METHOD", "BitstillConfig", "BitstillQuantizer"]

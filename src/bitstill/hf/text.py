@@ -1,0 +1,154 @@
+"""Text meets a tokenizer: the step from a `TextTask` to a `Task`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from bitstill.errors import DataError, SpecError
+from bitstill.tasks.text import TextOptions, TextSplit, TextTask
+from bitstill.train.task import Batch, Split, Task
+
+CHUNK = 2_000
+"""Rows that are tokenized at once, between two moves of the progress bar."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer as the preprocessor of a task."""
+
+    tokenizer: Any
+
+    def save(self, folder: Path) -> None:
+        """Write its files into `folder`, as `AutoTokenizer.from_pretrained` wants them."""
+        self.tokenizer.save_pretrained(str(folder))
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer in a folder (a model's or an artifact's) or of a model on the hub.
+
+    Raises:
+        DataError: there is none, or it has no padding token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        fix = "Check the path or the name; a folder needs tokenizer.json or the tokenizer's own files."
+        raise DataError("a model with a tokenizer", given=_first_line(error), where=str(source), fix=fix) from error
+    if tokenizer.pad_token_id is None:
+        fix = "Set tokenizer.pad_token (and model.config.pad_token_id) and save the folder again."
+        raise DataError("a tokenizer with a padding token", given="none", where=str(source), fix=fix)
+    return tokenizer
+
+
+def check_same_vocabulary(one: Any, other: Any, names: tuple[str, str]) -> None:
+    """Refuse a teacher that reads other tokens than its student.
+
+    Raises:
+        DataError: the vocabularies differ.
+    """
+    ours, theirs = one.get_vocab(), other.get_vocab()
+    if ours != theirs:
+        differing = next(token for token in (*ours, *theirs) if ours.get(token) != theirs.get(token))
+        given = f"{len(ours):,} and {len(theirs):,} tokens; {differing!r} is {ours.get(differing)} and {theirs.get(differing)}"
+        fix = "Choose a teacher with the student's tokenizer, since both read the same ids."
+        raise DataError("one vocabulary", given=given, where=f"{names[0]} and {names[1]}", fix=fix)
+
+
+def tokenize(task: TextTask, tokenizer: Any, *, progress: bool = True) -> Task:
+    """The task as a model with this tokenizer reads it.
+
+    Args:
+        task: texts and labels.
+        tokenizer: of transformers.
+        progress: show a progress bar for large splits.
+
+    Returns:
+        Splits with "input_ids", "attention_mask" and whatever else the tokenizer makes, int32 (rows, longest), padded at the
+        right.
+
+    Raises:
+        DataError: a text is longer than `task.options.max_length` and may not be cut.
+        SpecError: `max_length` is more than the tokenizer's model can read.
+    """
+    limit = tokenizer.model_max_length
+    if task.options.max_length > limit:
+        fix = f"Set --max-length to at most {limit}."
+        raise SpecError(
+            f"at most {limit} tokens", given=str(task.options.max_length), where=f"{task.name}: max_length", fix=fix
+        )
+    parts = {part: getattr(task, part) for part in ("train", "validation", "test")}
+    splits = {part: _encode(task, part, split, tokenizer, progress) for part, split in parts.items()}
+    return Task(
+        task.name,
+        splits["train"],
+        splits["validation"],
+        splits["test"],
+        task.classes,
+        forward_of(tokenizer),
+        metric_name=task.metric_name,
+        metric=task.metric,
+        preprocessor=Tokenizer(tokenizer),
+        label_names=task.label_names or (),
+        options=asdict(task.options),
+    )
+
+
+def forward_of(tokenizer: Any) -> Callable[[nn.Module, Batch], Tensor]:
+    """Runs a model on a tokenized batch, by the names of the inputs that the tokenizer makes."""
+    names = tuple(tokenizer.model_input_names)
+
+    def forward(model: nn.Module, batch: Batch) -> Tensor:
+        logits: Tensor = model(**{name: batch[name].long() for name in names if name in batch}).logits
+        return logits
+
+    return forward
+
+
+def _encode(task: TextTask, part: str, split: TextSplit, tokenizer: Any, progress: bool) -> Split:
+    options = task.options
+    rows: dict[str, list[list[int]]] = {}
+    bar = tqdm(total=len(split), desc=f"tokenizing {part}", unit="row", leave=False, disable=not progress or len(split) < CHUNK)
+    for start in range(0, len(split), CHUNK):
+        chunk = [column[start : start + CHUNK] for column in split.texts]
+        # Without a limit first, so that what would be cut is noticed.
+        found = tokenizer(*chunk, truncation=options.truncate, max_length=options.max_length if options.truncate else None)
+        for name in tokenizer.model_input_names:
+            if name in found:
+                rows.setdefault(name, []).extend(found[name])
+        bar.update(len(chunk[0]))
+    bar.close()
+    lengths = torch.tensor([len(ids) for ids in rows["input_ids"]])
+    if int(lengths.max()) > options.max_length:
+        _refuse_long(task, part, lengths, options)
+    padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    inputs = {name: _padded(values, int(lengths.max()), padding.get(name, 0)) for name, values in rows.items()}
+    return Split(inputs, split.labels, lengths)
+
+
+def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:
+    table = torch.full((len(rows), width), value, dtype=torch.int32)
+    for row, ids in zip(table, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
+    return table
+
+
+def _refuse_long(task: TextTask, part: str, lengths: Tensor, options: TextOptions) -> None:
+    long = (lengths > options.max_length).nonzero().flatten()
+    raise DataError(
+        f"texts of at most {options.max_length} tokens",
+        given=f"{len(long)} longer ones, row {int(long[0])} with {int(lengths[long[0]])} tokens",
+        where=f"{task.name} {part}",
+        fix="Set --max-length higher, or --truncate to cut them off.",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
