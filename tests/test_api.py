@@ -168,8 +168,9 @@ class Mine:
 
     bits: int = 3
     needs_teacher = False
+    makes_student = False
 
-    def stages(self, *, train_teacher):
+    def stages(self, *, train_teacher, regression=False, models=None):
         rule = Compression(targets=("body.*",), weight=Uniform(self.bits))
         return (Stage("only", begin=(Compress("student", rule),)),)
 
@@ -331,7 +332,9 @@ def test_names_folders_and_networks_may_be_mixed(digits, tmp_path):
 
 
 def test_an_unknown_name_lists_the_networks():
-    with pytest.raises(SpecError, match=r"student: wanted a known model or an artifact's folder, got 'resnet'"):
+    with pytest.raises(
+        SpecError, match=r"student: wanted a known model, or the folder of an artifact or of a Hugging Face model, got 'resnet'"
+    ):
         bitstill.compress(PostTraining(), "digits", {"student": "resnet"}, settings=QUIET)
 
 

@@ -11,14 +11,17 @@ from torch import nn
 from bitstill.errors import SpecError
 from bitstill.lifecycle import freeze
 from bitstill.recipes import PostTraining, QuantizedDistillation
-from bitstill.roles import resolve_models, trains_teacher
+from bitstill.roles import resolve_models
 from bitstill.specs import QuantizeInput
+from bitstill.tasks import digits
 
 
 def test_a_path_is_a_folder_and_never_a_name() -> None:
-    with pytest.raises(SpecError, match="artifact's folder"):
-        resolve_models(QuantizedDistillation(), {"teacher": Path("digits-teacher"), "student": "digits-student"}, 0)
-    assert trains_teacher(QuantizedDistillation(), {"teacher": "digits-teacher", "student": "digits-student"})
+    recipe, task = QuantizedDistillation(), digits.load()
+    with pytest.raises(SpecError, match="folder of an artifact"):
+        resolve_models(recipe, {"teacher": Path("digits-teacher"), "student": "digits-student"}, 0, task)
+    cast = resolve_models(recipe, {"teacher": "digits-teacher", "student": "digits-student"}, 0, task)
+    assert cast.untrained == {"teacher", "student"}
 
 
 def test_learned_input_ranges_need_training() -> None:

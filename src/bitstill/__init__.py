@@ -8,16 +8,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bitstill._transformers import register_when_imported
+
 if TYPE_CHECKING:
     from bitstill._version import VERSION as __version__
     from bitstill.api import Result, compress, load
     from bitstill.artifact.reader import Archive, read
     from bitstill.artifact.writer import Storage
+    from bitstill.delivery import save
     from bitstill.errors import BitstillError
+    from bitstill.finetune import finetune
     from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
     from bitstill.lifecycle import freeze, pack, prepare, unpack
-    from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation
+    from bitstill.loading import text_task
+    from bitstill.recipes import XTC, DifferentiableQuantization, FineTuning, PostTraining, QuantizedDistillation
     from bitstill.specs import Binary, Compression, Points, Prune, QuantizeInput, Ternary, Uniform
+    from bitstill.tasks.text import TextOptions
     from bitstill.train.loop import Settings
     from bitstill.train.task import Split, Task
 
@@ -28,6 +34,7 @@ _HOMES = {
     "Bucket": "bitstill.granularity",
     "Compression": "bitstill.specs",
     "DifferentiableQuantization": "bitstill.recipes",
+    "FineTuning": "bitstill.recipes",
     "PerChannel": "bitstill.granularity",
     "PerGroup": "bitstill.granularity",
     "PerTensor": "bitstill.granularity",
@@ -42,23 +49,29 @@ _HOMES = {
     "Storage": "bitstill.artifact.writer",
     "Task": "bitstill.train.task",
     "Ternary": "bitstill.specs",
+    "TextOptions": "bitstill.tasks.text",
     "Uniform": "bitstill.specs",
+    "XTC": "bitstill.recipes",
     "compress": "bitstill.api",
+    "finetune": "bitstill.finetune",
     "freeze": "bitstill.lifecycle",
     "load": "bitstill.api",
     "pack": "bitstill.lifecycle",
     "prepare": "bitstill.lifecycle",
     "read": "bitstill.artifact.reader",
+    "save": "bitstill.delivery",
+    "text_task": "bitstill.loading",
     "unpack": "bitstill.lifecycle",
 }
 
-__all__ = [
+__all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "Archive",
     "Binary",
     "BitstillError",
     "Bucket",
     "Compression",
     "DifferentiableQuantization",
+    "FineTuning",
     "PerChannel",
     "PerGroup",
     "PerTensor",
@@ -73,16 +86,24 @@ __all__ = [
     "Storage",
     "Task",
     "Ternary",
+    "TextOptions",
     "Uniform",
+    "XTC",
     "__version__",
     "compress",
+    "finetune",
     "freeze",
     "load",
     "pack",
     "prepare",
     "read",
+    "save",
+    "text_task",
     "unpack",
 ]
+
+
+register_when_imported()
 
 
 def __getattr__(name: str) -> Any:

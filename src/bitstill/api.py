@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 import shutil
@@ -15,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from bitstill.architectures import from_architecture
 from bitstill.artifact.files import check_target, replaced_folder
 from bitstill.artifact.format import REPORT
 from bitstill.artifact.reader import read
@@ -26,15 +25,17 @@ from bitstill.artifact.size import size_report
 from bitstill.artifact.writer import Storage, write_weights
 from bitstill.decode import encode
 from bitstill.delivery import deliver, environment, measure
-from bitstill.errors import ArtifactError, CheckpointError, SpecError
-from bitstill.lifecycle import PrepareReport, report
+from bitstill.errors import ArtifactError, SpecError
+from bitstill.lifecycle import PrepareReport, report, uncompressed
+from bitstill.loading import task_for
 from bitstill.nn.packed import is_packed
 from bitstill.recipes import Recipe, recipe_name, recipe_named
-from bitstill.roles import ModelLike, check_model, check_student, rehearse, resolve_models, trains_teacher
+from bitstill.roles import ModelLike, rehearse, resolve_models, stages_for
 from bitstill.runfile import RunFile
-from bitstill.tasks import load_task
-from bitstill.tasks.models import from_architecture
-from bitstill.train.loop import Settings, hardware_identity, train
+from bitstill.tasks.text import TextOptions
+from bitstill.train.checkpoint import checkpoint_beside
+from bitstill.train.identity import identity_of
+from bitstill.train.loop import Settings, train
 from bitstill.train.stage import Stage
 from bitstill.train.task import Task, evaluate
 
@@ -86,6 +87,8 @@ def compress(
     storage: Storage | None = None,
     resume: bool = False,
     data: str | Path | None = None,
+    text: TextOptions | None = None,
+    each_stage: bool = False,
 ) -> Result:
     """Train a compressed model under a recipe, deliver it as an artifact, and read it back.
 
@@ -99,6 +102,8 @@ def compress(
         storage: dtype of leftovers, entropy coding.
         resume: continue from the checkpoint beside `out`, if there is one; without it such a checkpoint is an error.
         data: a folder with local files for the task.
+        text: columns, longest text and so on, for the task "text".
+        each_stage: also deliver what every stage but the last leaves of the student, to `out`-<stage>.
 
     Returns:
         The reloaded model, its report and its folder.
@@ -118,38 +123,44 @@ def compress(
 
     started = time.perf_counter()
     settings, storage = settings or Settings(), storage or Storage()
-    _check_arguments(task, out, resume, data)
+    _check_arguments(task, out, resume, data, each_stage)
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))
     check_target(target)
-    task = load_task(task, None if data is None else Path(data)) if isinstance(task, str) else task
-    networks = resolve_models(recipe, models, settings.seed)
-    stages = recipe.stages(train_teacher=trains_teacher(recipe, models))
-    for name, network in networks.items():
-        check_model(name, network, task)
-    check_student(stages, models)
-    rehearse(stages, networks, task)
-    skeleton = copy.deepcopy(networks["student"])
-    identity = _identity(recipe, stages, task, networks, settings)
-    work = None if temporary else _checkpoint_of(target, resume)
-    history = train(stages, networks, task, settings, identity=identity, checkpoint_path=work, resume=resume)
-    run_report = {
+    task = task_for(task, models, data, text) if isinstance(task, str) else task
+    cast = resolve_models(recipe, models, settings.seed, task)
+    networks = cast.networks
+    stages = stages_for(recipe, cast, task)
+    skeleton = uncompressed(rehearse(stages, networks, task)["student"])
+    identity = identity_of(encode(recipe), stages, task, networks, settings)
+    work = None if temporary else checkpoint_beside(target, resume)
+    about = {
         "recipe": encode(recipe),
         "task": task.name,
         "settings": encode(settings),
         "storage": encode(storage),
-        "history": history,
-        "parameters": _parameters(report(networks["student"])),
+        "models": cast.notes,
         **environment(),
     }
+    text_of_run = resolved(recipe, task, models, settings, storage, data, text).to_yaml()
+
+    def deliver_to(folder: Path, run_report: Mapping[str, Any]) -> None:
+        student = networks["student"]
+        parameters = _parameters(report(student))
+        deliver(folder, student, task, storage, {**about, **run_report, "parameters": parameters}, text_of_run, skeleton)
+
+    def finished(stage: Stage) -> None:
+        if each_stage and stage is not stages[-1] and "student" in stage.train:
+            deliver_to(stage_folder(target, stage), {"stage": stage.name})
+
+    history = train(stages, networks, task, settings, identity=identity, checkpoint_path=work, resume=resume, finished=finished)
     several = PartialState()
     if several.is_main_process:
+        run_report: dict[str, Any] = {"history": history}
         if "teacher" in networks:
             run_report["teacher"] = _teacher_row(networks["teacher"], task)
-        run_report["wall_seconds"] = time.perf_counter() - started
-        text = resolved(recipe, task, models, settings, storage, data).to_yaml()
-        deliver(target, networks["student"], task, storage, run_report, text, skeleton)
+        deliver_to(target, {**run_report, "wall_seconds": time.perf_counter() - started})
     several.wait_for_everyone()
     if work is not None and several.is_main_process:
         work.unlink(missing_ok=True)
@@ -172,6 +183,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     return load_into(network, archive)
 
 
+def stage_folder(out: Path, stage: Stage) -> Path:
+    """Where the student that `stage` leaves is delivered when each stage is."""
+    return out.with_name(f"{out.name}-{stage.name.replace(' ', '-')}")
+
+
 def resolved(
     recipe: Recipe,
     task: Task,
@@ -179,6 +195,7 @@ def resolved(
     settings: Settings,
     storage: Storage,
     data: str | Path | None = None,
+    text: TextOptions | None = None,
 ) -> RunFile:
     """The run as a file that `bitstill compress` accepts; networks handed in as objects are named by their class."""
     names = {role: type(m).__name__ if isinstance(m, nn.Module) else str(m) for role, m in models.items()}
@@ -188,13 +205,17 @@ def resolved(
         teacher=names.get("teacher"),
         student=names.get("student"),
         data=None if data is None else str(data),
+        text=text,
         options=encode(recipe),
         settings=settings,
         storage=storage,
     )
 
 
-def _check_arguments(task: Task | str, out: str | Path | None, resume: bool, data: str | Path | None) -> None:
+def _check_arguments(task: Task | str, out: str | Path | None, resume: bool, data: str | Path | None, each_stage: bool) -> None:
+    if out is None and each_stage:
+        fix = "Each stage's folder is named after it."
+        raise SpecError("an out folder to deliver each stage", given="none", where="compress", fix=fix)
     if out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fix = "Pass a folder that all of them can read."
         raise SpecError("an out folder for several processes", given="none", where="compress", fix=fix)
@@ -204,20 +225,6 @@ def _check_arguments(task: Task | str, out: str | Path | None, resume: bool, dat
         raise SpecError("data with a task's name", given="a Task", where="compress", fix="A Task has its data: leave data out.")
 
 
-def _checkpoint_of(target: Path, resume: bool) -> Path:
-    """Where the run that delivers to `target` keeps its checkpoint; one that is there must be meant to be continued."""
-    path = target.with_name(f".{target.name}.checkpoint.safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not resume:
-        raise CheckpointError(
-            "a new run",
-            given="the checkpoint of one that was stopped",
-            where=str(path),
-            fix="Continue it with resume=True (--resume), or delete the checkpoint to start again.",
-        )
-    return path
-
-
 def _own_folder(out: str) -> Path:
     target = Path(out).resolve()
     if target == Path.cwd():
@@ -225,30 +232,6 @@ def _own_folder(out: str) -> Path:
             "a folder of its own", given="the current one", where=out, fix="Name a new folder: the whole of it is replaced."
         )
     return target
-
-
-def _identity(
-    recipe: Recipe, stages: tuple[Stage, ...], task: Task, networks: Mapping[str, nn.Module], settings: Settings
-) -> dict[str, Any]:
-    return {
-        "recipe": encode(recipe),
-        "stages": [stage.name for stage in stages],
-        "task": task.name,
-        "data": task.train.digest(),
-        "models": {name: _digest(network) for name, network in networks.items()},
-        "seed": settings.seed,
-        "precision": settings.precision,
-        "accumulate": settings.accumulate,
-        **hardware_identity(settings),
-    }
-
-
-def _digest(network: nn.Module) -> str:
-    state = hashlib.blake2b(digest_size=8)
-    for name, tensor in network.state_dict().items():
-        state.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
-        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return state.hexdigest()
 
 
 def _teacher_row(teacher: nn.Module, task: Task) -> dict[str, Any]:

@@ -6,7 +6,6 @@ compared with the frozen model's, bit for bit; a difference is a defect, and not
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import platform
@@ -14,12 +13,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from bitstill import _version
+from bitstill.architectures import architecture_of, can_rebuild, from_architecture
 from bitstill.artifact.files import replaced_folder, write_file
 from bitstill.artifact.format import CARD, RECIPE, REPORT
 from bitstill.artifact.reader import read
@@ -27,10 +28,9 @@ from bitstill.artifact.restore import load_into
 from bitstill.artifact.size import SizeReport, check_size, size_report, to_json
 from bitstill.artifact.writer import Storage, write_weights
 from bitstill.errors import ArtifactError
-from bitstill.lifecycle import freeze, pack
+from bitstill.lifecycle import freeze, pack, uncompressed
 from bitstill.nn.packed import is_packed
 from bitstill.report.card import model_card
-from bitstill.tasks.models import architecture_of, from_architecture
 from bitstill.train.task import Task, evaluate
 
 
@@ -58,17 +58,70 @@ def write_artifact(
     Raises:
         ArtifactError: if what was read back differs from what was written, or is larger than its arithmetic.
     """
+    about = {"task": task.name, "metric": task.metric_name, "task_options": dict(task.options)}
+    reloaded, size = write_network(folder, model, storage, about, skeleton)
+    if task.preprocessor is not None:
+        task.preprocessor.save(folder)
+    return Delivered(reloaded, size, evaluate(reloaded, task, task.test))
+
+
+def write_network(
+    folder: Path,
+    model: nn.Module,
+    storage: Storage,
+    about: Mapping[str, Any] = MappingProxyType({}),
+    skeleton: nn.Module | None = None,
+) -> tuple[nn.Module, SizeReport]:
+    """Freeze and pack `model`, write it into the existing `folder`, reload it from there and check every weight and its size.
+
+    Args:
+        folder: an empty folder.
+        model: prepared or float; it stays as it is.
+        storage: how leftovers and codes are stored.
+        about: what else `config.json` says.
+        skeleton: a float network of the same architecture; None rebuilds it from `config.json` where that can be, and else
+            takes the layers that `model` had before it was prepared.
+
+    Returns:
+        The reloaded network, and its size.
+
+    Raises:
+        ArtifactError: if what was read back differs from what was written, or is larger than its arithmetic.
+    """
     frozen = freeze(model, storage.dtype).cpu()
-    packed = pack(frozen)
-    config = {**architecture_of(model), "task": task.name, "metric": task.metric_name}
-    write_weights(folder, packed, config, storage)
+    architecture = architecture_of(model)
+    write_weights(folder, pack(frozen), {**architecture, **about}, storage)
     archive = read(folder)
-    blank = from_architecture(archive.config) if skeleton is None else copy.deepcopy(skeleton)
-    reloaded = load_into(blank, archive)
+    if skeleton is None and can_rebuild(architecture):
+        skeleton = from_architecture(archive.config)
+    reloaded = load_into(uncompressed(model if skeleton is None else skeleton), archive)
     _check_parity(frozen, reloaded, folder)
     size = size_report(archive)
     check_size(size, folder)
-    return Delivered(reloaded, size, evaluate(reloaded, task, task.test))
+    return reloaded, size
+
+
+def save(model: nn.Module, folder: str | Path, *, storage: Storage | None = None, tokenizer: Any = None) -> SizeReport:
+    """Deliver a network that was prepared and trained elsewhere: freeze, pack, write, read back, check every weight.
+
+    Args:
+        model: from `prepare`; it stays as it is and can train on.
+        folder: where the artifact goes; an older one there is replaced in one step.
+        storage: how leftovers and codes are stored.
+        tokenizer: of transformers, to be kept beside the model.
+
+    Returns:
+        Where its bytes went.
+
+    Raises:
+        ArtifactError: the place cannot be written, or holds something else.
+    """
+    with replaced_folder(Path(folder)) as beside:
+        _, size = write_network(beside, model, storage or Storage())
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(beside))
+        write_file(beside / REPORT, json.dumps({"size": to_json(size), **environment()}, indent=1, sort_keys=True).encode())
+    return size
 
 
 def deliver(

@@ -12,9 +12,10 @@ from bitstill.artifact.size import size_report, to_json
 from bitstill.artifact.writer import Storage, write_weights
 from bitstill.decode import encode
 from bitstill.lifecycle import freeze, pack, report
+from bitstill.loading import task_for
 from bitstill.recipes import Recipe
-from bitstill.roles import ModelLike, check_model, rehearse, resolve_models, trains_teacher
-from bitstill.tasks import load_task
+from bitstill.roles import ModelLike, rehearse, resolve_models, stages_for
+from bitstill.tasks.text import TextOptions
 from bitstill.train.loop import Settings
 
 
@@ -25,6 +26,7 @@ def dry_run(
     settings: Settings,
     storage: Storage,
     data: str | None = None,
+    text: TextOptions | None = None,
 ) -> dict[str, Any]:
     """Plan the run, compress the untrained student and pack it: its bytes are those of the trained one.
 
@@ -36,12 +38,10 @@ def dry_run(
     Raises:
         BitstillError: what `compress` would refuse before it trains, but for an untrained student, which has the same bytes.
     """
-    task = load_task(task_name, None if data is None else Path(data))
-    networks = resolve_models(recipe, models, settings.seed)
-    for name, network in networks.items():
-        check_model(name, network, task)
-    stages = recipe.stages(train_teacher=trains_teacher(recipe, models))
-    student = rehearse(stages, networks, task)["student"]
+    task = task_for(task_name, models, data, text)
+    cast = resolve_models(recipe, models, settings.seed, task)
+    stages = stages_for(recipe, cast, task, untrained=True)
+    student = rehearse(stages, cast.networks, task)["student"]
     with tempfile.TemporaryDirectory() as folder:
         write_weights(Path(folder), pack(freeze(student, storage.dtype)), {}, storage)
         size = size_report(read(folder))

@@ -8,8 +8,11 @@ from typing import Any
 from bitstill.api import load
 from bitstill.artifact.reader import read, read_config
 from bitstill.artifact.size import size_report, to_json
+from bitstill.decode import decode
 from bitstill.errors import ArtifactError, SpecError, suggest
-from bitstill.tasks import TASKS, load_task
+from bitstill.loading import task_for
+from bitstill.tasks import TASKS, TEXT
+from bitstill.tasks.text import TextOptions
 from bitstill.train.task import evaluate
 
 
@@ -22,15 +25,17 @@ def evaluate_artifact(folder: Path, data: Path | None = None, split: str = "test
     """
     if split not in ("test", "validation"):
         raise SpecError("a known split", given=repr(split), where="--split", fix=suggest(split, ("test", "validation")))
-    name = read_config(folder).get("task")
-    if not isinstance(name, str) or name not in TASKS:
+    config = read_config(folder)
+    name = config.get("task")
+    if not isinstance(name, str) or name not in {*TASKS, TEXT}:
         raise ArtifactError(
             "an artifact of a known task",
             given=repr(name),
             where=str(folder),
             fix="Load it with bitstill.load and evaluate it on your own data.",
         )
-    model, task = load(folder), load_task(name, data)
+    options = decode(TextOptions, config.get("task_options"), "config.json: task_options") if name == TEXT else None
+    model, task = load(folder), task_for(name, {"artifact": folder}, data, options)
     part = task.test if split == "test" else task.validation
     return {
         "task": name, "split": split, "samples": len(part), "metric": task.metric_name, "value": evaluate(model, task, part),

@@ -3,70 +3,113 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from bitstill.architectures import from_architecture
+from bitstill.artifact.format import CONFIG
 from bitstill.artifact.reader import read
 from bitstill.artifact.restore import load_into
-from bitstill.distill.taps import tap
-from bitstill.errors import SpecError, suggest
+from bitstill.errors import DataError, SpecError, need_package, suggest
 from bitstill.nn.packed import is_packed
 from bitstill.nn.transform import check_finite
 from bitstill.recipes import Recipe
-from bitstill.tasks.models import MODELS, build, from_architecture
+from bitstill.surgery.select import word_embeddings
+from bitstill.tasks.models import MODELS, build
 from bitstill.train.stage import Stage
-from bitstill.train.step import taps
+from bitstill.train.step import TrainingStep, run, taps
 from bitstill.train.task import Task
 
 ModelLike = nn.Module | str | Path
-"""A network; the name of one of bitstill's, freshly initialised; or the folder of an artifact."""
+"""A network; the name of one of bitstill's, freshly initialised; the folder of an artifact or of a Hugging Face model; or the
+name of such a model on the hub."""
+ROLES = ("student", "teacher")
 
 
-def resolve_models(recipe: Recipe, models: Mapping[str, ModelLike], seed: int) -> dict[str, nn.Module]:
+@dataclass(frozen=True)
+class Cast:
+    """Who plays which role.
+
+    Args:
+        networks: by role.
+        untrained: roles whose network still has random weights where it decides: one built by name, or a pretrained body under
+            a new classifier.
+        notes: what a reader of the report should know of how they were loaded.
+    """
+
+    networks: dict[str, nn.Module]
+    untrained: frozenset[str]
+    notes: dict[str, Any]
+
+
+def resolve_models(recipe: Recipe, models: Mapping[str, ModelLike], seed: int, task: Task) -> Cast:
     """Networks for the roles that `recipe` needs; those handed in are copied.
 
     Raises:
         SpecError: a role is missing or unknown.
+        DataError: a pretrained model does not fit the task.
     """
-    roles = ("student", "teacher")
     for name in models:
-        if name not in roles:
-            raise SpecError("a known role", given=repr(name), where="models", fix=suggest(name, roles))
-    wanted = ("student", "teacher") if recipe.needs_teacher else ("student",)
+        if name not in ROLES:
+            raise SpecError("a known role", given=repr(name), where="models", fix=suggest(name, ROLES))
+    wanted = needed_roles(recipe, models)
     for name in wanted:
         if name not in models:
             raise SpecError(
                 f"a model for the role {name!r}",
                 given=f"only {sorted(models)}",
                 where=type(recipe).__name__,
-                fix=f"Pass a network, one of {', '.join(sorted(MODELS))}, or an artifact's folder.",
+                fix=f"Pass a network, one of {', '.join(sorted(MODELS))}, or a folder: an artifact's or Hugging Face's.",
             )
-    return {name: _network(models[name], seed, name) for name in wanted}
+    found = {name: _network(models[name], seed, name, task) for name in wanted}
+    return Cast(
+        {name: network for name, (network, _, _) in found.items()},
+        frozenset(name for name, (_, untrained, _) in found.items() if untrained),
+        {name: note for name, (_, _, note) in found.items() if note},
+    )
 
 
-def trains_teacher(recipe: Recipe, models: Mapping[str, ModelLike]) -> bool:
-    """Whether the teacher is built anew, by name, and therefore has to be trained first."""
-    return recipe.needs_teacher and is_fresh(models["teacher"])
+def needed_roles(recipe: Recipe, models: Mapping[str, ModelLike]) -> tuple[str, ...]:
+    """The roles that have to be filled from outside; a recipe that makes its student takes one all the same."""
+    student = ("student",) if "student" in models or not recipe.makes_student else ()
+    return (*student, "teacher") if recipe.needs_teacher else student
 
 
-def is_fresh(model: ModelLike) -> bool:
-    """Whether `model` is a name, so that a network with random weights is built."""
-    return isinstance(model, str) and model in MODELS
+def stages_for(recipe: Recipe, cast: Cast, task: Task, *, untrained: bool = False) -> tuple[Stage, ...]:
+    """The recipe's stages for these models, after everything that can be checked beforehand.
+
+    Args:
+        recipe, cast, task: of the run.
+        untrained: allow a student with random weights that no stage trains, where only its size is asked for.
+
+    Raises:
+        BitstillError: a model does not fit the task, or would be quantized untrained.
+    """
+    for name, network in cast.networks.items():
+        check_model(name, network, task)
+    stages = recipe.stages(train_teacher="teacher" in cast.untrained, regression=task.classes is None, models=cast.networks)
+    if not untrained:
+        check_student(stages, cast)
+    return stages
 
 
-def check_student(stages: Sequence[Stage], models: Mapping[str, ModelLike]) -> None:
+def check_student(stages: Sequence[Stage], cast: Cast) -> None:
     """Refuse to quantize random weights: a student built by name must be trained by some stage.
 
     Raises:
         SpecError: no stage moves its weights.
     """
     moved = any(stage.terms and "student" in stage.train and stage.parameters != "learned" for stage in stages)
-    if is_fresh(models["student"]) and not moved:
+    if "student" in cast.untrained and not moved:
         raise SpecError(
             "a trained student",
-            given=f"{models['student']!r}, which is built with random weights",
+            given="one whose weights, or whose classifier's, are random",
             where="models",
             fix="Pass a trained network or an artifact delivered with bits=None, or let the recipe train it first.",
         )
@@ -86,37 +129,86 @@ def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], task: T
         for action in stage.begin:
             action.replay(models, task)
         stage.check_models(models)
-        for name in {term.student for term in stage.terms} | {term.teacher for term in stage.terms if term.teacher}:
-            with tap(models[name], taps(stage, name)):
-                pass
+        if stage.terms:
+            _rehearse_step(stage, models, task)
     return models
 
 
+def _rehearse_step(stage: Stage, models: dict[str, nn.Module], task: Task) -> None:
+    """One forward pass of every term on a few samples, without a gradient."""
+    batch = task.sample()
+    teachers = {term.teacher for term in stage.terms if term.teacher and term.teacher not in stage.train}
+    with torch.random.fork_rng(), torch.no_grad():
+        targets = {name: run(models[name].eval(), task, batch, taps(stage, name)) for name in teachers}
+        TrainingStep(stage, models, task).eval()(batch, targets, 0.0, False)
+
+
 def check_model(name: str, network: nn.Module, task: Task) -> None:
-    """Refuse weights that are not finite, and outputs that do not fit the task's classes."""
+    """Refuse weights that are not finite, and inputs and outputs that do not fit the task."""
     stored = network.state_dict()
     for tensor_name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if tensor_name in stored and tensor.is_floating_point():  # a causal mask, not stored, may well be infinite
             check_finite(tensor.detach(), f"{name}: {tensor_name}")
+    _check_vocabulary(name, network, task)
     task.check_model(network, name)
 
 
-def _network(model: ModelLike, seed: int, role: str) -> nn.Module:
+def _check_vocabulary(name: str, network: nn.Module, task: Task) -> None:
+    table = word_embeddings(network)
+    if table is None or "input_ids" not in task.train.inputs:
+        return
+    largest = max(int(split.inputs["input_ids"].max()) for split in (task.train, task.validation, task.test))
+    weight = network.get_submodule(table).weight
+    assert isinstance(weight, Tensor)
+    rows = len(weight)
+    if largest >= rows:
+        fix = "Teacher, student and tokenizer must share one vocabulary."
+        given = f"an embedding of {rows} rows"
+        raise DataError(f"a model that knows token {largest}", given=given, where=f"{name}, {task.name}", fix=fix)
+
+
+def _network(model: ModelLike, seed: int, role: str, task: Task) -> tuple[nn.Module, bool, dict[str, Any]]:
+    """The network, whether it is untrained, and a note for the report."""
     if isinstance(model, nn.Module):
-        return copy.deepcopy(model).cpu()
+        return copy.deepcopy(model).cpu(), False, {}
     if isinstance(model, str) and model in MODELS:
-        return build(model, seed, role)
-    if not Path(model).is_dir():
-        raise SpecError(
-            "a known model or an artifact's folder", given=repr(str(model)), where=role, fix=suggest(str(model), MODELS)
-        )
-    archive = read(model)
+        return build(model, seed, role), True, {}
+    if is_artifact(model):
+        return _from_artifact(model, role), False, {}
+    if not (Path(model).is_dir() or "input_ids" in task.train.inputs or str(model).count("/") == 1):
+        wanted = "a known model, or the folder of an artifact or of a Hugging Face model"
+        raise SpecError(wanted, given=repr(str(model)), where=role, fix=suggest(str(model), MODELS))
+    need_package("transformers", extra="all", purpose=f"loading {str(model)!r}")
+    from bitstill.hf.models import load_pretrained
+
+    loaded = load_pretrained(str(model), task, role)
+    return loaded.model, bool(loaded.new), {"source": str(model), "new": list(loaded.new), "unused": list(loaded.unused)}
+
+
+def is_artifact(source: ModelLike) -> bool:
+    """Whether `source` is a folder with an artifact; one that cannot be read counts, so that its error is shown."""
+    if isinstance(source, nn.Module) or not Path(source).is_dir():
+        return False
+    try:
+        config = json.loads((Path(source) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return not isinstance(config, dict) or "quantization_config" in config or "model_type" not in config
+
+
+def _from_artifact(folder: str | Path | nn.Module, role: str) -> nn.Module:
+    assert not isinstance(folder, nn.Module)
+    archive = read(folder)
     loaded = load_into(from_architecture(archive.config), archive)
     if role == "student" and any(is_packed(module) for module in loaded.modules()):
         raise SpecError(
             "a float student",
-            given=f"an artifact that is compressed already, {str(model)!r}",
+            given=f"an artifact that is compressed already, {str(folder)!r}",
             where=role,
             fix="Start from the float network, or from an artifact delivered with bits=None (--bits none).",
         )
+    if "model_type" in archive.config:
+        from bitstill.hf import attention
+
+        attention.use(loaded)
     return loaded.requires_grad_(role == "student")

@@ -27,6 +27,7 @@ from bitstill.artifact.writer import Storage
 from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
 from bitstill.recipes import AnyRecipe, recipe_class
+from bitstill.tasks.text import TextOptions
 from bitstill.train.loop import Settings
 
 
@@ -40,6 +41,7 @@ class RunFile:
         model: what is to be compressed, where no student is named; and the teacher, where none is named.
         teacher, student: networks by name, or folders of artifacts.
         data: a folder with local files for the task.
+        text: how files of your own are read, for the task "text".
         options: settings of the recipe.
         settings: how the run is carried out.
         storage: how the artifact is stored.
@@ -52,6 +54,7 @@ class RunFile:
     teacher: str | None = None
     student: str | None = None
     data: str | None = None
+    text: TextOptions | None = None
     options: Any = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     storage: Storage = field(default_factory=Storage)
@@ -68,6 +71,8 @@ class RunFile:
     def models(self, recipe: AnyRecipe) -> dict[str, str]:
         """Networks by role, as `compress` takes them."""
         roles = {"student": self.student or self.model, "teacher": self.teacher or self.model}
+        if recipe.makes_student:
+            roles["student"] = self.student
         wanted = ("student", "teacher") if recipe.needs_teacher else ("student",)
         return {role: name for role in wanted if (name := roles[role]) is not None}
 
@@ -99,7 +104,7 @@ def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Seque
         key, sign, text = assignment.partition("=")
         if not sign or not key:
             raise SpecError("KEY=VALUE", given=repr(assignment), where="--set", fix="For example: --set kd_weight=0.9.")
-        prefixed = key if key.split(".")[0] in ("settings", "storage", "options") else f"options.{key}"
+        prefixed = key if key.split(".")[0] in ("settings", "storage", "options", "text") else f"options.{key}"
         _put(content, prefixed, _parse(text, f"--set {key}"))
     for key, wanted in (("recipe", "--recipe, see `bitstill recipes`"), ("task", "--task, for example digits")):
         if key not in content:

@@ -40,8 +40,8 @@ def refused(run, message):
 BAD_FLAGS = {
     "recipe": (("--recipe", "quantised-distillation"), "recipe: wanted a known recipe.*Did you mean 'quantized-distillation'"),
     "task": (("--task", "digit"), "task: wanted a known task.*Did you mean 'digits'"),
-    "student": (("--student", "digits-studnet"), r"student: wanted a known model or.*Did you mean 'digits-student'\?"),
-    "teacher": (("--teacher", "digits_teacher"), r"teacher: wanted a known model or.*Did you mean 'digits-teacher'\?"),
+    "student": (("--student", "digits-studnet"), r"student: wanted a known model, or.*Did you mean 'digits-student'\?"),
+    "teacher": (("--teacher", "digits_teacher"), r"teacher: wanted a known model, or.*Did you mean 'digits-teacher'\?"),
     "option": (("--set", "kd_wieght=0.5"), r"got 'kd_wieght'. Did you mean 'kd_weight'\?"),
     "setting": (("--set", "settings.sede=1"), r"run.settings: wanted a known setting, got 'sede'. Did you mean 'seed'\?"),
     "no assignment": (("--set", "kd_weight"), "--set: wanted KEY=VALUE, got 'kd_weight'"),

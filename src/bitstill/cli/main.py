@@ -26,6 +26,16 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document 
 DataOption = Annotated[str | None, typer.Option(help="Folder with local files for the task.")]
 
 
+TextColumn = Annotated[
+    list[str] | None, typer.Option("--text-column", help="Column with the text; twice for a pair. Task text only.")
+]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column with the label. Task text only.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="Longest text in tokens. Task text only.")]
+Truncate = Annotated[
+    bool | None, typer.Option("--truncate/--no-truncate", help="Cut longer texts off instead of refusing them.")
+]
+
+
 def main() -> None:
     """Run the command line; an error of bitstill's becomes one message and exit status 1."""
     try:
@@ -75,7 +85,14 @@ def compress(
     precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default is an epoch.")] = None,
     data: DataOption = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    max_length: MaxLength = None,
+    truncate: Truncate = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Where to deliver the artifact.")] = None,
+    each_stage: Annotated[
+        bool, typer.Option("--each-stage", help="Deliver what every stage leaves, too, to OUT-<stage>.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
     assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any option; repeatable.")] = None,
     dry_run: Annotated[
@@ -93,7 +110,8 @@ def compress(
         "recipe": recipe, "task": task, "model": model, "teacher": teacher, "student": student, "data": data,
         "out": None if folder is None else str(folder), "options.corpus": corpus, "options.augment": augment,
         "options.epochs": epochs, "options.steps": steps, "settings.seed": seed, "settings.precision": precision,
-        "settings.checkpoint_every": checkpoint_every,
+        "settings.checkpoint_every": checkpoint_every, "text.text": text_column or None, "text.label": label_column,
+        "text.max_length": max_length, "text.truncate": truncate,
     }  # fmt: skip
     chosen = ([f"bits={'null' if bits == 'none' else bits}"] if bits is not None else []) + (assignments or [])
     if epochs is not None and steps is not None:
@@ -103,7 +121,7 @@ def compress(
     wanted = read_run(run_file, overrides, chosen)
     built = wanted.build_recipe()
     if dry_run:
-        planned = look(built, wanted.task, wanted.models(built), wanted.settings, wanted.storage, wanted.data)
+        planned = look(built, wanted.task, wanted.models(built), wanted.settings, wanted.storage, wanted.data, wanted.text)
         if as_json:
             _print_json(planned)
         else:
@@ -114,7 +132,7 @@ def compress(
     try:
         result = run(
             built, wanted.task, wanted.models(built), out=wanted.out, settings=wanted.settings, storage=wanted.storage,
-            resume=resume, data=wanted.data,
+            resume=resume, data=wanted.data, text=wanted.text, each_stage=each_stage,
         )  # fmt: skip
     except KeyboardInterrupt:
         err.print("Stopped. The same command with --resume continues from the last checkpoint.", highlight=False)
@@ -124,6 +142,57 @@ def compress(
         return
     out.print(size_table(result.report))
     out.print(_summary(result.report, wanted.out), highlight=False)
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Option(help="A pretrained encoder: folder or hub name.")],
+    task: Annotated[str, typer.Option(help="A GLUE task, or text for files of your own.")],
+    folder: Annotated[Path, typer.Option("--out", help="A new folder for the fine-tuned model.")],
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data; default is 3.")] = None,
+    steps: Annotated[int | None, typer.Option(help="The same in optimizer steps.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default is 5e-5.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step; default is 32.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    precision: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
+    data: DataOption = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    max_length: MaxLength = None,
+    truncate: Truncate = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Fine-tune a pretrained encoder on labels, to be a teacher: an ordinary Hugging Face folder."""
+    from bitstill.finetune import finetune as run
+    from bitstill.recipes import FineTuning
+    from bitstill.runfile import read_run
+
+    overrides = {
+        "recipe": "fine-tuning", "task": task, "options.epochs": epochs, "options.steps": steps, "options.lr": lr,
+        "options.batch_size": batch_size, "settings.seed": seed, "settings.precision": precision, "data": data,
+        "text.text": text_column or None, "text.label": label_column, "text.max_length": max_length,
+        "text.truncate": truncate,
+    }  # fmt: skip
+    wanted = read_run(None, overrides)
+    recipe = wanted.build_recipe()
+    assert isinstance(recipe, FineTuning)
+    try:
+        report = run(
+            model, task, folder, recipe=recipe, settings=wanted.settings, data=wanted.data, text=wanted.text, resume=resume
+        )
+    except KeyboardInterrupt:
+        err.print("Stopped. The same command with --resume continues from the last checkpoint.", highlight=False)
+        raise typer.Exit(130) from None
+    if as_json:
+        _print_json(report)
+        return
+    found = report["delivered"]
+    out.print(
+        f"{found['metric']} on {found['samples']:,} {task} test samples: [bold]{found['test']:.2f}[/]. "
+        f"Delivered to [bold]{_escape(str(folder))}[/]",
+        highlight=False,
+    )
 
 
 @app.command()

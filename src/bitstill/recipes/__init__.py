@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from bitstill.errors import SpecError, suggest
 from bitstill.recipes.differentiable_quantization import DifferentiableQuantization
+from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.post_training import PostTraining
+from bitstill.recipes.protocol import Recipe
 from bitstill.recipes.quantized_distillation import QuantizedDistillation
-from bitstill.train.stage import Stage
+from bitstill.recipes.xtc import XTC
 
-AnyRecipe = DifferentiableQuantization | PostTraining | QuantizedDistillation
-
-
-class Recipe(Protocol):
-    """What `compress` needs from a recipe."""
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a model named "teacher" takes part."""
-
-    def stages(self, *, train_teacher: bool) -> tuple[Stage, ...]:
-        """The stages; `train_teacher` puts one in front that trains the teacher on the labels."""
+AnyRecipe = DifferentiableQuantization | FineTuning | PostTraining | QuantizedDistillation | XTC
 
 
 RECIPES: dict[str, type[AnyRecipe]] = {
     "differentiable-quantization": DifferentiableQuantization,
+    "fine-tuning": FineTuning,
     "post-training": PostTraining,
     "quantized-distillation": QuantizedDistillation,
+    "xtc": XTC,
 }
 
 
@@ -58,8 +49,10 @@ def recipe_name(recipe: Recipe) -> str:
 
 __all__ = [
     "RECIPES",
+    "XTC",
     "AnyRecipe",
     "DifferentiableQuantization",
+    "FineTuning",
     "PostTraining",
     "QuantizedDistillation",
     "Recipe",

@@ -13,6 +13,7 @@ from bitstill.distill.losses import Reduction
 from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerGroup
 from bitstill.recipes.distillation import check_kd_weight, distillation_terms, teacher_stage
+from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.schedules import Cosine, Linear
 from bitstill.specs import Compression, Points, ScaleDtype
 from bitstill.train.actions import Compress, Copy, SharePoints, Skip
@@ -87,23 +88,32 @@ class DifferentiableQuantization:
         """A teacher takes part in float distillation, and in the points' loss if chosen."""
         return self.float_epochs > 0 or self.teacher == "teacher"
 
-    def stages(self, *, train_teacher: bool) -> tuple[Stage, ...]:
+    @property
+    def makes_student(self) -> bool:
+        """The student is given."""
+        return False
+
+    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
         """[teacher ->] [float student ->] points, or points and weights in turns."""
         head: list[Stage] = []
         if train_teacher:
-            head.append(teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay, self.augment))
+            head.append(
+                teacher_stage(
+                    self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay, self.augment, regression
+                )
+            )
         if self.float_epochs:
             sgd = SGD(Cosine(self.lr, warmup=0.05), weight_decay=self.weight_decay)
-            head.append(replace(self._stage("float student", "teacher", sgd), epochs=self.float_epochs))
+            head.append(replace(self._stage("float student", "teacher", sgd, regression), epochs=self.float_epochs))
         optimizer = AdamW(Cosine(self.point_lr), weight_decay=0.0)
-        points = replace(self._stage("points", self.teacher, optimizer), parameters="learned")
+        points = replace(self._stage("points", self.teacher, optimizer, regression), parameters="learned")
         if not self.alternate:
             epochs = self.epochs if self.steps is None else None
             return (*head, replace(points, epochs=epochs, steps=self.steps, begin=self._begin()))
         turns = max(1, round(self.epochs))
         for turn in range(turns):
             head.append(replace(points, name=f"points {turn + 1}", begin=self._begin() if turn == 0 else ()))
-            head.append(self._weights(turn, turns))
+            head.append(self._weights(turn, turns, regression))
         return tuple(head)
 
     def _begin(self) -> tuple[Action, ...]:
@@ -112,14 +122,18 @@ class DifferentiableQuantization:
         share = (SharePoints("student", batch_size=self.batch_size),) if self.share_points else ()
         return (*copy, Compress("student", Compression(weight=points), self.skip), *share)
 
-    def _weights(self, turn: int, turns: int) -> Stage:
+    def _weights(self, turn: int, turns: int, regression: bool) -> Stage:
         """One epoch for the weights; their learning rate falls from a tenth of `lr` to zero over all turns."""
         start, end = (0.1 * self.lr * (1 - t / turns) for t in (turn, turn + 1))
         optimizer = SGD(Linear(start, end), weight_decay=self.weight_decay)
-        return replace(self._stage(f"weights {turn + 1}", self.teacher, optimizer), parameters="weights")
+        return replace(self._stage(f"weights {turn + 1}", self.teacher, optimizer, regression), parameters="weights")
 
-    def _stage(self, name: str, teacher: str, optimizer: Optimizer) -> Stage:
+    def _stage(self, name: str, teacher: str, optimizer: Optimizer, regression: bool) -> Stage:
         terms = distillation_terms(
-            temperature=self.temperature, kd_weight=self.kd_weight, reduction=self.reduction, teacher=teacher
+            temperature=self.temperature,
+            kd_weight=self.kd_weight,
+            reduction=self.reduction,
+            teacher=teacher,
+            regression=regression,
         )
         return Stage(name, terms=terms, epochs=1, batch_size=self.batch_size, optimizer=optimizer, augment=self.augment)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerGroup
+from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.specs import Compression, QuantizeInput, ScaleDtype, quantizer
 from bitstill.train.actions import Compress, Skip
 from bitstill.train.stage import Stage
@@ -45,7 +46,12 @@ class PostTraining:
         """Nothing is trained."""
         return False
 
-    def stages(self, *, train_teacher: bool) -> tuple[Stage, ...]:
+    @property
+    def makes_student(self) -> bool:
+        """The student is given."""
+        return False
+
+    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
         """One stage without steps."""
         return (Stage("post-training", terms=(), begin=(Compress("student", self._rule(), self.skip),)),)
 

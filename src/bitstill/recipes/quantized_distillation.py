@@ -14,6 +14,7 @@ from bitstill.distill.losses import Pair, Reduction
 from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerGroup
 from bitstill.recipes.distillation import check_kd_weight, distillation_terms, teacher_stage
+from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.schedules import Cosine
 from bitstill.specs import (
     Binary,
@@ -125,7 +126,12 @@ class QuantizedDistillation:
             scale_dtype=self.scale_dtype,
         )
 
-    def stages(self, *, train_teacher: bool) -> tuple[Stage, ...]:
+    @property
+    def makes_student(self) -> bool:
+        """The student is given."""
+        return False
+
+    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
         """[teacher ->] [float student ->] quantized student."""
         terms = distillation_terms(
             temperature=self.temperature,
@@ -133,11 +139,14 @@ class QuantizedDistillation:
             reduction=self.reduction,
             pairs=self.pairs,
             pair_weight=self.pair_weight,
+            regression=regression,
         )
         optimizer = SGD(Cosine(self.lr, warmup=0.05), weight_decay=self.weight_decay)
         quantizer = self.quantizer()
         rule = None if quantizer is None else Compression(weight=quantizer, input=self.input)
-        first = teacher_stage(self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay, self.augment)
+        first = teacher_stage(
+            self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay, self.augment, regression
+        )
         warm = Stage(
             "float student",
             terms=terms,

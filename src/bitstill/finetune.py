@@ -1,0 +1,90 @@
+"""A teacher for a task from a pretrained encoder: fine-tuned, saved as a Hugging Face folder, read back and evaluated."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from bitstill.artifact.files import replaced_folder, write_file
+from bitstill.artifact.format import REPORT
+from bitstill.decode import encode
+from bitstill.delivery import environment
+from bitstill.errors import SpecError, need_package
+from bitstill.loading import task_for
+from bitstill.recipes.fine_tuning import FineTuning
+from bitstill.roles import resolve_models, stages_for
+from bitstill.tasks.text import TextOptions
+from bitstill.train.checkpoint import checkpoint_beside
+from bitstill.train.identity import identity_of
+from bitstill.train.loop import Settings, train
+from bitstill.train.task import evaluate
+
+
+def finetune(
+    model: str,
+    task_name: str,
+    out: str | Path,
+    *,
+    recipe: FineTuning | None = None,
+    settings: Settings | None = None,
+    data: str | Path | None = None,
+    text: TextOptions | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Fine-tune a pretrained encoder on a task's labels.
+
+    Args:
+        model: folder or hub name.
+        task_name: a text task.
+        out: a new or empty folder, which any tool that reads Hugging Face models can read afterwards.
+        recipe: epochs, learning rate and so on.
+        settings: seed, precision, checkpoints.
+        data: a folder with local files.
+        text: columns and so on, for the task "text".
+        resume: continue a run that was stopped.
+
+    Returns:
+        What report.json says: the metric of the model that was read back from `out`, and the training history.
+
+    Raises:
+        BitstillError: its subclasses say what was wrong; nothing at `out` is damaged.
+    """
+    started = time.perf_counter()
+    need_package("transformers", extra="all", purpose="fine-tuning")
+    from bitstill.hf.models import load_pretrained
+
+    recipe, settings, target = recipe or FineTuning(), settings or Settings(), Path(out).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        fix = "Choose another --out, so that nothing of yours is overwritten."
+        raise SpecError("a new or an empty folder", given="something else", where=str(target), fix=fix)
+    task = task_for(task_name, {"student": model}, data, text)
+    cast = resolve_models(recipe, {"student": model}, settings.seed, task)
+    stages = stages_for(recipe, cast, task)
+    identity = identity_of(encode(recipe), stages, task, cast.networks, settings)
+    work = checkpoint_beside(target, resume)
+    history = train(stages, cast.networks, task, settings, identity=identity, checkpoint_path=work, resume=resume)
+    with replaced_folder(target) as folder:
+        cast.networks["student"].save_pretrained(str(folder))  # type: ignore[operator]
+        assert task.preprocessor is not None
+        task.preprocessor.save(folder)
+        delivered = load_pretrained(str(folder), task, "fine-tuned model").model
+        report = {
+            "recipe": encode(recipe),
+            "task": task.name,
+            "settings": encode(settings),
+            "models": cast.notes,
+            "history": history,
+            "delivered": {
+                "metric": task.metric_name,
+                "test": evaluate(delivered, task, task.test),
+                "validation": evaluate(delivered, task, task.validation),
+                "samples": len(task.test),
+            },
+            "wall_seconds": time.perf_counter() - started,
+            **environment(),
+        }
+        write_file(folder / REPORT, json.dumps(report, indent=1, sort_keys=True).encode())
+    work.unlink(missing_ok=True)
+    return report

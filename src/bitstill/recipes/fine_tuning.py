@@ -1,0 +1,60 @@
+"""Fine-tuning on the labels: what makes a teacher out of a pretrained encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitstill.recipes.distillation import label_loss
+from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.schedules import WarmupLinear
+from bitstill.train.optim import AdamW
+from bitstill.train.stage import Stage, Term
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Settings of fine-tuning (Devlin et al. 2019, appendix A.3: 2 to 4 epochs, batch 16 or 32, 2e-5 to 5e-5).
+
+    Args:
+        epochs, batch_size, lr, weight_decay: AdamW, linear warm-up over a tenth of the steps, then linear decay to 0.
+        steps: duration in optimizer steps instead of epochs.
+        validations: how often the model is judged on the validation split; the best one is kept.
+        clip_norm: of the gradient.
+    """
+
+    epochs: float = 3
+    steps: int | None = None
+    batch_size: int = 32
+    lr: float = 5e-5
+    weight_decay: float = 0.01
+    validations: int = 10
+    clip_norm: float | None = 1.0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Labels only."""
+        return False
+
+    @property
+    def makes_student(self) -> bool:
+        """The student is what is fine-tuned."""
+        return False
+
+    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
+        """One stage."""
+        return (self.stage("student", regression),)
+
+    def stage(self, model: str, regression: bool) -> Stage:
+        """The stage for the model of that name."""
+        return Stage(
+            "fine-tuning",
+            train=(model,),
+            terms=(Term(label_loss(regression), student=model),),
+            epochs=self.epochs if self.steps is None else None,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            optimizer=AdamW(WarmupLinear(self.lr, warmup=0.1), weight_decay=self.weight_decay),
+            clip_norm=self.clip_norm,
+            validations=self.validations,
+            keep="best",
+        )

@@ -1,0 +1,233 @@
+"""XTC (Wu, Yao, Zhang, Li, He 2022; NeurIPS, arXiv 2206.01859): extreme compression of a transformer in a single stage.
+
+The student is the task's own teacher, or some of its layers, and imitates it: logits, hidden states and attention scores at
+once, first in float if it lost layers, then at 1 bit (or ternary, or more) with 8-bit inputs, on a long schedule. Where the
+published code differs from good practice, the default here is good practice and the published way is an option.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import nn
+
+from bitstill.distill.layer_maps import LayerMap, hidden_pairs, score_pairs
+from bitstill.distill.losses import (
+    AttentionScoreMSE,
+    FeatureMSE,
+    Loss,
+    MeanSquaredError,
+    Reduction,
+    SoftCrossEntropy,
+)
+from bitstill.errors import SpecError
+from bitstill.granularity import Granularity, PerChannel
+from bitstill.recipes.distillation import label_loss
+from bitstill.recipes.fine_tuning import FineTuning
+from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.schedules import WarmupLinear
+from bitstill.specs import Compression, QuantizeInput, ScaleDtype, quantizer
+from bitstill.surgery.blocks import Choice, blocks, check_choice, choose
+from bitstill.surgery.select import word_embeddings
+from bitstill.train.actions import Compress, Copy, ReduceLayers, SetDropout, Uncompress
+from bitstill.train.optim import AdamW
+from bitstill.train.stage import Action, Stage, Term
+
+Bits = int | Literal["ternary"]
+
+
+@dataclass(frozen=True)
+class XTC:
+    """Settings of XTC.
+
+    Args:
+        bits: 1 (binary), "ternary" (the paper's 2 bits), or 2 to 8 (affine, min-max); None stops at the smaller float student.
+        granularity: which weights of a matrix share a scale (paper: `PerTensor()`).
+        scale_dtype: precision of scales on disk and in training (paper: "float32").
+        input: input quantization of the layers whose weights are quantized; None keeps inputs in float.
+        embeddings: quantize the word embeddings too, one scale per row; position and type embeddings stay in float.
+        progressive: bits on the way, such as (8, 4, "ternary"); each gets an equal share of the epochs (paper: none).
+        layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all.
+        choice: which ones, where `layers` is a number: "skip" (paper: every other one), "top" or "bottom".
+        layer_map: "last" matches the student's last layer with the teacher's last, "paper" with the one it was copied from.
+        schedule: "single" (paper: all terms at once); "two": hidden states and attention, then logits; "three": the same with
+            all terms in between. The parts share the epochs equally.
+        logit_weight: of the soft cross-entropy with the teacher (regression: squared error); 0 leaves it out (paper: 1).
+        hidden_weight: of the squared error of hidden states, mean over real positions and width, summed over layers (paper: 1).
+        attention_weight: of the squared error of attention scores before the softmax, mean over heads and pairs of real
+            positions, summed over layers (paper: 1, padding included).
+        label_weight: of the loss on the labels (paper: 0).
+        reduction: of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does not.
+        epochs, batch_size, lr, weight_decay, warmup: AdamW, linear warm-up over that fraction, then linear decay to 0 (paper:
+            up to 18 epochs, 36 with fewer layers; lr 2e-5 to 5e-4; warm-up of one epoch).
+        steps: duration of each trained stage in optimizer steps instead of epochs.
+        float_epochs, float_lr: for the student in float before it is quantized; None is `epochs` if it lost layers, else 0.
+        dropout: of the student while it learns; None keeps the teacher's.
+        validations: how often each stage's delivered form is judged on the validation split; the best one is kept (paper: every
+            1,000 steps).
+        clip_norm: of the gradient.
+        augment: use the task's augmentation, if it has one.
+        teacher_epochs, teacher_lr: fine-tuning of a teacher whose classifier is new.
+    """
+
+    bits: Bits | None = 1
+    granularity: Granularity = PerChannel()
+    scale_dtype: ScaleDtype = "float16"
+    input: QuantizeInput | None = field(default_factory=QuantizeInput)
+    embeddings: bool = True
+    progressive: tuple[Bits, ...] = ()
+    layers: int | tuple[int, ...] | None = None
+    choice: Choice = "skip"
+    layer_map: LayerMap = "last"
+    schedule: Literal["single", "two", "three"] = "single"
+    logit_weight: float = 1.0
+    hidden_weight: float = 1.0
+    attention_weight: float = 1.0
+    label_weight: float = 0.0
+    reduction: Reduction = "mean"
+    epochs: float = 6
+    steps: int | None = None
+    batch_size: int = 32
+    lr: float = 3e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    float_epochs: float | None = None
+    float_lr: float = 1e-4
+    dropout: float | None = None
+    validations: int = 20
+    clip_norm: float | None = 1.0
+    augment: bool = True
+    teacher_epochs: float = 3
+    teacher_lr: float = 5e-5
+
+    def __post_init__(self) -> None:
+        weights = {"logit": self.logit_weight, "hidden": self.hidden_weight, "attention": self.attention_weight}
+        if min(*weights.values(), self.label_weight) < 0 or not any(weights.values()):
+            given = ", ".join(f"{name}_weight={weight}" for name, weight in weights.items())
+            fix = "The paper sets all three to 1."
+            raise SpecError("weights of at least 0, one of the teacher's above 0", given=given, where="XTC", fix=fix)
+        if self.schedule != "single" and not (self.logit_weight and (self.hidden_weight or self.attention_weight)):
+            fix = "A schedule in parts separates them; use schedule='single'."
+            raise SpecError("logits and hidden states or attention", given="only one of them", where="XTC schedule", fix=fix)
+        if self.bits is None and self.progressive:
+            raise SpecError("bits at the end", given="None", where="XTC progressive", fix="Set bits.")
+        if self.bits is None and self.layers is None and not self.float_epochs:
+            fix = "Set bits, or layers to make the student smaller in float."
+            raise SpecError("something to compress", given="bits=None and all layers", where="XTC", fix=fix)
+        for bits in self._all_bits():
+            quantizer(bits, self.granularity, scale_dtype=self.scale_dtype)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """The student is made of it, and imitates it."""
+        return True
+
+    @property
+    def makes_student(self) -> bool:
+        """The teacher itself, or some of its layers, unless a student is given."""
+        return True
+
+    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
+        """[teacher ->] [float student ->] quantized student, each in one, two or three parts."""
+        depth, kept = self._layers(models)
+        given = "student" in models
+        birth: tuple[Action, ...] = ()
+        if not given:
+            whole = len(kept) == depth
+            birth = (Copy("teacher", "student") if whole else ReduceLayers("teacher", "student", kept),)
+        if self.dropout is not None:
+            birth = (*birth, SetDropout("student", self.dropout))
+        parts = self._parts(kept, depth, regression)
+        found: list[Stage] = []
+        if train_teacher:
+            found.append(FineTuning(self.teacher_epochs, lr=self.teacher_lr).stage("teacher", regression))
+        float_epochs = self.float_epochs
+        if float_epochs is None:
+            float_epochs = self.epochs if len(kept) < depth and not given else 0
+        if float_epochs:
+            found += self._run("float student", parts, float_epochs, self.float_lr, birth)
+            birth = ()
+        bits = self._all_bits()
+        for number, each in enumerate(bits):
+            again = (Uncompress("student"),) if number else ()
+            begin = (*birth, *again, Compress("student", self._rules(each, models)))
+            found += self._run(_named(each), parts, self.epochs / len(bits), self.lr, begin)
+            birth = ()
+        return tuple(found)
+
+    def _all_bits(self) -> tuple[Bits, ...]:
+        return () if self.bits is None else (*self.progressive, self.bits)
+
+    def _layers(self, models: Models) -> tuple[int, tuple[int, ...]]:
+        """How many blocks the teacher has, and which of them the student's blocks were made of."""
+        depth = len(blocks(models["teacher"]))
+        if isinstance(self.layers, tuple):
+            check_choice(self.layers, depth)
+            kept = self.layers
+        else:
+            kept = choose(depth, depth if self.layers is None else self.layers, self.choice)
+        if "student" not in models:
+            return depth, kept
+        own = len(blocks(models["student"]))
+        if self.layers is not None and own != len(kept):
+            fix = "Leave `layers` out, or list the teacher's layer for each of the student's."
+            raise SpecError(f"{own} layers, as the student has", given=str(len(kept)), where="XTC layers", fix=fix)
+        return depth, kept if self.layers is not None else choose(depth, own, "skip")
+
+    def _parts(self, kept: tuple[int, ...], depth: int, regression: bool) -> dict[str, tuple[Term, ...]]:
+        """The terms of each part of a stage, by the part's name."""
+        imitate: Loss = MeanSquaredError() if regression else SoftCrossEntropy(self.reduction)
+        logits = _terms((imitate, self.logit_weight))
+        hidden = FeatureMSE(hidden_pairs(kept, depth, self.layer_map))
+        features = _terms((hidden, self.hidden_weight), (AttentionScoreMSE(score_pairs(kept)), self.attention_weight))
+        labels = (Term(label_loss(regression), weight=self.label_weight),) if self.label_weight else ()
+        together = (*logits, *features, *labels)
+        return {
+            "single": {"": together},
+            "two": {"features": features, "logits": (*logits, *labels)},
+            "three": {"features": features, "all": together, "logits": (*logits, *labels)},
+        }[self.schedule]
+
+    def _run(
+        self, name: str, parts: dict[str, tuple[Term, ...]], epochs: float, lr: float, begin: tuple[Action, ...]
+    ) -> list[Stage]:
+        optimizer = AdamW(WarmupLinear(lr, warmup=self.warmup), weight_decay=self.weight_decay)
+        stages = [
+            Stage(
+                f"{name} {part}".strip(),
+                terms=terms,
+                epochs=epochs / len(parts) if self.steps is None else None,
+                steps=self.steps,
+                batch_size=self.batch_size,
+                optimizer=optimizer,
+                clip_norm=self.clip_norm,
+                augment=self.augment,
+                validations=self.validations,
+                keep="best" if part in ("", "logits") else "last",
+            )
+            for part, terms in parts.items()
+        ]
+        return [replace(stages[0], begin=begin), *stages[1:]]
+
+    def _rules(self, bits: Bits, models: Models) -> tuple[Compression, ...]:
+        """Matrices inside the blocks, and the word embeddings; everything else stays in float."""
+        student: nn.Module = models.get("student", models["teacher"])
+        matrices = Compression(
+            weight=quantizer(bits, self.granularity, scale_dtype=self.scale_dtype),
+            targets=(f"{blocks(student).name}.*",),
+            input=self.input,
+        )
+        table = word_embeddings(student) if self.embeddings else None
+        if table is None:
+            return (matrices,)
+        rows = quantizer(bits, PerChannel(), scale_dtype=self.scale_dtype)
+        return (matrices, Compression(weight=rows, targets=(table,)))
+
+
+def _terms(*losses: tuple[Loss, float]) -> tuple[Term, ...]:
+    return tuple(Term(loss, teacher="teacher", weight=weight) for loss, weight in losses if weight)
+
+
+def _named(bits: Bits) -> str:
+    return {1: "binary", "ternary": "ternary"}.get(bits, f"{bits} bits")
