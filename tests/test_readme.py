@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from bitstill.cli.main import app
 
+from .hf import tiny
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -29,14 +31,40 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert (tmp_path / "mine-2bit" / "model.safetensors").exists()
 
 
-def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands one after the other, on short schedules; text ones on a tiny encoder and a handful of sentences."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BITSTILL_DATA", str(sentences(tmp_path / "data")))
+    model = str(tiny.saved(tmp_path / "model", "bert"))
     commands = [line for block in blocks("console") for line in block.splitlines() if line.startswith("bitstill ")]
-    assert len(commands) >= 4
+    assert len(commands) >= 7
     for command in commands:
-        arguments = [a if a != "20" else "1" for a in shlex.split(command)[1:]]  # one epoch tells as much here
+        line = command.replace("MODEL", model).replace("--epochs 20", "--epochs 1").replace("--epochs 2 ", "--steps 2 ")
+        arguments = shlex.split(line)[1:] + (["--steps", "2"] if "xtc" in line else [])
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, (command, result.output, result.exception)
+    (example,) = blocks("py")
+    answer = runpy.run_path(
+        str(written(tmp_path / "example.py", f"answer = None\n{example}".replace('pipeline("', 'answer = pipeline("')))
+    )
+    assert answer["answer"][0]["label"] in ("negative", "positive")
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def sentences(data: Path) -> Path:
+    """SST-2's files with a few made-up rows, so that no data set is needed."""
+    import pandas
+
+    folder = data / "glue" / "sst2"
+    folder.mkdir(parents=True)
+    rows = {"sentence": ["a good film", "a bad film", "so good", "never good"] * 20, "label": [1, 0, 1, 0] * 20}
+    for part in ("train", "validation"):
+        pandas.DataFrame(rows).to_parquet(folder / f"{part}.parquet")
+    return data
 
 
 def test_make_targets_named_in_the_readme_exist() -> None:

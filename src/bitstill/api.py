@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from bitstill.architectures import from_architecture
+from bitstill.architectures import architecture_of, can_rebuild, from_architecture
 from bitstill.artifact.files import check_target, replaced_folder
 from bitstill.artifact.format import REPORT
 from bitstill.artifact.reader import read
@@ -150,8 +150,12 @@ def compress(
         parameters = _parameters(report(student))
         deliver(folder, student, task, storage, {**about, **run_report, "parameters": parameters}, text_of_run, skeleton)
 
+    on_the_way = [stage for stage in stages[:-1] if "student" in stage.train] if each_stage else []
+    for stage in on_the_way:
+        check_target(stage_folder(target, stage))
+
     def finished(stage: Stage) -> None:
-        if each_stage and stage is not stages[-1] and "student" in stage.train:
+        if stage in on_the_way:
             deliver_to(stage_folder(target, stage), {"stage": stage.name})
 
     history = train(stages, networks, task, settings, identity=identity, checkpoint_path=work, resume=resume, finished=finished)
@@ -164,7 +168,7 @@ def compress(
     several.wait_for_everyone()
     if work is not None and several.is_main_process:
         work.unlink(missing_ok=True)
-    delivered = load(target, skeleton)
+    delivered = load(target, None if can_rebuild(architecture_of(skeleton)) else skeleton)
     return Result(delivered, json.loads((target / REPORT).read_text()), target, networks, temporary)
 
 

@@ -79,8 +79,8 @@ def write_network(
         model: prepared or float; it stays as it is.
         storage: how leftovers and codes are stored.
         about: what else `config.json` says.
-        skeleton: a float network of the same architecture; None rebuilds it from `config.json` where that can be, and else
-            takes the layers that `model` had before it was prepared.
+        skeleton: a float network of the same architecture, used where `config.json` cannot say how to build one; None takes
+            the layers that `model` had before it was prepared.
 
     Returns:
         The reloaded network, and its size.
@@ -92,9 +92,12 @@ def write_network(
     architecture = architecture_of(model)
     write_weights(folder, pack(frozen), {**architecture, **about}, storage)
     archive = read(folder)
-    if skeleton is None and can_rebuild(architecture):
-        skeleton = from_architecture(archive.config)
-    reloaded = load_into(uncompressed(model if skeleton is None else skeleton), archive)
+    # Where a file says how to build its network, that is how it will be loaded, and so how it is checked.
+    if can_rebuild(architecture):
+        blank = from_architecture(archive.config)
+    else:
+        blank = uncompressed(model) if skeleton is None else copy.deepcopy(skeleton)
+    reloaded = load_into(blank, archive)
     _check_parity(frozen, reloaded, folder)
     size = size_report(archive)
     check_size(size, folder)

@@ -53,7 +53,7 @@ def finetune(
     """
     started = time.perf_counter()
     need_package("transformers", extra="all", purpose="fine-tuning")
-    from bitstill.hf.models import load_pretrained
+    from bitstill.hf.models import load_pretrained, quiet
 
     recipe, settings, target = recipe or FineTuning(), settings or Settings(), Path(out).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -66,7 +66,8 @@ def finetune(
     work = checkpoint_beside(target, resume)
     history = train(stages, cast.networks, task, settings, identity=identity, checkpoint_path=work, resume=resume)
     with replaced_folder(target) as folder:
-        cast.networks["student"].save_pretrained(str(folder))  # type: ignore[operator]
+        with quiet():
+            cast.networks["student"].save_pretrained(str(folder))  # type: ignore[operator]
         assert task.preprocessor is not None
         task.preprocessor.save(folder)
         delivered = load_pretrained(str(folder), task, "fine-tuned model").model

@@ -31,6 +31,7 @@ from bitstill.nn.layers import (
     kind_of,
 )
 from bitstill.nn.packed import PackedLayer, PackedSpec, is_packed, pack_weight, packed_layer
+from bitstill.nn.tensors import stored_tensors
 from bitstill.nn.transform import WeightTransform, check_finite
 from bitstill.specs import Compression
 from bitstill.surgery.select import RunOnce, select
@@ -145,9 +146,8 @@ def freeze(model: nn.Module, leftovers: torch.dtype = torch.float32) -> nn.Modul
         if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
             _freeze_layer(name, module)
             owned.add(id(module.weight))
-    stored = frozen.state_dict()
-    for name, tensor in (*frozen.named_parameters(), *frozen.named_buffers()):
-        if name in stored and tensor.is_floating_point() and id(tensor) not in owned:
+    for name, tensor in stored_tensors(frozen).items():
+        if tensor.is_floating_point() and id(tensor) not in owned:
             check_finite(tensor, name)
             tensor.data = _rounded(tensor.data, leftovers, name)
     return frozen

@@ -18,6 +18,7 @@ from bitstill.artifact.reader import read
 from bitstill.artifact.restore import load_into
 from bitstill.errors import DataError, SpecError, need_package, suggest
 from bitstill.nn.packed import is_packed
+from bitstill.nn.tensors import stored_tensors
 from bitstill.nn.transform import check_finite
 from bitstill.recipes import Recipe
 from bitstill.surgery.select import word_embeddings
@@ -145,9 +146,8 @@ def _rehearse_step(stage: Stage, models: dict[str, nn.Module], task: Task) -> No
 
 def check_model(name: str, network: nn.Module, task: Task) -> None:
     """Refuse weights that are not finite, and inputs and outputs that do not fit the task."""
-    stored = network.state_dict()
-    for tensor_name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if tensor_name in stored and tensor.is_floating_point():  # a causal mask, not stored, may well be infinite
+    for tensor_name, tensor in stored_tensors(network).items():
+        if tensor.is_floating_point():
             check_finite(tensor.detach(), f"{name}: {tensor_name}")
     _check_vocabulary(name, network, task)
     task.check_model(network, name)

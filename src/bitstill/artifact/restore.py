@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from bitstill.artifact.format import WEIGHTS, LayerRecord
 from bitstill.artifact.reader import Archive
-from bitstill.artifact.writer import named_leftovers
 from bitstill.errors import ArtifactError
 from bitstill.nn.inputs import input_transform
 from bitstill.nn.layers import kind_of
 from bitstill.nn.packed import PackedPlane, PackedSpec, PackedWeight, packed_layer
+from bitstill.nn.tensors import stored_tensors
 from bitstill.ops import bitpack
 from bitstill.ops.layouts import natural_layout
 from bitstill.specs import QuantizeInput
@@ -79,7 +79,7 @@ def _packed_weight(layer: LayerRecord, archive: Archive) -> PackedWeight:
 
 
 def _load_leftovers(model: nn.Module, archive: Archive) -> None:
-    slots = {name: t for name, t in named_leftovers(model).items() if not _belongs_to_packed(name, archive)}
+    slots = {name: t for name, t in stored_tensors(model).items() if not _belongs_to_packed(name, archive)}
     stored = archive.leftovers
     missing, extra = sorted(slots.keys() - stored.keys()), sorted(stored.keys() - slots.keys())
     if missing or extra:

@@ -20,6 +20,7 @@ from bitstill.errors import SpecError
 from bitstill.nn.inputs import InputTransform
 from bitstill.nn.layers import is_compressed
 from bitstill.nn.packed import PackedPlane, PackedWeight, is_packed
+from bitstill.nn.tensors import stored_tensors
 from bitstill.ops import bitpack
 from bitstill.ops.layouts import Layout, natural_layout
 
@@ -93,17 +94,10 @@ def collect(packed: nn.Module, storage: Storage) -> tuple[dict[str, Tensor], lis
             layers.append(layer)
             tensors |= its_tensors
             inside.add(f"{name}.packed.")
-    for name, tensor in named_leftovers(packed).items():
+    for name, tensor in stored_tensors(packed).items():
         if not any(name.startswith(prefix) for prefix in inside):
-            tensors[name] = _leftover(tensor, storage.dtype)
+            tensors[name] = _leftover(tensor.detach(), storage.dtype)
     return tensors, layers
-
-
-def named_leftovers(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by their first name, each shared one once."""
-    persistent = model.state_dict(keep_vars=True)
-    unique = (*model.named_parameters(), *model.named_buffers())
-    return {name: tensor.detach() for name, tensor in unique if name in persistent}
 
 
 def _layer(name: str, module: nn.Module, packed: PackedWeight, storage: Storage) -> tuple[LayerRecord, dict[str, Tensor]]:

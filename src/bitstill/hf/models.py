@@ -55,7 +55,7 @@ def load_pretrained(source: str, task: Task, role: str) -> Loaded:
     kind = "text" if "input_ids" in task.train.inputs else "image"
     auto, known = _AUTO[kind]
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(source)
             if config.model_type not in known:
                 fix = f"Valid: {', '.join(sorted(known)[:12])} and others."
@@ -109,7 +109,7 @@ def from_config(config: dict[str, Any]) -> nn.Module:
         if names[0] not in known:
             raise ValueError(f"architecture {names[0]!r}")
         cls = getattr(transformers, names[0])
-        with _quiet():
+        with quiet():
             model: nn.Module = cls(cls.config_class.from_dict(settings))
     except (ValueError, AttributeError, TypeError, KeyError, RuntimeError) as error:
         raise ArtifactError(
@@ -150,7 +150,7 @@ def _check_complete(model: nn.Module, report: dict[str, Any], task: Task, where:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' loading bars and reports off the screen: what matters of them is reported by us."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -87,6 +87,10 @@ class DistillationLoss:
         """Take the hooks off the student."""
         self._stack.close()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DistillationLoss:
+        """Itself: a copy of the student (freezing makes one) takes its hooks along, but must not take the teacher."""
+        return self
+
     def _remember(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._inputs = kwargs
 

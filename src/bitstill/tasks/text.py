@@ -5,8 +5,9 @@ What a model reads depends on its tokenizer, so a text task becomes a `Task` onl
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,11 +168,24 @@ def read_files(folder: Path, part: str, *, required: bool = True) -> Any:
         raise DataError(f"{part}.parquet, .csv, .json or .jsonl", given=given, where=str(folder), fix=fix)
     try:
         reader = getattr(datasets.Dataset, READERS[suffixes.pop()])
-        return reader([str(path) for path in found], keep_in_memory=True)
+        with _without_bars(datasets):
+            return reader([str(path) for path in found], keep_in_memory=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         given = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
         raise DataError("a readable file", given=given, where=str(found[0]), fix="Check the file.") from error
+
+
+@contextlib.contextmanager
+def _without_bars(datasets: Any) -> Iterator[None]:
+    """Local files are read faster than a progress bar can be looked at."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def read_hub(name: str, configuration: str, part: str) -> Any:

