@@ -18,21 +18,8 @@ LAYERS: tuple[set[str], ...] = (
     {"surgery", "lifecycle"},
     {"distill", "train"},
     {"recipes"},
-    {
-        "api",
-        "architectures",
-        "delivery",
-        "report",
-        "tasks",
-        "runfile",
-        "dry_run",
-        "evaluate",
-        "demo",
-        "finetune",
-        "hf",
-        "loading",
-        "roles",
-    },  # fmt: skip
+    {"architectures", "delivery", "finetune", "hf", "loading", "report", "roles", "runfile", "tasks"}
+    | {"api", "demo", "dry_run", "evaluate"},
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = ("errors", "granularity", "ops", "nn", "specs", "surgery.swap", "_version", "artifact")

@@ -6,6 +6,7 @@ compared with the frozen model's, bit for bit; a difference is a defect, and not
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform

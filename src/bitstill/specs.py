@@ -125,12 +125,14 @@ class Uniform:
 class Binary:
     """sign(w) times the mean magnitude of the group: 1 bit per weight.
 
-    Args: `granularity`, `gradient` (not `ExactScale`), `scale_dtype` as for `Uniform`.
+    Args: `granularity`, `gradient` (not `ExactScale`), `scale_dtype` as for `Uniform`; `learned_scale` trains the scales
+    beside the weights, starting at those of the formula.
     """
 
     granularity: Granularity = field(default_factory=PerChannel)
     gradient: StraightThrough | Clipped = field(default_factory=StraightThrough)
     scale_dtype: ScaleDtype = "float32"
+    learned_scale: bool = False
 
     @property
     def levels(self) -> int:
@@ -143,17 +145,23 @@ class Binary:
         return "binary"
 
     def initial(self, weight: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Nothing is learned besides the weight."""
-        return {}
+        """The scales (rows, groups) float32, where they are learned: those the formula gives at the start."""
+        if not self.learned_scale:
+            return {}
+        return {"scale": self.quantize(weight, mask, {}).planes[0].scale_RG.clone()}
 
     def quantize(self, weight: Tensor, mask: Tensor | None, learned: Learned, *, training: bool = False) -> Quantized:
         """`weight` on its two levels."""
         dtype = _DTYPES[self.scale_dtype]
-        return binary(_clip(weight, self.gradient), mask, granularity=self.granularity, scale_dtype=dtype)
+        clipped, scale_RG = _clip(weight, self.gradient), learned.get("scale")
+        return binary(clipped, mask, granularity=self.granularity, scale_dtype=dtype, scale_RG=scale_RG)
 
     def differentiable(self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned) -> Tensor:
-        """`effective` with a gradient to `weight`."""
-        return _through(weight, quantized, effective, self.gradient)
+        """`effective` with a gradient to `weight`, and to learned scales."""
+        passes = _passes(weight, quantized, self.gradient)
+        if self.learned_scale:
+            return ste.through_scale(learned["scale"], weight, quantized, effective, passes)
+        return ste.straight_through(weight, effective, passes)
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,7 @@ class Ternary:
     granularity: Granularity = field(default_factory=PerChannel)
     gradient: StraightThrough | Clipped = field(default_factory=StraightThrough)
     scale_dtype: ScaleDtype = "float32"
+    learned_scale: bool = False
 
     @property
     def levels(self) -> int:
@@ -178,17 +187,23 @@ class Ternary:
         return "ternary"
 
     def initial(self, weight: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Nothing is learned besides the weight."""
-        return {}
+        """The scales (rows, groups) float32, where they are learned: those the formula gives at the start."""
+        if not self.learned_scale:
+            return {}
+        return {"scale": self.quantize(weight, mask, {}).planes[0].scale_RG.clone()}
 
     def quantize(self, weight: Tensor, mask: Tensor | None, learned: Learned, *, training: bool = False) -> Quantized:
         """`weight` on its three levels."""
         dtype = _DTYPES[self.scale_dtype]
-        return ternary(_clip(weight, self.gradient), mask, granularity=self.granularity, scale_dtype=dtype)
+        clipped, scale_RG = _clip(weight, self.gradient), learned.get("scale")
+        return ternary(clipped, mask, granularity=self.granularity, scale_dtype=dtype, scale_RG=scale_RG)
 
     def differentiable(self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned) -> Tensor:
-        """`effective` with a gradient to `weight`."""
-        return _through(weight, quantized, effective, self.gradient)
+        """`effective` with a gradient to `weight`, and to learned scales."""
+        passes = _passes(weight, quantized, self.gradient)
+        if self.learned_scale:
+            return ste.through_scale(learned["scale"], weight, quantized, effective, passes)
+        return ste.straight_through(weight, effective, passes)
 
 
 @dataclass(frozen=True)
@@ -317,12 +332,25 @@ class Compression:
             raise SpecError("at least one target", given="()", where="Compression", fix="Use targets=('*',) for all layers.")
 
 
-def quantizer(bits: int | Literal["ternary"], granularity: Granularity, *, scale_dtype: ScaleDtype = "float32") -> Quantizer:
-    """The usual quantizer for a number of bits: 1 is `Binary`, "ternary" is `Ternary`, 2 to 8 are affine `Uniform`."""
+def quantizer(
+    bits: int | Literal["ternary"],
+    granularity: Granularity,
+    *,
+    scale_dtype: ScaleDtype = "float32",
+    learned_scale: bool = False,
+) -> Quantizer:
+    """The usual quantizer for a number of bits: 1 is `Binary`, "ternary" is `Ternary`, 2 to 8 are affine `Uniform`.
+
+    Raises:
+        SpecError: learned scales for `Uniform`, whose ranges follow the weights.
+    """
     if bits == "ternary":
-        return Ternary(granularity=granularity, scale_dtype=scale_dtype)
+        return Ternary(granularity=granularity, scale_dtype=scale_dtype, learned_scale=learned_scale)
     if bits == 1:
-        return Binary(granularity=granularity, scale_dtype=scale_dtype)
+        return Binary(granularity=granularity, scale_dtype=scale_dtype, learned_scale=learned_scale)
+    if learned_scale:
+        fix = "At 2 to 8 bits a range follows its weights; Points learns where levels lie."
+        raise SpecError("1 bit or ternary for learned scales", given=f"{bits} bits", where="quantizer", fix=fix)
     return Uniform(bits=bits, granularity=granularity, scale_dtype=scale_dtype)
 
 
@@ -331,11 +359,15 @@ def _clip(weight: Tensor, gradient: Gradient) -> Tensor:
 
 
 def _through(weight: Tensor, quantized: Quantized, effective: Tensor, gradient: Gradient) -> Tensor:
-    passes = quantized.mask
-    if isinstance(gradient, Clipped):
-        inside = weight.detach().abs() <= gradient.bound
-        passes = inside if passes is None else passes & inside
-    return ste.straight_through(weight, effective, passes)
+    return ste.straight_through(weight, effective, _passes(weight, quantized, gradient))
+
+
+def _passes(weight: Tensor, quantized: Quantized, gradient: Gradient) -> Tensor | None:
+    """Where the gradient reaches the latent weight: not where it is pruned or clipped; None is everywhere."""
+    if not isinstance(gradient, Clipped):
+        return quantized.mask
+    inside = weight.detach().abs() <= gradient.bound
+    return inside if quantized.mask is None else quantized.mask & inside
 
 
 __all__ = [

@@ -25,6 +25,8 @@ QUANTIZERS: dict[str, Quantizer] = {
     **{f"symmetric{b}": Uniform(b, symmetric=True) for b in range(2, 9)},
     "binary": Binary(),
     "ternary": Ternary(),
+    "binary-learned": Binary(learned_scale=True),
+    "ternary-learned": Ternary(learned_scale=True),
     **{f"points{n}": Points(n) for n in (2, 3, 5, 16, 100)},
     "points6-uniform": Points(6, init="uniform"),
     "affine3-clipped": Uniform(3, gradient=Clipped(0.2)),

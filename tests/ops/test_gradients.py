@@ -42,6 +42,29 @@ def test_no_gradient_reaches_a_pruned_weight(spec):
 
 
 @pytest.mark.parametrize("prune", [None, Prune(0.3)])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("kind", [Binary, Ternary])
+def test_learned_scales_start_at_the_formula_and_gain_the_sum_over_their_group(kind, granularity, prune):
+    w, upstream = torch.randn(4, 7), torch.randn(4, 7)
+    spec = kind(granularity=granularity, learned_scale=True)
+    found, transform = _gradient(spec, w, upstream, prune)
+    plain = WeightTransform(kind(granularity=granularity), w, prune)
+    assert torch.equal(transform(w), plain(w))
+    assert torch.equal(found, upstream if transform.mask is None else upstream * transform.mask)
+    # The effective weight is linear in the scales: perturbing one moves the loss by exactly its gradient.
+    scale = transform.learned["scale"]
+    assert scale.grad is not None
+    for place in np.ndindex(*scale.shape):
+        before = float((transform(w) * upstream).sum().detach())
+        with torch.no_grad():
+            scale[place] += 0.5
+        after = float((transform(w) * upstream).sum().detach())
+        with torch.no_grad():
+            scale[place] -= 0.5
+        assert (after - before) / 0.5 == pytest.approx(float(scale.grad[place]), abs=1e-4)
+
+
+@pytest.mark.parametrize("prune", [None, Prune(0.3)])
 @pytest.mark.parametrize(
     "spec", [Uniform(3, gradient=Clipped(0.5)), Binary(gradient=Clipped(0.5)), Ternary(gradient=Clipped(0.5))]
 )

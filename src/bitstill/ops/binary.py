@@ -20,6 +20,7 @@ def binary(
     *,
     granularity: Granularity,
     scale_dtype: torch.dtype = torch.float32,
+    scale_RG: Tensor | None = None,
 ) -> Quantized:
     """sign(w) * mean|w|, with sign(0) = +1 (Rastegari et al. 2016, XNOR-Net, eq. 6: the least-squares scale).
 
@@ -30,13 +31,15 @@ def binary(
         mask: bool of the same shape, False where pruned; the mean is over what survives.
         granularity: which weights share a scale.
         scale_dtype: precision in which the scale is kept.
+        scale_RG: scales to use instead of the mean.
 
     Returns:
         A `Quantized` of one plane with levels -1, +1 and no offset.
     """
     grid = grid_of(weight.shape, granularity)
     w_RGK = to_groups(weight.float(), grid)
-    scale_RG = stored(mean(w_RGK.abs(), kept(mask, grid, weight.device)), scale_dtype)
+    if scale_RG is None:
+        scale_RG = mean(w_RGK.abs(), kept(mask, grid, weight.device))
     values = set_pruned(torch.where(w_RGK >= 0, 1.0, -1.0), mask, grid, 1.0)
     levels = torch.tensor([-1.0, 1.0], device=weight.device)
-    return Quantized((Plane(values, levels, scale_RG),), grid, weight.shape, mask)
+    return Quantized((Plane(values, levels, stored(scale_RG, scale_dtype)),), grid, weight.shape, mask)

@@ -48,6 +48,23 @@ class _ExactScale(Function):
         return _add_range_gradient(grad, weight, effective, passes[0] if passes else None, ctx.grid), None, None, None
 
 
+class _ThroughScale(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, scale_RG: Tensor, weight: Tensor, effective: Tensor, passes: Tensor | None, quantized: Quantized
+    ) -> Tensor:
+        ctx.save_for_backward(quantized.planes[0].values_RGK, *(() if passes is None else (passes,)))
+        ctx.grid, ctx.mask, ctx.dtype = quantized.grid, quantized.mask, weight.dtype
+        return effective.view_as(effective)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values_RGK, *passes = ctx.saved_tensors
+        counted = grads[0].float() if ctx.mask is None else grads[0].float() * ctx.mask
+        through = grads[0] * passes[0] if passes else grads[0]
+        return (to_groups(counted, ctx.grid) * values_RGK).sum(-1), through.to(ctx.dtype), None, None, None
+
+
 class _ThroughPoints(Function):
     @staticmethod
     def forward(ctx: Any, points_L: Tensor, weight: Tensor, effective: Tensor, quantized: Quantized) -> Tensor:
@@ -91,6 +108,19 @@ def exact_scale(weight: Tensor, quantized: Quantized, effective: Tensor, passes:
     group gains c and at the smallest loses c (chain rule through alpha and beta; Polino et al.'s "complicated" rule).
     """
     return _apply(_ExactScale, weight, effective, passes, quantized.grid)
+
+
+def through_scale(
+    scale_RG: Tensor, weight: Tensor, quantized: Quantized, effective: Tensor, passes: Tensor | None = None
+) -> Tensor:
+    """`effective` in forward; in backward dL/dscale = sum over the group of level * dL/dq, and straight through to `weight`.
+
+    Args:
+        scale_RG: the learned scales; the gradient passes through their rounding for storage.
+        weight, effective, passes: as `straight_through`.
+        quantized: one plane without an offset, made with these scales.
+    """
+    return _apply(_ThroughScale, scale_RG, weight, effective, passes, quantized)
 
 
 def through_points(points_L: Tensor, weight: Tensor, quantized: Quantized, effective: Tensor) -> Tensor:

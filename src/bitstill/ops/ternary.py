@@ -23,6 +23,7 @@ def ternary(
     *,
     granularity: Granularity,
     scale_dtype: torch.dtype = torch.float32,
+    scale_RG: Tensor | None = None,
 ) -> Quantized:
     """Ternary weight network: alpha sign(w) where |w| > 0.7 mean|w|, else 0; alpha = mean|w| over the former.
 
@@ -37,7 +38,8 @@ def ternary(
     large = magnitude > (THRESHOLD * mean(magnitude, keep)).unsqueeze(-1)
     if keep is not None:
         large = large & keep
-    scale_RG = stored(total(magnitude, large) / large.sum(-1).clamp(min=1), scale_dtype)
+    if scale_RG is None:
+        scale_RG = total(magnitude, large) / large.sum(-1).clamp(min=1)
     values = torch.where(large, torch.where(w_RGK > 0, 1.0, -1.0), 0.0)
     levels = torch.tensor([-1.0, 0.0, 1.0], device=weight.device)
-    return Quantized((Plane(values, levels, scale_RG),), grid, weight.shape, mask)
+    return Quantized((Plane(values, levels, stored(scale_RG, scale_dtype)),), grid, weight.shape, mask)

@@ -27,7 +27,7 @@ from bitstill.recipes.distillation import label_loss
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.schedules import WarmupLinear
-from bitstill.specs import Compression, QuantizeInput, ScaleDtype, quantizer
+from bitstill.specs import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.surgery.blocks import Choice, blocks, check_choice, choose
 from bitstill.surgery.select import word_embeddings
 from bitstill.train.actions import Compress, Copy, ReduceLayers, SetDropout, Uncompress
@@ -47,6 +47,7 @@ class XTC:
         scale_dtype: precision of scales on disk and in training (paper: "float32").
         input: input quantization of the layers whose weights are quantized; None keeps inputs in float.
         embeddings: quantize the word embeddings too, one scale per row; position and type embeddings stay in float.
+        learned_scales: train the scales of binary and ternary matrices beside the weights (paper: no).
         progressive: bits on the way, such as (8, 4, "ternary"); each gets an equal share of the epochs (paper: none).
         layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all.
         choice: which ones, where `layers` is a number: "skip" (paper: every other one), "top" or "bottom".
@@ -76,6 +77,7 @@ class XTC:
     scale_dtype: ScaleDtype = "float16"
     input: QuantizeInput | None = field(default_factory=QuantizeInput)
     embeddings: bool = True
+    learned_scales: bool = False
     progressive: tuple[Bits, ...] = ()
     layers: int | tuple[int, ...] | None = None
     choice: Choice = "skip"
@@ -116,7 +118,7 @@ class XTC:
             fix = "Set bits, or layers to make the student smaller in float."
             raise SpecError("something to compress", given="bits=None and all layers", where="XTC", fix=fix)
         for bits in self._all_bits():
-            quantizer(bits, self.granularity, scale_dtype=self.scale_dtype)
+            self._quantizer(bits)
 
     @property
     def needs_teacher(self) -> bool:
@@ -155,6 +157,9 @@ class XTC:
             found += self._run(_named(each), parts, self.epochs / len(bits), self.lr, begin)
             birth = ()
         return tuple(found)
+
+    def _quantizer(self, bits: Bits) -> Quantizer:
+        return quantizer(bits, self.granularity, scale_dtype=self.scale_dtype, learned_scale=self.learned_scales)
 
     def _all_bits(self) -> tuple[Bits, ...]:
         return () if self.bits is None else (*self.progressive, self.bits)
@@ -214,7 +219,7 @@ class XTC:
         """Matrices inside the blocks, and the word embeddings; everything else stays in float."""
         student: nn.Module = models.get("student", models["teacher"])
         matrices = Compression(
-            weight=quantizer(bits, self.granularity, scale_dtype=self.scale_dtype),
+            weight=self._quantizer(bits),
             targets=(f"{blocks(student).name}.*",),
             input=self.input,
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.distill.taps import as_logits
-from bitstill.errors import DataError
+from bitstill.errors import BitstillError, DataError
 from bitstill.nn.modes import evaluating
 
 Batch = dict[str, Tensor]
@@ -142,7 +142,9 @@ class Task:
         try:
             with evaluating(model), torch.no_grad():
                 logits = as_logits(self.forward(model, self.sample()))
-        except (RuntimeError, IndexError) as error:
+        except BitstillError:
+            raise
+        except (RuntimeError, IndexError, ValueError, TypeError, KeyError, AttributeError) as error:
             shapes = ", ".join(f"{key} {tuple(tensor.shape[1:])}" for key, tensor in self.train.inputs.items())
             raise DataError(
                 f"a model that reads {self.name} ({shapes})", given=str(error), where=name, fix="Choose a model for this task."
