@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bitstill.artifact.files import replaced_folder, write_file
+from bitstill.artifact.files import check_target, replaced_folder, write_file
 from bitstill.artifact.format import REPORT
 from bitstill.decode import encode
 from bitstill.delivery import environment
@@ -59,8 +59,12 @@ def finetune(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         fix = "Choose another --out, so that nothing of yours is overwritten."
         raise SpecError("a new or an empty folder", given="something else", where=str(target), fix=fix)
+    check_target(target)
     task = task_for(task_name, {"student": model}, data, text)
     cast = resolve_models(recipe, {"student": model}, settings.seed, task)
+    if "student" not in cast.notes:
+        fix = "Only such a model can be saved as one; train networks of your own with `compress`."
+        raise SpecError("the folder or hub name of a Hugging Face model", given=repr(model), where="finetune", fix=fix)
     stages = stages_for(recipe, cast, task)
     identity = identity_of(encode(recipe), stages, task, cast.networks, settings)
     work = checkpoint_beside(target, resume)

@@ -114,15 +114,15 @@ def prepare(
 
 def report(model: nn.Module) -> PrepareReport:
     """What happened to every parameter of a compressed model."""
-    reasons = {}
-    for name, module in model.named_modules():
+    reasons: dict[int, tuple[str, str]] = {}
+    for module in model.modules():
         if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
-            reasons[f"{name}.weight"] = ("quantized", module.weight_transform.spec.name)
-        elif kind_of(module) is not None:
-            reasons[f"{name}.weight"] = ("float", "not selected")
+            reasons[id(module.weight)] = ("quantized", module.weight_transform.spec.name)
+        elif kind_of(module) is not None:  # a tied weight counts as quantized if one of its layers is
+            reasons.setdefault(id(module.weight), ("float", "not selected"))
     rows = []
     for name, parameter in model.named_parameters():
-        action, detail = reasons.get(name, ("float", _why_float(model, name)))
+        action, detail = reasons.get(id(parameter), ("float", _why_float(model, name)))
         rows.append(Touched(name, tuple(parameter.shape), action, detail))
     return PrepareReport(tuple(rows))
 

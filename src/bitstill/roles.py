@@ -161,6 +161,11 @@ def _check_vocabulary(name: str, network: nn.Module, task: Task) -> None:
     weight = network.get_submodule(table).weight
     assert isinstance(weight, Tensor)
     rows = len(weight)
+    limit = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    longest = max(split.inputs["input_ids"].shape[1] for split in (task.train, task.validation, task.test))
+    if isinstance(limit, int) and 0 < limit < longest:
+        fix = f"Set --max-length to at most {limit}, or choose a model that reads longer texts."
+        raise DataError(f"texts of at most {limit} tokens", given=f"{longest}", where=f"{name}, {task.name}", fix=fix)
     if largest >= rows:
         fix = "Teacher, student and tokenizer must share one vocabulary."
         given = f"an embedding of {rows} rows"
@@ -181,7 +186,7 @@ def _network(model: ModelLike, seed: int, role: str, task: Task) -> tuple[nn.Mod
     need_package("transformers", extra="all", purpose=f"loading {str(model)!r}")
     from bitstill.hf.models import load_pretrained
 
-    loaded = load_pretrained(str(model), task, role)
+    loaded = load_pretrained(str(model), task, role, seed)
     return loaded.model, bool(loaded.new), {"source": str(model), "new": list(loaded.new), "unused": list(loaded.unused)}
 
 

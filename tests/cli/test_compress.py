@@ -9,7 +9,6 @@ import sys
 import pytest
 import yaml
 
-
 QD = ("compress", "--recipe", "quantized-distillation", "--task", "digits", "--student", "digits-student")
 QUIET = ("--set", "settings.progress=false", "--set", "settings.device=cpu")
 SHORT = ("--steps", "3", *QUIET)

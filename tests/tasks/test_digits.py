@@ -74,4 +74,4 @@ def test_a_data_folder_makes_no_sense():
 def test_an_unknown_task_is_named_with_the_nearest():
     with pytest.raises(SpecError, match=r"got 'digit'. Did you mean 'digits'\?"):
         load_task("digit")
-    assert set(TASKS) == {"cifar10", "digits"}
+    assert {"cifar10", "digits", "sst2", "mnli-mm"} <= set(TASKS)

@@ -114,10 +114,7 @@ def compress(
         "text.max_length": max_length, "text.truncate": truncate,
     }  # fmt: skip
     chosen = ([f"bits={'null' if bits == 'none' else bits}"] if bits is not None else []) + (assignments or [])
-    if epochs is not None and steps is not None:
-        raise SpecError(
-            "one of --epochs and --steps", given="both", where="compress", fix="Drop one: both say how long to train."
-        )
+    _check_duration(epochs, steps, "compress")
     wanted = read_run(run_file, overrides, chosen)
     built = wanted.build_recipe()
     if dry_run:
@@ -174,6 +171,7 @@ def finetune(
         "text.text": text_column or None, "text.label": label_column, "text.max_length": max_length,
         "text.truncate": truncate,
     }  # fmt: skip
+    _check_duration(epochs, steps, "finetune")
     wanted = read_run(None, overrides)
     recipe = wanted.build_recipe()
     assert isinstance(recipe, FineTuning)
@@ -241,6 +239,12 @@ def recipes(
     from bitstill.report.tables import options_table, recipes_table
 
     out.print(recipes_table(describe_all()) if name is None else options_table(describe(name)))
+
+
+def _check_duration(epochs: float | None, steps: int | None, command: str) -> None:
+    if epochs is not None and steps is not None:
+        fix = "Drop one: both say how long to train."
+        raise SpecError("one of --epochs and --steps", given="both", where=command, fix=fix)
 
 
 def _summary(report: dict[str, Any], folder: str) -> str:

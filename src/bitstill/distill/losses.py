@@ -84,10 +84,11 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         student, teacher: any equal shape.
         mask: bool, broadcastable to it; None keeps all.
     """
-    difference = (student.float() - teacher.float()).square()
     if mask is None:
-        return difference.mean()
-    return (difference * mask).sum() / mask.expand_as(difference).sum()
+        return (student.float() - teacher.float()).square().mean()
+    # Masked before they are subtracted: what stands at padding may be infinite, and infinity times zero is not zero.
+    ours, theirs = (torch.where(mask, x.float(), 0.0) for x in (student, teacher))
+    return (ours - theirs).square().sum() / mask.expand_as(ours).sum()
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,11 @@ class FeatureMSE:
         losses = []
         for pair in self.pairs:
             ours, theirs = _matched(
-                pair, student, target, "FeatureMSE", "Pair layers of equal width, or use AttentionTransfer."
+                pair,
+                student,
+                target,
+                "FeatureMSE",
+                "Pair layers of equal width, or use AttentionTransfer, which allows different widths.",
             )
             real = student.positions
             fits = real is not None and ours.ndim == 3 and ours.shape[:2] == real.shape

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.errors import MatchError, suggest
-from bitstill.surgery.blocks import blocks
+from bitstill.surgery.blocks import Blocks, blocks
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Output:
         return [self.logits, *self.features.values()]
 
 
+_BY_NUMBER = ("hidden", "scores")
 SCORES = "_bitstill_scores"
 """The attribute of an attention module under which its attention function finds where to leave its scores."""
 
@@ -68,16 +69,18 @@ def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         if isinstance(value, Tensor):
             found[name] = value
 
+    wanted = list(dict.fromkeys(names))
+    layers = blocks(model) if any(name.partition(":")[0] in _BY_NUMBER for name in wanted) else None
     with contextlib.ExitStack() as stack:
-        for name in dict.fromkeys(names):
+        for name in wanted:
             kind, _, rest = name.partition(":")
             receive = functools.partial(collect, name)
-            if kind == "hidden":
-                stack.callback(_hook_hidden(model, name, int(rest), receive))
-            elif kind == "scores":
-                stack.callback(_hook_scores(_block(model, name, int(rest)), receive))
-            else:
+            if layers is None or kind not in _BY_NUMBER:
                 stack.callback(_hook_output(_module(model, name), receive))
+            elif kind == "hidden":
+                stack.callback(_hook_hidden(layers, name, _number(name, rest), receive))
+            else:
+                stack.callback(_hook_scores(_block(layers, name, _number(name, rest)), receive))
         yield found
 
 
@@ -85,14 +88,14 @@ def _hook_output(module: nn.Module, receive: Callable[[object], None]) -> Callab
     return module.register_forward_hook(lambda _module, _args, output: receive(output)).remove
 
 
-def _hook_hidden(model: nn.Module, name: str, index: int, receive: Callable[[object], None]) -> Callable[[], None]:
+def _hook_hidden(layers: Blocks, name: str, index: int, receive: Callable[[object], None]) -> Callable[[], None]:
     if index:
-        return _hook_output(_block(model, name, index - 1), receive)
+        return _hook_output(_block(layers, name, index - 1), receive)
 
     def before(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         receive(args if args else tuple(kwargs.values()))
 
-    return _block(model, name, 0).register_forward_pre_hook(before, with_kwargs=True).remove
+    return _block(layers, name, 0).register_forward_pre_hook(before, with_kwargs=True).remove
 
 
 def _hook_scores(block: nn.Module, receive: Callable[[object], None]) -> Callable[[], None]:
@@ -108,16 +111,21 @@ def _hook_scores(block: nn.Module, receive: Callable[[object], None]) -> Callabl
     return remove
 
 
-def _block(model: nn.Module, name: str, index: int) -> nn.Module:
-    found = blocks(model)
-    if index >= len(found):
+def _block(layers: Blocks, name: str, index: int) -> nn.Module:
+    if index >= len(layers):
         raise MatchError(
-            f"one of the {len(found)} blocks in {found.name!r}",
+            f"one of the {len(layers)} blocks in {layers.name!r}",
             given=repr(name),
-            where=type(model).__name__,
+            where="tap",
             fix="Check the layer map: hidden states are counted from 0 (before the first block), scores from 0.",
         )
-    return found.modules[index]
+    return layers.modules[index]
+
+
+def _number(name: str, rest: str) -> int:
+    if not rest.isdecimal():
+        raise MatchError("a layer counted from 0", given=repr(name), where="tap", fix="For example hidden:0 or scores:3.")
+    return int(rest)
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import (
@@ -18,6 +19,7 @@ from transformers.utils import logging
 
 from bitstill.errors import ArtifactError, DataError
 from bitstill.hf import attention
+from bitstill.train.keys import derive
 from bitstill.train.task import Task
 
 _AUTO: dict[str, tuple[Any, Any]] = {
@@ -41,13 +43,14 @@ class Loaded:
     unused: tuple[str, ...]
 
 
-def load_pretrained(source: str, task: Task, role: str) -> Loaded:
+def load_pretrained(source: str, task: Task, role: str, seed: int = 0) -> Loaded:
     """A model for the task's classes from a folder or from the hub.
 
     Args:
         source: path or hub name.
         task: whose classes and label names it gets.
         role: "student" or "teacher", for errors.
+        seed: of what has to be initialised anew.
 
     Raises:
         DataError: there is no such model, it has other classes, labels in another order, or parts of its body are missing.
@@ -55,18 +58,25 @@ def load_pretrained(source: str, task: Task, role: str) -> Loaded:
     kind = "text" if "input_ids" in task.train.inputs else "image"
     auto, known = _AUTO[kind]
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(source)
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "init", role))
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             if config.model_type not in known:
                 fix = f"Valid: {', '.join(sorted(known)[:12])} and others."
                 raise DataError(f"an encoder for {kind} classification", given=config.model_type, where=source, fix=fix)
             _check_labels(config, task, source)
             model, report = auto.from_pretrained(
-                source, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True, **label_settings(task)
+                source,
+                dtype="float32",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **label_settings(task),
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # whatever its many parts raise for files that are damaged or not there
         given = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         fix = "Give the folder of a Hugging Face model, or its name on the hub (which needs a connection)."
         raise DataError("a pretrained model", given=given, where=f"{role} {source!r}", fix=fix) from error
@@ -111,7 +121,7 @@ def from_config(config: dict[str, Any]) -> nn.Module:
         cls = getattr(transformers, names[0])
         with quiet():
             model: nn.Module = cls(cls.config_class.from_dict(settings))
-    except (ValueError, AttributeError, TypeError, KeyError, RuntimeError) as error:
+    except Exception as error:  # a config may be wrong in as many ways as there are architectures
         raise ArtifactError(
             "a classifier that transformers knows",
             given=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
@@ -135,6 +145,9 @@ def _check_complete(model: nn.Module, report: dict[str, Any], task: Task, where:
     wrong = sorted(report["mismatched_keys"])
     if wrong:
         name, theirs, ours = wrong[0]
+        if name.startswith(f"{getattr(model, 'base_model_prefix', '')}."):
+            fix = "The folder's config.json and its weights are not of one model."
+            raise DataError(f"{name} {tuple(ours)}, as its config says", given=str(tuple(theirs)), where=where, fix=fix)
         raise DataError(
             f"a model for {task.name} ({task.classes or 1} outputs; {name} {tuple(ours)})",
             given=f"{name} {tuple(theirs)}",

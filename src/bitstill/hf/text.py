@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from bitstill.errors import DataError, SpecError
+from bitstill.hf.models import quiet
 from bitstill.tasks.text import TextOptions, TextSplit, TextTask
 from bitstill.train.task import Batch, Split, Task
 
@@ -42,6 +43,9 @@ def load_tokenizer(source: str | Path) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         fix = "Check the path or the name; a folder needs tokenizer.json or the tokenizer's own files."
         raise DataError("a model with a tokenizer", given=_first_line(error), where=str(source), fix=fix) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made up from a config, without a vocabulary
+        fix = "A folder needs tokenizer.json or the tokenizer's own files."
+        raise DataError("a model with a tokenizer", given="no vocabulary", where=str(source), fix=fix)
     if tokenizer.pad_token_id is None:
         fix = "Set tokenizer.pad_token (and model.config.pad_token_id) and save the folder again."
         raise DataError("a tokenizer with a padding token", given="none", where=str(source), fix=fix)
@@ -79,6 +83,8 @@ def tokenize(task: TextTask, tokenizer: Any, *, progress: bool = True) -> Task:
         SpecError: `max_length` is more than the tokenizer's model can read.
     """
     limit = tokenizer.model_max_length
+    if task.options.max_length > limit and task.options.truncate:
+        task = replace(task, options=replace(task.options, max_length=int(limit)))
     if task.options.max_length > limit:
         fix = f"Set --max-length to at most {limit}."
         raise SpecError(
@@ -119,7 +125,8 @@ def _encode(task: TextTask, part: str, split: TextSplit, tokenizer: Any, progres
     for start in range(0, len(split), CHUNK):
         chunk = [column[start : start + CHUNK] for column in split.texts]
         # Without a limit first, so that what would be cut is noticed.
-        found = tokenizer(*chunk, truncation=options.truncate, max_length=options.max_length if options.truncate else None)
+        with quiet():  # its own remark on long texts, which are dealt with below
+            found = tokenizer(*chunk, truncation=options.truncate, max_length=options.max_length if options.truncate else None)
         for name in tokenizer.model_input_names:
             if name in found:
                 rows.setdefault(name, []).extend(found[name])
@@ -142,9 +149,12 @@ def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:
 
 def _refuse_long(task: TextTask, part: str, lengths: Tensor, options: TextOptions) -> None:
     long = (lengths > options.max_length).nonzero().flatten()
+    rows = getattr(task, part).rows
+    first = int(long[0] if rows is None else rows[long].min())
+    tokens = int(lengths[long[0]] if rows is None else lengths[(rows == first).nonzero().flatten()[0]])
     raise DataError(
         f"texts of at most {options.max_length} tokens",
-        given=f"{len(long)} longer ones, row {int(long[0])} with {int(lengths[long[0]])} tokens",
+        given=f"{len(long)} longer ones, row {first} with {tokens} tokens",
         where=f"{task.name} {part}",
         fix="Set --max-length higher, or --truncate to cut them off.",
     )

@@ -8,7 +8,7 @@ published code differs from good practice, the default here is good practice and
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -35,6 +35,7 @@ from bitstill.train.optim import AdamW
 from bitstill.train.stage import Action, Stage, Term
 
 Bits = int | Literal["ternary"]
+Schedule = Literal["single", "two", "three"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class XTC:
     layers: int | tuple[int, ...] | None = None
     choice: Choice = "skip"
     layer_map: LayerMap = "last"
-    schedule: Literal["single", "two", "three"] = "single"
+    schedule: Schedule = "single"
     logit_weight: float = 1.0
     hidden_weight: float = 1.0
     attention_weight: float = 1.0
@@ -112,6 +113,13 @@ class XTC:
         if self.schedule != "single" and not (self.logit_weight and (self.hidden_weight or self.attention_weight)):
             fix = "A schedule in parts separates them; use schedule='single'."
             raise SpecError("logits and hidden states or attention", given="only one of them", where="XTC schedule", fix=fix)
+        for name, chosen in (("schedule", Schedule), ("choice", Choice), ("layer_map", LayerMap)):
+            if getattr(self, name) not in get_args(chosen):
+                fix = f"Valid: {', '.join(get_args(chosen))}."
+                raise SpecError(f"a known {name}", given=repr(getattr(self, name)), where="XTC", fix=fix)
+        if len(set(self._all_bits())) < len(self._all_bits()):
+            fix = "Each is a stage of its own, named after its bits."
+            raise SpecError("different bits", given=str(self._all_bits()), where="XTC progressive", fix=fix)
         if self.bits is None and self.progressive:
             raise SpecError("bits at the end", given="None", where="XTC progressive", fix="Set bits.")
         if self.bits is None and self.layers is None and not self.float_epochs:
@@ -156,10 +164,14 @@ class XTC:
             begin = (*birth, *again, Compress("student", self._rules(each, models)))
             found += self._run(_named(each), parts, self.epochs / len(bits), self.lr, begin)
             birth = ()
+        if not any("student" in stage.train for stage in found):
+            fix = "Set bits, or float_epochs to train the student as it is."
+            raise SpecError("something to do with the student", given="neither bits nor epochs", where="XTC", fix=fix)
         return tuple(found)
 
     def _quantizer(self, bits: Bits) -> Quantizer:
-        return quantizer(bits, self.granularity, scale_dtype=self.scale_dtype, learned_scale=self.learned_scales)
+        learned = self.learned_scales and bits in (1, "ternary")
+        return quantizer(bits, self.granularity, scale_dtype=self.scale_dtype, learned_scale=learned)
 
     def _all_bits(self) -> tuple[Bits, ...]:
         return () if self.bits is None else (*self.progressive, self.bits)

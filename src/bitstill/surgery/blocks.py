@@ -14,6 +14,7 @@ from typing import Literal
 from torch import nn
 
 from bitstill.errors import MatchError, SpecError
+from bitstill.surgery.swap import swap
 
 Choice = Literal["skip", "top", "bottom"]
 
@@ -55,10 +56,11 @@ def blocks(model: nn.Module) -> Blocks:
     name = max(lists, key=lambda key: sum(p.numel() for block in lists[key] for p in block.parameters()))
     found = Blocks(name, lists[name])
     declared = getattr(getattr(model, "config", None), "num_hidden_layers", len(found))
-    if isinstance(declared, int) and declared != len(found):
+    different = len({id(module) for module in found.modules})
+    if different < len(found) or (isinstance(declared, int) and declared != len(found)):
         raise MatchError(
-            f"{declared} blocks, as the model's config says",
-            given=f"{len(found)} in {name!r}",
+            f"{max(len(found), declared)} different blocks",
+            given=f"{different} in {name!r}",
             where=type(model).__name__,
             fix="One block that runs several times (ALBERT) has no layers to choose or to match; use losses on logits only.",
         )
@@ -115,11 +117,26 @@ def reduced(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     found = blocks(model)
     check_choice(layers, len(found))
     student = copy.deepcopy(model)
-    parent, _, leaf = found.name.rpartition(".")
-    kept = [student.get_submodule(f"{found.name}.{layer}") for layer in layers]
-    setattr(student.get_submodule(parent), leaf, nn.ModuleList(kept))
+    whole = student.get_submodule(found.name)
+    kept = [whole.get_submodule(str(layer)) for layer in layers]
+    _check_alike([whole.get_submodule(str(place)) for place in range(len(kept))], kept, layers)
+    swap(student, {whole: nn.ModuleList(kept).train(whole.training)})
     _renumber(student, kept, layers, len(found))
     return student
+
+
+def _check_alike(places: Sequence[nn.Module], kept: Sequence[nn.Module], layers: Sequence[int]) -> None:
+    """Refuse a block that is built unlike the one whose place it takes: who rebuilds the model from its config gets another."""
+    for place, (old, new) in enumerate(zip(places, kept, strict=True)):
+        ours, theirs = ({name: tensor.shape for name, tensor in block.state_dict().items()} for block in (new, old))
+        if ours != theirs:
+            odd = next(name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name))
+            raise MatchError(
+                f"a block like the one whose place it takes ({place})",
+                given=f"block {layers[place]}, which differs in {odd}",
+                where="layers to keep",
+                fix="Keep the blocks that are built differently in their places, by a list such as layers=(0, 2, 4).",
+            )
 
 
 def _renumber(student: nn.Module, kept: Sequence[nn.Module], layers: Sequence[int], depth: int) -> None:

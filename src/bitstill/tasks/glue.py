@@ -79,5 +79,5 @@ def load(name: str, data: Path | None = None) -> TextTask:
     whole, test = (split_of(rows[part], options, glue.labels, f"{name} {part}") for part in rows)
     train, validation = held_out(whole, name)
     return TextTask(
-        name, train, validation, test, glue.labels, options, glue.metric_name, glue.metric, allow_empty=True
+        name, train, validation, test, glue.labels, options, glue.metric_name, glue.metric
     )  # fmt: skip

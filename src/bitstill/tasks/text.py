@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class TextOptions:
         regression: whether labels are values; None decides by their type.
         max_length: longest text in tokens, special ones included.
         truncate: cut longer texts off; else they are an error.
+        classes: names of the classes in order, where labels are names; None takes those of the training files.
     """
 
     text: tuple[str, ...] = ("text",)
@@ -41,6 +42,7 @@ class TextOptions:
     regression: bool | None = None
     max_length: int = 128
     truncate: bool = False
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.text) <= 2:
@@ -58,10 +60,12 @@ class TextSplit:
     Args:
         texts: one list of strings per text column.
         labels: int64 (rows,) classes or float32 (rows,) values.
+        rows: where each was in its file; None is in order.
     """
 
     texts: tuple[list[str], ...]
     labels: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,7 +73,8 @@ class TextSplit:
     def take(self, rows: Tensor) -> TextSplit:
         """The given rows."""
         picked = rows.tolist()
-        return TextSplit(tuple([column[row] for row in picked] for column in self.texts), self.labels[rows])
+        own = rows if self.rows is None else self.rows[rows]
+        return TextSplit(tuple([column[row] for row in picked] for column in self.texts), self.labels[rows], own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,6 @@ class TextTask:
         label_names: names of the classes in order; None for regression.
         options: columns, longest text, what to do with longer ones.
         metric_name, metric: as in `Task`.
-        allow_empty: whether an empty text is what the published data hold, rather than a mistake.
     """
 
     name: str
@@ -93,16 +97,6 @@ class TextTask:
     options: TextOptions
     metric_name: str
     metric: Callable[[Tensor, Tensor], float]
-    allow_empty: bool = False
-
-    def __post_init__(self) -> None:
-        for part, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
-            for column, texts in zip(self.options.text, split.texts, strict=True):
-                empty = [row for row, text in enumerate(texts) if not text.strip()]
-                if empty and not self.allow_empty:
-                    given = f"{len(empty)} empty, first in row {empty[0]}"
-                    fix = "Remove these rows: a model would learn its label from nothing."
-                    raise DataError("a text in every row", given=given, where=f"{self.name} {part}: {column}", fix=fix)
 
     @property
     def classes(self) -> int | None:
@@ -128,9 +122,12 @@ def load(data: Path | None, options: TextOptions) -> TextTask:
     columns = {part: _columns(rows, options, f"text {part}") for part, rows in parts.items() if rows is not None}
     values = {part: labels for part, (_, labels) in columns.items()}
     regression = _is_regression(values["train"]) if options.regression is None else options.regression
-    names = None if regression else _label_names(values["train"])
+    named = any(isinstance(value, str) for value in values["train"])
+    names = None if regression else options.classes or _label_names(values["train"], named, f"text train: {options.label}")
+    if named and names is not None:
+        options = replace(options, classes=names)
     splits = {
-        part: TextSplit(texts, as_labels(labels, names, f"text {part}: {options.label}"))
+        part: TextSplit(texts, as_labels(labels, names, f"text {part}: {options.label}", named=named))
         for part, (texts, labels) in columns.items()
     }
     train, validation = (splits["train"], splits["validation"]) if "validation" in splits else held_out(splits["train"], "text")
@@ -167,9 +164,11 @@ def read_files(folder: Path, part: str, *, required: bool = True) -> Any:
         fix = "Point --data at the folder that holds them; keep one kind of file."
         raise DataError(f"{part}.parquet, .csv, .json or .jsonl", given=given, where=str(folder), fix=fix)
     try:
-        reader = getattr(datasets.Dataset, READERS[suffixes.pop()])
-        with _without_bars(datasets):
-            return reader([str(path) for path in found], keep_in_memory=True)
+        suffix = suffixes.pop()
+        # "NA" and "None" are words; only an empty cell is nothing.
+        more = {"keep_default_na": False, "na_values": [""]} if suffix == ".csv" else {}
+        with _quiet(datasets):
+            return getattr(datasets.Dataset, READERS[suffix])([str(path) for path in found], keep_in_memory=True, **more)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         given = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
@@ -177,13 +176,15 @@ def read_files(folder: Path, part: str, *, required: bool = True) -> Any:
 
 
 @contextlib.contextmanager
-def _without_bars(datasets: Any) -> Iterator[None]:
-    """Local files are read faster than a progress bar can be looked at."""
-    shown = not datasets.are_progress_bars_disabled()
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Local files are read faster than a progress bar can be looked at, and what is wrong with them is said once, by us."""
+    shown, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
 
@@ -207,17 +208,23 @@ def read_hub(name: str, configuration: str, part: str) -> Any:
 
 
 def split_of(rows: Any, options: TextOptions, names: Sequence[str] | None, where: str) -> TextSplit:
-    """Rows as a checked split.
+    """Rows of a published set, whose labels are numbers, as a checked split; a few of its texts may be empty (QQP).
 
     Raises:
         DataError: a column is missing, a text is no string, or a label is not one of the task's.
     """
-    texts, labels = _columns(rows, options, where)
+    texts, labels = _columns(rows, options, where, allow_empty=True)
     return TextSplit(texts, as_labels(labels, names, f"{where}: {options.label}"))
 
 
-def as_labels(values: list[Any], names: Sequence[str] | None, where: str) -> Tensor:
+def as_labels(values: list[Any], names: Sequence[str] | None, where: str, *, named: bool = False) -> Tensor:
     """Labels as classes 0 .. len(names) - 1, or as values where `names` is None.
+
+    Args:
+        values: as read.
+        names: of the classes, in order.
+        where: for errors.
+        named: whether `values` are those names, rather than their numbers.
 
     Raises:
         DataError: labels out of range, unknown names, missing or not finite values.
@@ -227,7 +234,6 @@ def as_labels(values: list[Any], names: Sequence[str] | None, where: str) -> Ten
         if wrong:
             raise DataError("numbers as labels", given=_odd(wrong), where=where, fix="Correct these rows.")
         return torch.tensor(values, dtype=torch.float32)
-    named = any(isinstance(value, str) for value in values)
     known: dict[Any, int] = {name: index for index, name in enumerate(names)} if named else {i: i for i in range(len(names))}
     wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, (int, str)) or v not in known]
     if wrong:
@@ -237,7 +243,9 @@ def as_labels(values: list[Any], names: Sequence[str] | None, where: str) -> Ten
     return torch.tensor([known[value] for value in values])
 
 
-def _columns(rows: Any, options: TextOptions, where: str) -> tuple[tuple[list[str], ...], list[Any]]:
+def _columns(
+    rows: Any, options: TextOptions, where: str, *, allow_empty: bool = False
+) -> tuple[tuple[list[str], ...], list[Any]]:
     for column in (*options.text, options.label):
         if column not in rows.column_names:
             fix = f"{suggest(column, rows.column_names)} Name it with --text-column or --label-column."
@@ -248,6 +256,11 @@ def _columns(rows: Any, options: TextOptions, where: str) -> tuple[tuple[list[st
         if wrong:
             given = f"{values[wrong[0]]!r} in row {wrong[0]}"
             raise DataError("a text in every row", given=given, where=f"{where}: {column}", fix="Correct the file.")
+        empty = [row for row, text in enumerate(values) if not text.strip()]
+        if empty and not allow_empty:
+            given = f"{len(empty)} empty, first in row {empty[0]}"
+            fix = "Remove these rows: a model would learn their labels from nothing."
+            raise DataError("a text in every row", given=given, where=f"{where}: {column}", fix=fix)
     labels = list(rows[options.label])
     if not labels:
         raise DataError("at least one row", given="none", where=where, fix="Check the file.")
@@ -258,12 +271,21 @@ def _is_regression(values: list[Any]) -> bool:
     return any(isinstance(value, float) for value in values)
 
 
-def _label_names(values: list[Any]) -> tuple[str, ...]:
-    """Names of the classes that occur: sorted strings, or the numbers 0 to the largest."""
-    if all(isinstance(value, str) for value in values):
-        return tuple(sorted(set(values)))
-    largest = max((v for v in values if isinstance(v, int) and not isinstance(v, bool)), default=0)
-    return tuple(f"LABEL_{index}" for index in range(max(2, largest + 1)))
+def _label_names(values: list[Any], named: bool, where: str) -> tuple[str, ...]:
+    """Names of the classes that occur: sorted strings, or made-up ones for the numbers 0 to the largest."""
+    if named:
+        names = tuple(sorted({value for value in values if isinstance(value, str)}))
+    else:
+        largest = max((v for v in values if isinstance(v, int) and not isinstance(v, bool)), default=0)
+        names = tuple(f"LABEL_{index}" for index in range(largest + 1))
+    if len(names) < 2 and all(isinstance(v, (int, str)) and not isinstance(v, bool) for v in values):
+        raise DataError(
+            "at least two classes",
+            given=f"only {values[0]!r}",
+            where=where,
+            fix="Name the right column with --label-column; for values instead of classes, set text.regression=true.",
+        )
+    return names
 
 
 def _odd(wrong: list[Any]) -> str:

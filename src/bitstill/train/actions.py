@@ -127,6 +127,9 @@ class SetDropout:
         for module in _named(models, self.model).modules():
             if isinstance(module, nn.Dropout):
                 module.p = self.probability
+            for name, value in vars(module).items():  # some attention layers keep theirs as a number
+                if name.endswith("dropout") and isinstance(value, float):
+                    setattr(module, name, self.probability)
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """The same."""

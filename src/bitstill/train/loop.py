@@ -259,7 +259,7 @@ def _keep_best(run: Run, stage: Stage, step: int, validation: float | None) -> N
 
         validation = broadcast_object_list([validation])[0]
     assert validation is not None
-    if run.best is None or validation > run.best.value:
+    if math.isfinite(validation) and (run.best is None or validation > run.best.value):
         run.best = Best.of(_trained(run, stage), step, validation)
 
 

@@ -69,7 +69,8 @@ class Split:
     def digest(self) -> str:
         """A short hash of every byte, by which a checkpoint knows its data."""
         state = hashlib.blake2b(digest_size=8)
-        for tensor in (*self.inputs.values(), self.labels):
+        lengths = () if self.lengths is None else (self.lengths,)
+        for tensor in (*self.inputs.values(), self.labels, *lengths):
             state.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
             state.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return state.hexdigest()

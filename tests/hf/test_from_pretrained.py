@@ -1,0 +1,336 @@
+"""Artifacts read by transformers itself: the same numbers as `bitstill.load`, and no wrong model ever."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+
+import bitstill
+from bitstill import _transformers
+from bitstill.errors import ArtifactError, BitstillError, SpecError
+from bitstill.hf.quantizer import BitstillConfig, BitstillQuantizer
+from bitstill.nn.packed import is_packed
+
+from . import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:datasets.*")
+TEXT = bitstill.TextOptions(max_length=tiny.LIMIT)
+SMALL = bitstill.Storage(leftovers="float16", entropy_coding=True)
+POST = bitstill.PostTraining
+RUNS = {
+    "xtc": ("bert", bitstill.XTC(steps=2, validations=1, batch_size=4), bitstill.Storage()),
+    "xtc small": ("bert", bitstill.XTC("ternary", layers=2, steps=2, validations=1, batch_size=4), SMALL),
+    "4 bits small": ("bert", POST(4), SMALL),
+    "8-bit inputs": ("bert", POST(2, input=bitstill.QuantizeInput()), bitstill.Storage()),
+    "roberta": ("roberta", POST("ternary", granularity=bitstill.PerChannel()), bitstill.Storage()),
+    "distilbert": ("distilbert", POST(1, skip="none"), bitstill.Storage()),
+    "electra": ("electra", POST(3), SMALL),
+    "deberta-v3": ("deberta-v3", POST(5, granularity=bitstill.PerTensor()), bitstill.Storage()),
+    "albert": ("albert", POST(4), bitstill.Storage()),
+    "gpt2": ("gpt2", POST(4), bitstill.Storage()),
+    "vit": ("vit", POST(4), bitstill.Storage(leftovers="float16")),
+}
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory, saved, data) -> Callable[[str], Path]:
+    """The artifact of one of `RUNS`, made once; nobody may change it."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            model, recipe, storage = RUNS[name]
+            made[name] = tmp_path_factory.mktemp("artifact") / "artifact"
+            sources = {"teacher" if recipe.needs_teacher else "student": str(saved(model))}
+            task, where = (tiny.image_task(), {}) if model == "vit" else ("text", {"data": data, "text": TEXT})
+            bitstill.compress(recipe, task, sources, out=made[name], settings=tiny.QUIET, storage=storage, **where)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def damaged(tmp_path, artifact):
+    folder = tmp_path / "damaged"
+    shutil.copytree(artifact("xtc"), folder)
+    return folder
+
+
+def auto(name):
+    return AutoModelForImageClassification if RUNS[name][0] == "vit" else AutoModelForSequenceClassification
+
+
+def inputs_of(name):
+    return {"pixel_values": tiny.image_task().train.inputs["pixel_values"]} if RUNS[name][0] == "vit" else tiny.batch()
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_is_the_model_that_bitstill_loads(artifact, name, caplog, capfd):
+    if name == "gpt2":
+        pytest.xfail("not yet: transformers asks the embedding of GPT-2 for its weight while loading")
+    folder = artifact(name)
+    caplog.clear()
+    capfd.readouterr()
+    model, info = auto(name).from_pretrained(folder, output_loading_info=True)
+    assert not caplog.records and capfd.readouterr() == ("", ""), "nothing to warn of"
+    assert not any(info.values()), info
+    ours = bitstill.load(folder)
+    assert type(model) is type(ours) and torch.equal(logits(model, inputs_of(name)), logits(ours, inputs_of(name)))
+    packed = {path for path, module in model.named_modules() if is_packed(module)}
+    assert packed == {path for path, module in ours.named_modules() if is_packed(module)} == set(bitstill.read(folder).layers)
+    assert model.state_dict().keys() == ours.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in ours.state_dict().items())
+
+
+def test_it_is_ready_to_run_and_does_not_train(artifact):
+    model = AutoModelForSequenceClassification.from_pretrained(artifact("xtc"))
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert {t.dtype for t in model.parameters()} == {torch.float32} and model.device.type == "cpu"
+    assert model.is_quantized and model.quantization_method == "bitstill"
+
+
+def test_small_leftovers_are_read_as_float32(artifact):
+    model = AutoModelForSequenceClassification.from_pretrained(artifact("4 bits small"))
+    assert {t.dtype for t in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["xtc", "xtc small", "4 bits small"])
+def test_a_pipeline_says_what_bitstill_says(artifact, name):
+    texts = tiny.sentences(12, seed=7)[0]
+    said = pipeline("text-classification", model=str(artifact(name)))(texts)
+    tokenizer, model = AutoTokenizer.from_pretrained(artifact(name)), bitstill.load(artifact(name))
+    for text, answer in zip(texts, said, strict=True):
+        shares = logits(model, tokenizer(text, return_tensors="pt")).softmax(-1)[0]
+        assert answer["label"] == ("negative", "positive")[int(shares.argmax())]
+        assert answer["score"] == pytest.approx(float(shares.max()), abs=1e-5)
+
+
+def test_the_report_is_what_transformers_would_measure(artifact):
+    folder = artifact("xtc")
+    said = pipeline("text-classification", model=str(folder), batch_size=4)(tiny.sentences(10, seed=2)[0])
+    right = [answer["label"] == ("negative", "positive")[n % 2] for n, answer in enumerate(said)]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["delivered"]["test"] == pytest.approx(100 * sum(right) / len(right))
+
+
+def test_config_and_tokenizer_of_the_folder_are_ordinary_ones(artifact):
+    config = AutoConfig.from_pretrained(artifact("xtc"))
+    assert config.id2label == {0: "negative", 1: "positive"} and config.model_type == "bert"
+    assert config.quantization_config["quant_method"] == "bitstill"
+    loaded = AutoModelForSequenceClassification.from_pretrained(artifact("xtc")).config
+    assert json.loads(loaded.to_json_string())["quantization_config"]["quant_method"] == "bitstill" and repr(loaded)
+    assert AutoTokenizer.from_pretrained(artifact("xtc")).get_vocab() == tiny.tokenizer().get_vocab()
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "auto"}, {"dtype": torch.float32}, {"dtype": "float32"}, {"device_map": "cpu"}])
+def test_settings_that_change_nothing(artifact, settings):
+    model = AutoModelForSequenceClassification.from_pretrained(artifact("xtc"), **settings)
+    assert torch.equal(logits(model, tiny.batch()), logits(bitstill.load(artifact("xtc")), tiny.batch()))
+
+
+def test_another_attention_may_be_chosen(artifact):
+    model = AutoModelForSequenceClassification.from_pretrained(artifact("xtc"), attn_implementation="eager")
+    wanted = logits(bitstill.load(artifact("xtc")), tiny.batch())
+    torch.testing.assert_close(logits(model, tiny.batch()), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", torch.float16])
+def test_another_dtype_is_a_clear_error(artifact, dtype):
+    with pytest.raises(SpecError, match=r"from_pretrained: wanted dtype float32, got torch\.b?float16. Leave dtype out"):
+        AutoModelForSequenceClassification.from_pretrained(artifact("xtc"), dtype=dtype)
+
+
+def rewritten(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def test_a_flipped_bit_is_noticed(damaged):
+    path = damaged / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model.safetensors: wanted the weights that config.json describes"):
+        AutoModelForSequenceClassification.from_pretrained(damaged)
+
+
+@pytest.mark.parametrize("keep", [-10, 100, 4, 0])
+def test_a_truncated_file_is_noticed(damaged, keep):
+    path = damaged / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtifactError, match=r"model.safetensors: wanted an intact safetensors file"):
+        AutoModelForSequenceClassification.from_pretrained(damaged)
+
+
+def test_an_edited_record_is_noticed(damaged):
+    def change(config):
+        record = next(iter(config["quantization_config"]["layers"].values()))
+        record["planes"][0]["step"] = 3
+
+    rewritten(damaged, change)
+    with pytest.raises(ArtifactError, match="wanted the layers that were delivered, got other records"):
+        AutoModelForSequenceClassification.from_pretrained(damaged)
+
+
+@pytest.mark.parametrize("version", [2, "1", None])
+def test_another_version_is_refused(damaged, version):
+    rewritten(damaged, lambda config: config["quantization_config"].update(version=version))
+    with pytest.raises(ArtifactError, match=r"config.json: quantization_config: wanted artifact version 1, got"):
+        AutoModelForSequenceClassification.from_pretrained(damaged)
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 2}, {"hidden_size": 32}])
+def test_another_architecture_is_refused(damaged, change):
+    rewritten(damaged, lambda config: config.update(change))
+    with pytest.raises(BitstillError, match="against the model"):
+        AutoModelForSequenceClassification.from_pretrained(damaged)
+
+
+@pytest.mark.xfail(strict=False, reason="not yet: transformers fails in its own words")
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize("other", [AutoModel, AutoModelForMaskedLM])
+@pytest.mark.parametrize("name", ["xtc", "4 bits small"])
+def test_another_head_is_refused_and_never_half_loaded(artifact, name, other):
+    with pytest.raises(ArtifactError):
+        other.from_pretrained(artifact(name))
+
+
+def test_it_is_not_written_again(artifact, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(artifact("xtc"))
+    with pytest.raises(ValueError, match="not serializable"):
+        model.save_pretrained(tmp_path / "copy")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_float_model_cannot_be_quantized_by_loading_it(saved):
+    with pytest.raises(ValueError, match="require the model to be pre-quantized"):
+        AutoModelForSequenceClassification.from_pretrained(saved("bert"), quantization_config=BitstillConfig(version=1))
+
+
+def test_it_is_registered_once_under_its_name():
+    assert AUTO_QUANTIZER_MAPPING["bitstill"] is BitstillQuantizer
+    assert AUTO_QUANTIZATION_CONFIG_MAPPING["bitstill"] is BitstillConfig
+    before = list(sys.meta_path)
+    _transformers.register_when_imported()
+    assert sys.meta_path == before
+
+
+CHILD = """
+import os, sys
+folder = sys.argv[1]
+{imports}
+assert ("bitstill.hf.quantizer" in sys.modules) == {early}, "registered when both are there"
+import torch
+model = AutoModelForSequenceClassification.from_pretrained(folder)
+ids = torch.arange(5, 15)[None]
+print(type(model.bert.encoder.layer[0].attention.self.query).__name__, model(input_ids=ids).logits.tolist())
+"""
+ORDERS = {
+    "bitstill first": ("import bitstill\nfrom transformers import AutoModelForSequenceClassification", False),
+    "transformers first": (
+        "from transformers import AutoModelForSequenceClassification\nimport transformers.quantizers.auto\nimport bitstill",
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_whichever_is_imported_first(artifact, order):
+    imports, early = ORDERS[order]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", CHILD.format(imports=imports, early=early), artifact("xtc")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    kind, _, numbers = done.stdout.partition(" ")
+    wanted = logits(bitstill.load(artifact("xtc")), {"input_ids": torch.arange(5, 15)[None]})
+    assert kind == "PackedLinear"
+    torch.testing.assert_close(torch.tensor(json.loads(numbers)), wanted)
+
+
+def test_importing_bitstill_alone_imports_no_transformers():
+    code = "import sys, bitstill; dir(bitstill); print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A package of another name in the place of transformers, and what was imported to register with it."""
+    (tmp_path / "stand_in").mkdir()
+    (tmp_path / "stand_in" / "__init__.py").write_text("")
+    (tmp_path / "stand_in" / "auto.py").write_text("ready = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(_transformers, "REGISTRY", "stand_in.auto")
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, _transformers._Finder)])
+    registered, real = [], importlib.import_module
+
+    def note(name, *arguments):
+        if name != "bitstill.hf.quantizer":
+            return real(name, *arguments)
+        registered.append(getattr(sys.modules.get("stand_in.auto"), "ready", False))
+        return None
+
+    monkeypatch.setattr(importlib, "import_module", note)
+    yield registered
+    for name in ("stand_in", "stand_in.auto"):
+        sys.modules.pop(name, None)
+
+
+def test_registering_waits_for_the_registry_and_happens_once(library):
+    _transformers.register_when_imported()
+    _transformers.register_when_imported()
+    assert sum(isinstance(finder, _transformers._Finder) for finder in sys.meta_path) == 1
+    importlib.import_module("stand_in")
+    assert library == []
+    importlib.import_module("stand_in.auto")
+    importlib.import_module("stand_in.auto")
+    assert library == [True], "after the module has run, once"
+    assert sys.modules["stand_in.auto"].__file__.endswith("auto.py")
+
+
+def test_registering_is_at_once_where_the_registry_is_there(library):
+    importlib.import_module("stand_in.auto")
+    _transformers.register_when_imported()
+    assert library == [True] and not any(isinstance(finder, _transformers._Finder) for finder in sys.meta_path)
+
+
+def test_looking_for_the_registry_without_importing_it_loses_nothing(library):
+    _transformers.register_when_imported()
+    assert importlib.util.find_spec("stand_in.auto") is not None
+    importlib.import_module("stand_in.auto")
+    assert library == [True]
+
+
+def test_a_registry_that_is_not_there_is_still_an_ordinary_import_error(library):
+    _transformers.REGISTRY = "stand_in.nowhere"
+    _transformers.register_when_imported()
+    with pytest.raises(ModuleNotFoundError, match="stand_in"):
+        importlib.import_module("stand_in.nowhere")
