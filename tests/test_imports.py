@@ -18,7 +18,7 @@ LAYERS: tuple[set[str], ...] = (
     {"surgery", "lifecycle"},
     {"distill", "train"},
     {"recipes"},
-    {"architectures", "delivery", "finetune", "hf", "loading", "report", "roles", "runfile", "tasks"}
+    {"architectures", "delivery", "finetuning", "hf", "loading", "report", "roles", "runfile", "tasks"}
     | {"api", "demo", "dry_run", "evaluate"},
     {"cli"},
 )

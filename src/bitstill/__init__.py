@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bitstill.artifact.writer import Storage
     from bitstill.delivery import save
     from bitstill.errors import BitstillError
-    from bitstill.finetune import finetune
+    from bitstill.finetuning import finetune
     from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
     from bitstill.lifecycle import freeze, pack, prepare, unpack
     from bitstill.loading import text_task
@@ -53,7 +53,7 @@ _HOMES = {
     "Uniform": "bitstill.specs",
     "XTC": "bitstill.recipes",
     "compress": "bitstill.api",
-    "finetune": "bitstill.finetune",
+    "finetune": "bitstill.finetuning",
     "freeze": "bitstill.lifecycle",
     "load": "bitstill.api",
     "pack": "bitstill.lifecycle",

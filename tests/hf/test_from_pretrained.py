@@ -89,10 +89,11 @@ def logits(model, inputs):
         return model(**inputs).logits
 
 
-@pytest.mark.parametrize("name", RUNS)
+GPT2 = pytest.mark.xfail(strict=True, reason="transformers' initialisation of GPT-2 reaches for the weights of its layers")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=GPT2) if name == "gpt2" else name for name in RUNS])
 def test_it_is_the_model_that_bitstill_loads(artifact, name, caplog, capfd):
-    if name == "gpt2":
-        pytest.xfail("not yet: transformers asks the embedding of GPT-2 for its weight while loading")
     folder = artifact(name)
     caplog.clear()
     capfd.readouterr()
@@ -214,10 +215,18 @@ def test_another_architecture_is_refused(damaged, change):
         AutoModelForSequenceClassification.from_pretrained(damaged)
 
 
-@pytest.mark.xfail(strict=False, reason="not yet: transformers fails in its own words")
-@pytest.mark.filterwarnings("ignore:.*")
-@pytest.mark.parametrize("other", [AutoModel, AutoModelForMaskedLM])
-@pytest.mark.parametrize("name", ["xtc", "4 bits small"])
+TIED = pytest.mark.xfail(strict=True, raises=AttributeError, reason="transformers ties a head to the packed embedding first")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("xtc", AutoModel),
+        ("4 bits small", AutoModel),
+        ("4 bits small", AutoModelForMaskedLM),
+        pytest.param("xtc", AutoModelForMaskedLM, marks=TIED),
+    ],
+)
 def test_another_head_is_refused_and_never_half_loaded(artifact, name, other):
     with pytest.raises(ArtifactError):
         other.from_pretrained(artifact(name))
@@ -244,34 +253,26 @@ def test_it_is_registered_once_under_its_name():
 
 
 CHILD = """
-import os, sys
-folder = sys.argv[1]
-{imports}
-assert ("bitstill.hf.quantizer" in sys.modules) == {early}, "registered when both are there"
+import json, sys
+import bitstill
+from transformers import AutoModelForSequenceClassification
+assert "bitstill.hf.quantizer" not in sys.modules, "registered when it is needed"
 import torch
-model = AutoModelForSequenceClassification.from_pretrained(folder)
-ids = torch.arange(5, 15)[None]
-print(type(model.bert.encoder.layer[0].attention.self.query).__name__, model(input_ids=ids).logits.tolist())
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+print(type(model.bert.encoder.layer[0].attention.self.query).__name__)
+print(json.dumps(model(input_ids=torch.arange(5, 15)[None]).logits.tolist()))
 """
-ORDERS = {
-    "bitstill first": ("import bitstill\nfrom transformers import AutoModelForSequenceClassification", False),
-    "transformers first": (
-        "from transformers import AutoModelForSequenceClassification\nimport transformers.quantizers.auto\nimport bitstill",
-        True,
-    ),
-}
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_whichever_is_imported_first(artifact, order):
-    imports, early = ORDERS[order]
+def test_bitstill_may_be_imported_first(artifact):
+    """The other order is in test_finetune.py."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "error::UserWarning", "-c", CHILD.format(imports=imports, early=early), artifact("xtc")]
+    command = [sys.executable, "-W", "error::UserWarning", "-c", CHILD, artifact("xtc")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    kind, _, numbers = done.stdout.partition(" ")
-    wanted = logits(bitstill.load(artifact("xtc")), {"input_ids": torch.arange(5, 15)[None]})
+    kind, numbers = done.stdout.splitlines()
     assert kind == "PackedLinear"
+    wanted = logits(bitstill.load(artifact("xtc")), {"input_ids": torch.arange(5, 15)[None]})
     torch.testing.assert_close(torch.tensor(json.loads(numbers)), wanted)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -164,6 +165,24 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path, saved):
         load_tokenizer(tmp_path / "model")
 
 
+def test_code_of_a_repository_is_never_run_for_its_tokenizer(tmp_path, saved, capfd, monkeypatch):
+    """At a terminal, transformers would ask whether to run it, and run it on a y."""
+    folder = tmp_path / "model"
+    shutil.copytree(saved("bert"), folder)
+    for name, changes in (
+        ("config.json", {"model_type": "brand-new"}),
+        ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "code.Own"]}}),
+    ):
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    (folder / "code.py").write_text("print('EXECUTED')\nimport transformers\nclass Own(transformers.BertTokenizerFast): pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with contextlib.suppress(DataError):
+        load_tokenizer(folder)
+    printed = capfd.readouterr()
+    assert "EXECUTED" not in printed.out and "Do you wish" not in printed.out + printed.err
+
+
 def test_nowhere_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: wanted a model with a tokenizer"):
         load_tokenizer(tmp_path / "nowhere")
@@ -195,7 +214,7 @@ def test_one_source_by_two_names_or_two_of_one_vocabulary_are_read_alike(saved, 
     assert one.label_names == ("negative", "positive")
 
 
-@pytest.mark.xfail(strict=False, reason="not yet: inputs are those of the first tokenizer")
+@pytest.mark.xfail(strict=True, reason="inputs are those of the first tokenizer")
 def test_a_teacher_that_needs_segments_gets_them_whoever_comes_first(tmp_path):
     """DistilBERT reads no segments; its BERT teacher must not be robbed of them."""
     teacher, student = tiny.saved(tmp_path / "bert", "bert"), tiny.saved(tmp_path / "distilbert", "distilbert")

@@ -161,7 +161,7 @@ def finetune(
     as_json: JsonFlag = False,
 ) -> None:
     """Fine-tune a pretrained encoder on labels, to be a teacher: an ordinary Hugging Face folder."""
-    from bitstill.finetune import finetune as run
+    from bitstill.finetuning import finetune as run
     from bitstill.recipes import FineTuning
     from bitstill.runfile import read_run
 
