@@ -211,9 +211,7 @@ def test_sparsity_of_the_delivered_weight_is_what_was_asked_for(name, tmp_path, 
     assert (archive.weight("0")[~kept] == 0).all()
     assert int((~kept).sum()) == 100
     stored = archive.layers["0"].mask
-    assert stored == (not (name.startswith("symmetric") or name.startswith("ternary"))), (
-        "a mask is stored only where no level is zero"
-    )
+    assert stored == (not name.startswith(("symmetric", "ternary"))), "a mask is stored only where no level is zero"
 
 
 def test_changed_points_of_another_number_come_back(tmp_path, write_artifact, exact):
