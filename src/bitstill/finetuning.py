@@ -72,8 +72,8 @@ def finetune(
     with replaced_folder(target) as folder:
         with quiet():
             cast.networks["student"].save_pretrained(str(folder))  # type: ignore[operator]
-        assert task.preprocessor is not None
-        task.preprocessor.save(folder)
+        if task.preprocessor is not None:
+            task.preprocessor.save(folder)
         delivered = load_pretrained(str(folder), task, "fine-tuned model").model
         report = {
             "recipe": encode(recipe),

@@ -39,7 +39,7 @@ def task_for(
     if not isinstance(found, TextTask):
         return found
     need_package("transformers", extra="all", purpose="text tasks")
-    from bitstill.hf.text import check_same_vocabulary, load_tokenizer, tokenize
+    from bitstill.hf.text import check_same_vocabulary, input_names, load_tokenizer, tokenize
 
     if tokenizer is not None:
         return tokenize(found, tokenizer)
@@ -55,7 +55,7 @@ def task_for(
     first, *others = tokenizers
     for other in others:
         check_same_vocabulary(tokenizers[first], tokenizers[other], (first, other))
-    return tokenize(found, tokenizers[first])
+    return tokenize(found, tokenizers[first], names=input_names(tokenizers.values()))
 
 
 def text_task(name: str, tokenizer: Any, *, data: str | Path | None = None, text: TextOptions | None = None) -> Task:

@@ -161,15 +161,27 @@ def _check_vocabulary(name: str, network: nn.Module, task: Task) -> None:
     weight = network.get_submodule(table).weight
     assert isinstance(weight, Tensor)
     rows = len(weight)
-    limit = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    limit = _readable_tokens(network)
     longest = max(split.inputs["input_ids"].shape[1] for split in (task.train, task.validation, task.test))
-    if isinstance(limit, int) and 0 < limit < longest:
+    if limit is not None and limit < longest:
         fix = f"Set --max-length to at most {limit}, or choose a model that reads longer texts."
         raise DataError(f"texts of at most {limit} tokens", given=f"{longest}", where=f"{name}, {task.name}", fix=fix)
     if largest >= rows:
         fix = "Teacher, student and tokenizer must share one vocabulary."
         given = f"an embedding of {rows} rows"
         raise DataError(f"a model that knows token {largest}", given=given, where=f"{name}, {task.name}", fix=fix)
+
+
+def _readable_tokens(network: nn.Module) -> int | None:
+    """How long a text may be, or None where the model does not say."""
+    limit = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    for name, module in network.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and isinstance(padding, int):
+            return limit - padding - 1  # RoBERTa's first positions, up to that of padding, belong to no word
+    return limit
 
 
 def _network(model: ModelLike, seed: int, role: str, task: Task) -> tuple[nn.Module, bool, dict[str, Any]]:

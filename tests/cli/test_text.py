@@ -301,11 +301,17 @@ def test_evaluate_needs_the_files_again_and_their_columns(cli, bert, data, tmp_p
 
 
 def test_evaluate_knows_the_classes_of_the_artifact_not_those_of_the_files(cli, bert, data, tmp_path):
-    """Files with other classes, or in which a class is missing, would be counted against the wrong outputs."""
-    out = tmp_path / "out"
+    """Files with other classes, or in which one is missing, would be counted against the wrong outputs."""
+    out, other = tmp_path / "out", tmp_path / "other"
     assert cli(*POST, "--model", bert, "--data", data, *COLUMNS, *LENGTH, "--out", out).status == 0
-    other = tmp_path / "other"
     shutil.copytree(data, other)
     for path in other.iterdir():
         path.write_text(path.read_text().replace("positive", "above").replace("negative", "below"))
-    refused(cli("evaluate", out, "--data", other), "labels|classes")
+    refused(cli("evaluate", out, "--data", other), "mood: wanted labels 'negative', 'positive', got 'below'")
+    shares = []
+    for label in ("negative", "positive"):
+        for path in other.iterdir():
+            lines = (data / path.name).read_text().splitlines()
+            path.write_text("\n".join([lines[0], *(line for line in lines if line.endswith(label))]) + "\n")
+        shares.append(json.loads(cli("evaluate", out, "--data", other, "--json").out)["value"])
+    assert sum(shares) / 2 == json.loads((out / "report.json").read_text())["delivered"]["test"]

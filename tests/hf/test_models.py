@@ -319,12 +319,7 @@ def test_configs_that_rebuild_nothing_are_refused(change):
         from_config({**config_of(tiny.model("bert")), **change})
 
 
-LAST = pytest.mark.xfail(
-    strict=True, reason="RoBERTa's first positions are those of padding: it reads fewer tokens than it has"
-)
-
-
-@pytest.mark.parametrize("words", [58, pytest.param(38, marks=LAST)])
+@pytest.mark.parametrize("words", [58, 38])
 def test_every_text_is_checked_against_what_the_model_can_read(words):
     """The first texts are short, one is longer than the 40 positions, and the tokenizer does not know them."""
     found = tiny.text_task(8, max_length=128)

@@ -214,7 +214,6 @@ def test_one_source_by_two_names_or_two_of_one_vocabulary_are_read_alike(saved, 
     assert one.label_names == ("negative", "positive")
 
 
-@pytest.mark.xfail(strict=True, reason="inputs are those of the first tokenizer")
 def test_a_teacher_that_needs_segments_gets_them_whoever_comes_first(tmp_path):
     """DistilBERT reads no segments; its BERT teacher must not be robbed of them."""
     teacher, student = tiny.saved(tmp_path / "bert", "bert"), tiny.saved(tmp_path / "distilbert", "distilbert")

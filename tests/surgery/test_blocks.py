@@ -104,6 +104,15 @@ def test_lists_of_different_modules_are_no_blocks():
             reduced(model, (0,))
 
 
+def test_an_encoder_beside_a_decoder_has_no_common_depth():
+    small = {"vocab_size": 20, "d_model": 8, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    layers = {"encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    transformers = pytest.importorskip("transformers")
+    model = transformers.BartForSequenceClassification(transformers.BartConfig(**small, **layers, max_position_embeddings=16))
+    with pytest.raises(MatchError, match=r"got two, 'model\.encoder\.layers' and 'model\.decoder\.layers'.*logits only"):
+        blocks(model)
+
+
 def test_one_block_in_several_places_has_no_layers_to_choose_or_match():
     model = Tower()
     model.body["layers"] = nn.ModuleList([Tower.block(0)] * 6)

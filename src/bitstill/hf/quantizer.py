@@ -37,7 +37,10 @@ class BitstillConfig(QuantizationConfigMixin):
 
 
 class _Slot(nn.Module):
-    """Stands where a packed layer will be while transformers reads the file: the file's tensors by their names."""
+    """Stands where a packed layer will be while transformers reads the file: the file's tensors by their names.
+
+    `weight` is there, empty, for models whose initialisation reaches from a block into its layers (GPT-2).
+    """
 
 
 @register_quantizer(METHOD)
@@ -62,6 +65,7 @@ class BitstillQuantizer(HfQuantizer):
     ) -> None:
         assert checkpoint_files is not None
         self.archive = read(Path(checkpoint_files[0]).parent)
+        _check_class(model, self.archive)
         originals = original_layers(model, self.archive)
         slots = {original: _slot(original, self.archive.layers[name], self.archive) for name, original in originals.items()}
         swap(model, slots)
@@ -72,7 +76,7 @@ class BitstillQuantizer(HfQuantizer):
         for name, slot in slots.items():
             record = self.archive.layers[name]
             device = next(slot.buffers()).device
-            for tensor in record.tensors():
+            for tensor in (*record.tensors(), f"{name}.weight"):
                 slot._buffers.pop(tensor.removeprefix(f"{name}."))
             replacements[slot] = restored_layer(slot, record, self.archive).to(device)
         swap(model, replacements)
@@ -88,12 +92,25 @@ class BitstillQuantizer(HfQuantizer):
         return False
 
 
+def _check_class(model: nn.Module, archive: Archive) -> None:
+    """Refuse another head: its weights are not in the file, and transformers would make them up or tie them to packed ones."""
+    wanted = archive.config.get("architectures") or []
+    if type(model).__name__ not in wanted:
+        raise ArtifactError(
+            " or ".join(wanted) or "a model with a class in its config",
+            given=type(model).__name__,
+            where="config.json: architectures",
+            fix="Load with the class that was delivered, or the Auto class that makes it.",
+        )
+
+
 def _slot(original: nn.Module, layer: LayerRecord, archive: Archive) -> _Slot:
     slot = adopt(original, _Slot)
     slot._parameters.pop("weight")
     for name in layer.tensors():
         stored = torch.from_numpy(archive.tensors[name])
         slot.register_buffer(name.removeprefix(f"{layer.name}."), torch.empty_like(stored, device="meta"))
+    slot.register_buffer("weight", torch.empty(0, device="meta"), persistent=False)
     return slot
 
 

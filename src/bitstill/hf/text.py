@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def load_tokenizer(source: str | Path) -> Any:
         DataError: there is none, or it has no padding token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         fix = "Check the path or the name; a folder needs tokenizer.json or the tokenizer's own files."
         raise DataError("a model with a tokenizer", given=_first_line(error), where=str(source), fix=fix) from error
@@ -66,12 +67,18 @@ def check_same_vocabulary(one: Any, other: Any, names: tuple[str, str]) -> None:
         raise DataError("one vocabulary", given=given, where=f"{names[0]} and {names[1]}", fix=fix)
 
 
-def tokenize(task: TextTask, tokenizer: Any, *, progress: bool = True) -> Task:
+def input_names(tokenizers: Iterable[Any]) -> tuple[str, ...]:
+    """All inputs that models with these tokenizers read: a BERT teacher reads segments, its DistilBERT student none."""
+    return tuple(dict.fromkeys(name for tokenizer in tokenizers for name in tokenizer.model_input_names))
+
+
+def tokenize(task: TextTask, tokenizer: Any, *, names: Sequence[str] | None = None, progress: bool = True) -> Task:
     """The task as a model with this tokenizer reads it.
 
     Args:
         task: texts and labels.
         tokenizer: of transformers.
+        names: the inputs to make; None takes those that the tokenizer names.
         progress: show a progress bar for large splits.
 
     Returns:
@@ -90,15 +97,16 @@ def tokenize(task: TextTask, tokenizer: Any, *, progress: bool = True) -> Task:
         raise SpecError(
             f"at most {limit} tokens", given=str(task.options.max_length), where=f"{task.name}: max_length", fix=fix
         )
+    names = input_names([tokenizer]) if names is None else tuple(names)
     parts = {part: getattr(task, part) for part in ("train", "validation", "test")}
-    splits = {part: _encode(task, part, split, tokenizer, progress) for part, split in parts.items()}
+    splits = {part: _encode(task, part, split, tokenizer, names, progress) for part, split in parts.items()}
     return Task(
         task.name,
         splits["train"],
         splits["validation"],
         splits["test"],
         task.classes,
-        forward_of(tokenizer),
+        forward_of(names),
         metric_name=task.metric_name,
         metric=task.metric,
         preprocessor=Tokenizer(tokenizer),
@@ -107,27 +115,36 @@ def tokenize(task: TextTask, tokenizer: Any, *, progress: bool = True) -> Task:
     )
 
 
-def forward_of(tokenizer: Any) -> Callable[[nn.Module, Batch], Tensor]:
-    """Runs a model on a tokenized batch, by the names of the inputs that the tokenizer makes."""
-    names = tuple(tokenizer.model_input_names)
+def forward_of(names: Sequence[str]) -> Callable[[nn.Module, Batch], Tensor]:
+    """Runs a model on a tokenized batch: it gets those of the inputs `names` that its `forward` names."""
 
     def forward(model: nn.Module, batch: Batch) -> Tensor:
-        logits: Tensor = model(**{name: batch[name].long() for name in names if name in batch}).logits
+        known = _read_by(type(model), tuple(names))
+        logits: Tensor = model(**{name: batch[name].long() for name in known if name in batch}).logits
         return logits
 
     return forward
 
 
-def _encode(task: TextTask, part: str, split: TextSplit, tokenizer: Any, progress: bool) -> Split:
+def _read_by(kind: type[nn.Module], names: tuple[str, ...]) -> tuple[str, ...]:
+    # Models of transformers take any keyword beside those they name, and would pass it on to who knows where.
+    known = inspect.signature(kind.forward).parameters
+    return tuple(name for name in names if name in known) if "input_ids" in known else names
+
+
+def _encode(task: TextTask, part: str, split: TextSplit, tokenizer: Any, names: tuple[str, ...], progress: bool) -> Split:
     options = task.options
+    wanted: dict[str, Any] = {"return_token_type_ids": True} if "token_type_ids" in names else {}
+    if options.truncate:
+        wanted["max_length"] = options.max_length
     rows: dict[str, list[list[int]]] = {}
     bar = tqdm(total=len(split), desc=f"tokenizing {part}", unit="row", leave=False, disable=not progress or len(split) < CHUNK)
     for start in range(0, len(split), CHUNK):
         chunk = [column[start : start + CHUNK] for column in split.texts]
         # Without a limit first, so that what would be cut is noticed.
         with quiet():  # its own remark on long texts, which are dealt with below
-            found = tokenizer(*chunk, truncation=options.truncate, max_length=options.max_length if options.truncate else None)
-        for name in tokenizer.model_input_names:
+            found = tokenizer(*chunk, truncation=options.truncate, **wanted)
+        for name in names:
             if name in found:
                 rows.setdefault(name, []).extend(found[name])
         bar.update(len(chunk[0]))

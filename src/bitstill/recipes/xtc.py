@@ -151,7 +151,9 @@ class XTC:
         parts = self._parts(kept, depth, regression)
         found: list[Stage] = []
         if train_teacher:
-            found.append(FineTuning(self.teacher_epochs, lr=self.teacher_lr).stage("teacher", regression))
+            found.append(
+                FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr).stage("teacher", regression)
+            )
         float_epochs = self.float_epochs
         if float_epochs is None:
             float_epochs = self.epochs if len(kept) < depth and not given else 0

@@ -39,7 +39,8 @@ def blocks(model: nn.Module) -> Blocks:
     """The repeated blocks of `model`.
 
     Raises:
-        MatchError: if there are none, or if one block runs several times (ALBERT), so that there are none to choose from.
+        MatchError: if there are none, if one block runs several times (ALBERT), so that there are none to choose from, or if
+            there are two lists of them side by side (an encoder and a decoder).
     """
     lists = {
         name: tuple(module)
@@ -53,13 +54,24 @@ def blocks(model: nn.Module) -> Blocks:
             where=type(model).__name__,
             fix="Hidden states, attention scores and layer reduction need one; use losses on logits instead.",
         )
-    name = max(lists, key=lambda key: sum(p.numel() for block in lists[key] for p in block.parameters()))
+    sizes = {key: sum(p.numel() for block in members for p in block.parameters()) for key, members in lists.items()}
+    name = max(lists, key=sizes.__getitem__)
     found = Blocks(name, lists[name])
-    declared = getattr(getattr(model, "config", None), "num_hidden_layers", len(found))
-    different = len({id(module) for module in found.modules})
-    if different < len(found) or (isinstance(declared, int) and declared != len(found)):
+    beside = [key for key in lists if not f"{key}.".startswith(f"{name}.") and not f"{name}.".startswith(f"{key}.")]
+    rivals = [key for key in beside if len(lists[key]) > 1 and sizes[key] > sizes[name] / 4]
+    if rivals:
         raise MatchError(
-            f"{max(len(found), declared)} different blocks",
+            "one list of blocks",
+            given=f"two, {rivals[0]!r} and {name!r}",
+            where=type(model).__name__,
+            fix="An encoder and a decoder have no common depth to match or to reduce; use losses on logits only.",
+        )
+    declared = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    declared = declared if isinstance(declared, int) else len(found)
+    different = len({id(module) for module in found.modules})
+    if different < len(found) or declared != len(found):
+        raise MatchError(
+            f"{declared} different blocks",
             given=f"{different} in {name!r}",
             where=type(model).__name__,
             fix="One block that runs several times (ALBERT) has no layers to choose or to match; use losses on logits only.",
