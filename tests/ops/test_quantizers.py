@@ -156,9 +156,9 @@ def test_a_constant_group_is_reproduced_exactly(granularity: Granularity, value:
     torch.testing.assert_close(ternary(w, granularity=granularity).dequantize(), w, rtol=1e-6, atol=0)
 
 
-def test_sign_of_zero_is_plus_in_binary_and_zero_in_ternary():
+def test_zero_has_the_sign_of_its_bit_in_binary_and_is_zero_in_ternary():
     w = torch.tensor([[0.0, -0.0, 1.0, -2.0]])
-    assert binary(w, granularity=PerTensor()).dequantize().tolist() == [[0.75, 0.75, 0.75, -0.75]]
+    assert binary(w, granularity=PerTensor()).dequantize().tolist() == [[0.75, -0.75, 0.75, -0.75]]
     assert ternary(w, granularity=PerTensor()).dequantize().tolist() == [[0.0, 0.0, 1.5, -1.5]]
 
 

@@ -8,11 +8,12 @@ number of classes, as some published code does without saying so, changes its we
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 
 from bitstill.distill.taps import Output
 from bitstill.errors import DataError, SpecError
@@ -78,17 +79,35 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of squared differences over the elements that `mask` keeps.
+    """Mean of squared differences over the elements that `mask` keeps; no gradient to `teacher`.
 
     Args:
         student, teacher: any equal shape.
         mask: bool, broadcastable to it; None keeps all.
     """
     if mask is None:
-        return (student.float() - teacher.float()).square().mean()
-    # Masked before they are subtracted: what stands at padding may be infinite, and infinity times zero is not zero.
-    ours, theirs = (torch.where(mask, x.float(), 0.0) for x in (student, teacher))
-    return (ours - theirs).square().sum() / mask.expand_as(ours).sum()
+        return F.mse_loss(student.float(), teacher.float())
+    value: Tensor = _MaskedMSE.apply(student.float(), teacher.float(), mask)  # type: ignore[no-untyped-call]
+    return value
+
+
+class _MaskedMSE(Function):
+    """In a few passes over memory: these are the largest tensors of a step after the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        # Masked after they are subtracted, by filling: what stands at padding may be infinite, and infinity times zero is NaN.
+        difference = (student - teacher).masked_fill_(~mask, 0.0)
+        ctx.save_for_backward(difference)
+        ctx.count = mask.sum() * (difference.numel() // mask.numel())  # every element of it stands for as many
+        flat = difference.flatten()
+        value: Tensor = torch.dot(flat, flat) / ctx.count
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        return difference * (2.0 * grads[0] / ctx.count), None, None
 
 
 @dataclass(frozen=True)

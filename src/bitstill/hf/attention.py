@@ -61,7 +61,7 @@ def attention(
     else:
         receive(scores)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        scores = torch.where(attention_mask, scores, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
     probabilities = F.dropout(scores.softmax(-1), dropout, module.training)

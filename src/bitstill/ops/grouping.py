@@ -66,8 +66,7 @@ def mean(x_RGK: Tensor, keep: Tensor | None) -> Tensor:
 def extremes(x_RGK: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
     """Smallest and largest element of each group among those that count; (0, 0) for a group without any: two (R, G)."""
     if keep is None:
-        low, high = torch.aminmax(x_RGK, dim=-1)
-        return low, high
+        return x_RGK.amin(-1), x_RGK.amax(-1)  # torch.aminmax is several times slower on a CPU
     low = torch.where(keep, x_RGK, math.inf).amin(-1)
     high = torch.where(keep, x_RGK, -math.inf).amax(-1)
     some = keep.any(-1)

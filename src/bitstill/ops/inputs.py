@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitstill.ops.scales import usable
-from bitstill.ops.ste import round_ste, scale_gradient
+from bitstill.ops.ste import round_ste, scale_gradient, straight_through
 
 
 def shared_dims(x: Tensor, per: str) -> tuple[int, ...]:
@@ -34,15 +34,19 @@ def dynamic_symmetric(x: Tensor, *, bits: int, per: str) -> Tensor:
     """
     top = 2 ** (bits - 1) - 1
     with torch.no_grad():
-        scale = usable(x.float().abs().amax(shared_dims(x, per), keepdim=True) / top)
-    return (round_ste(x.float() / scale) * scale).to(x.dtype)
+        dims = shared_dims(x, per)
+        largest = torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True))  # |x| would be another large tensor
+        scale = usable(largest.float() / top)
+        quantized = (x.float() / scale).round_().mul_(scale).to(x.dtype)
+    return straight_through(x, quantized)
 
 
 def dynamic_asymmetric(x: Tensor, *, bits: int, per: str) -> Tensor:
     """Unsigned codes with a zero point, as ONNX `DynamicQuantizeLinear` defines them (at 8 bits per tensor, exactly).
 
     low = min(0, min x), high = max(0, max x), s = (high - low) / (2^bits - 1), z = round(-low / s),
-    q = clamp(round(x / s) + z, 0, 2^bits - 1), value = (q - z) s. Zero is always exact. Gradient straight through.
+    q = clamp(round(x / s) + z, 0, 2^bits - 1), value = (q - z) s. Zero is always exact. Gradient straight through: the clamp
+    only cuts what rounding of the zero point pushes over the edge, and no gradient is lost to it.
     """
     top = 2**bits - 1
     dims = shared_dims(x, per)
@@ -51,10 +55,8 @@ def dynamic_asymmetric(x: Tensor, *, bits: int, per: str) -> Tensor:
         high = x.float().amax(dims, keepdim=True).clamp(min=0)
         scale = usable((high - low) / top)
         zero = torch.round(-low / scale).clamp(0, top)
-    codes = round_ste(x.float() / scale) + zero
-    # The clamp only cuts what rounding of the zero point pushes over the edge; no gradient is lost to it.
-    codes = codes + (codes.detach().clamp(0, top) - codes.detach())
-    return ((codes - zero) * scale).to(x.dtype)
+        quantized = (x.float() / scale).round_().add_(zero).clamp_(0, top).sub_(zero).mul_(scale).to(x.dtype)
+    return straight_through(x, quantized)
 
 
 def learned_clip(x: Tensor, low: Tensor, high: Tensor, *, bits: int, symmetric: bool) -> Tensor:

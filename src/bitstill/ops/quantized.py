@@ -48,6 +48,38 @@ class Plane:
 
 
 @dataclass(frozen=True, eq=False)
+class SignPlane:
+    """A `Plane` of the levels -1 and +1 that holds the products alone: a training step has no use for the levels.
+
+    Args:
+        signed_RGK: +scale or -scale, float32; scales are not negative, but zero has a sign.
+        scale_RG: float32.
+    """
+
+    signed_RGK: Tensor
+    scale_RG: Tensor
+    offset_RG: None = None
+
+    @property
+    def levels(self) -> Tensor:
+        """-1 and +1."""
+        return torch.tensor([-1.0, 1.0], device=self.signed_RGK.device)
+
+    @property
+    def values_RGK(self) -> Tensor:
+        """Each weight's level."""
+        return torch.copysign(torch.ones((), device=self.signed_RGK.device), self.signed_RGK)
+
+    def dequantize(self) -> Tensor:
+        """Level * scale, (R, G, K) float32."""
+        return self.signed_RGK
+
+    def codes_RGK(self) -> Tensor:
+        """Index of each level, uint8 (R, G, K)."""
+        return (~torch.signbit(self.signed_RGK)).to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
 class Quantized:
     """A quantized weight of `shape`: one or more planes that are added up, and a mask.
 
@@ -58,7 +90,7 @@ class Quantized:
         mask: bool of `shape`, False where the weight is pruned to exactly 0; None when nothing is.
     """
 
-    planes: tuple[Plane, ...]
+    planes: tuple[Plane | SignPlane, ...]
     grid: Grid
     shape: torch.Size
     mask: Tensor | None = None

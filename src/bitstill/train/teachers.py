@@ -1,4 +1,4 @@
-"""What frozen teachers say about a batch: in inference mode, in bf16 where that is fast, and only once where it can be kept.
+"""What frozen teachers say about a batch: without gradient, in bf16 where that is fast, and only once where it can be kept.
 
 Without augmentation a teacher sees the same picture every epoch, so its logits are computed once for the whole training split,
 in fixed batches, and looked up by sample index from then on. They are recomputed, not saved, when a run resumes.
@@ -47,11 +47,11 @@ class Teachers:
             if name not in self._logits:
                 self._logits[name] = self._whole_split(name)
             return Output(self._logits[name][batch["index"].cpu()].to(self.device))
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        # Not inference mode, whose tensors would have to be copied before they can take part in a backward pass.
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = run(self.models[name], self.task, batch, taps(self.stage, name))
-        # Inference tensors cannot take part in a backward pass: clone them into ordinary ones.
-        features = {name: value.float().clone() for name, value in output.features.items()}
-        return Output(output.logits.float().clone(), features, output.positions)
+        features = {name: value.float() for name, value in output.features.items()}
+        return Output(output.logits.float(), features, output.positions)
 
     def _whole_split(self, name: str) -> Tensor:
         split = self.task.train
