@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bitstill.lifecycle import freeze, prepare
+from bitstill.report.plots import curves
 from bitstill.report.scales import by_error, error_scale
 from bitstill.report.scatter import scatter, short_label
 from bitstill.report.svg import canvas
@@ -87,3 +88,14 @@ def test_ticks_of_the_error_axis_do_not_collide(values: list[float], few: bool) 
         assert len(ticks) >= 2
         places = 72 / figure.dpi * axes.transData.transform([(0, tick) for tick in ticks])[:, 1]
         assert (np.diff(places) > 8.5).all()
+
+
+def test_the_step_that_was_kept_is_told_and_not_drawn_as_a_loss() -> None:
+    history = [
+        {"stage": "a", "step": n, "loss": 3.0 - n, "student/KL<-t": 1.0, "student/CE": 2.0, "validation": 80.0 + n}
+        for n in (1, 2)
+    ]
+    figure = curves("a", [*history, {"stage": "a", "step": 1, "kept": 81.0}], "accuracy", "salt")
+    assert figure.note == "The weights of step 1 were kept, at 81.00 % validation accuracy."
+    assert [key.name for key in figure.legend] == ["loss", "KL ← t", "CE"]
+    assert curves("a", history, "accuracy", "salt").note == "Ends at 82.00 % validation accuracy."

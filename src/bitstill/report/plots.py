@@ -40,6 +40,8 @@ def curves(
         terms: draw the terms of the loss too, not only their sum.
         beside: metrics of plots that stand beside this one; all get the same axis.
     """
+    kept = [entry for entry in entries if "kept" in entry]
+    entries = [entry for entry in entries if "kept" not in entry]
     steps, breaks = _steps(entries)
     validation = [(step, entry["validation"]) for step, entry in zip(steps, entries, strict=True) if "validation" in entry]
     losses = _losses(entries, steps, terms)
@@ -58,6 +60,9 @@ def curves(
         grid[-1].set_xlim(0, max(1, *steps) * 1.02)
         svg = inline(figure, f"{title}: training curves")
     last = f"Ends at {metric(validation[-1][1], metric_name)} validation {metric_name}. " if validation else ""
+    if kept:
+        value = metric(kept[-1]["kept"], metric_name)
+        last = f"The weights of step {count(kept[-1]['step'])} were kept, at {value} validation {metric_name}. "
     note = last + ("A dashed line begins a new stage." if breaks else "")
     return Figure(svg, title, note.strip(), _loss_keys(losses))
 
