@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bitstill.lifecycle import freeze, pack, prepare, unpack
     from bitstill.loading import text_task
     from bitstill.recipes import XTC, DifferentiableQuantization, FineTuning, PostTraining, QuantizedDistillation
-    from bitstill.specs import Binary, Compression, Points, Prune, QuantizeInput, Ternary, Uniform
+    from bitstill.specs import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, Ternary, Uniform
     from bitstill.tasks.text import TextOptions
     from bitstill.train.loop import Settings
     from bitstill.train.task import Split, Task
@@ -35,6 +35,7 @@ _HOMES = {
     "Compression": "bitstill.specs",
     "DifferentiableQuantization": "bitstill.recipes",
     "FineTuning": "bitstill.recipes",
+    "LearnedStep": "bitstill.specs",
     "PerChannel": "bitstill.granularity",
     "PerGroup": "bitstill.granularity",
     "PerTensor": "bitstill.granularity",
@@ -72,6 +73,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "Compression",
     "DifferentiableQuantization",
     "FineTuning",
+    "LearnedStep",
     "PerChannel",
     "PerGroup",
     "PerTensor",

@@ -34,6 +34,7 @@ from bitstill.nn.packed import PackedLayer, PackedSpec, is_packed, pack_weight, 
 from bitstill.nn.tensors import stored_tensors
 from bitstill.nn.transform import WeightTransform, check_finite
 from bitstill.specs import Compression
+from bitstill.surgery.pruning import move_masks
 from bitstill.surgery.select import RunOnce, select
 from bitstill.surgery.swap import swap
 
@@ -109,6 +110,10 @@ def prepare(
         assert kind is not None
         replacements[module] = compress_layer(module, kind, rule)
     swap(model, replacements)
+    for rule in rules:
+        if rule.prune is not None and rule.prune.scope == "global":
+            own = [replacements[module] for module, its_rule in chosen.values() if its_rule is rule]
+            move_masks(nn.ModuleList(own), rule.prune.sparsity)
     return report(model)
 
 

@@ -20,7 +20,7 @@ from bitstill.ops.binary import binary
 from bitstill.ops.points import initial_points, nearest_points
 from bitstill.ops.quantized import Quantized
 from bitstill.ops.ternary import ternary
-from bitstill.ops.uniform import uniform_affine, uniform_symmetric
+from bitstill.ops.uniform import SMALLEST_STEP, initial_steps, uniform_affine, uniform_step, uniform_symmetric
 
 Learned = Mapping[str, Tensor]
 ScaleDtype = Literal["float32", "float16"]
@@ -114,11 +114,13 @@ class Uniform:
             scale_dtype=_DTYPES[self.scale_dtype],
         )
 
-    def differentiable(self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned) -> Tensor:
-        """`effective` with a gradient to `weight`."""
+    def differentiable(
+        self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned, passes: Tensor | None
+    ) -> Tensor:
+        """`effective` with a gradient to `weight`, where `passes` lets it (None: everywhere)."""
         if isinstance(self.gradient, ExactScale):
-            return ste.exact_scale(weight, quantized, effective, quantized.mask)
-        return _through(weight, quantized, effective, self.gradient)
+            return ste.exact_scale(weight, quantized, effective, passes)
+        return ste.straight_through(weight, effective, _inside(weight, self.gradient, passes))
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,11 @@ class Binary:
         clipped, scale_RG = _clip(weight, self.gradient), learned.get("scale")
         return binary(clipped, mask, granularity=self.granularity, scale_dtype=dtype, scale_RG=scale_RG)
 
-    def differentiable(self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned) -> Tensor:
+    def differentiable(
+        self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned, passes: Tensor | None
+    ) -> Tensor:
         """`effective` with a gradient to `weight`, and to learned scales."""
-        passes = _passes(weight, quantized, self.gradient)
+        passes = _inside(weight, self.gradient, passes)
         if self.learned_scale:
             return ste.through_scale(learned["scale"], weight, quantized, effective, passes)
         return ste.straight_through(weight, effective, passes)
@@ -198,9 +202,11 @@ class Ternary:
         clipped, scale_RG = _clip(weight, self.gradient), learned.get("scale")
         return ternary(clipped, mask, granularity=self.granularity, scale_dtype=dtype, scale_RG=scale_RG)
 
-    def differentiable(self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned) -> Tensor:
+    def differentiable(
+        self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned, passes: Tensor | None
+    ) -> Tensor:
         """`effective` with a gradient to `weight`, and to learned scales."""
-        passes = _passes(weight, quantized, self.gradient)
+        passes = _inside(weight, self.gradient, passes)
         if self.learned_scale:
             return ste.through_scale(learned["scale"], weight, quantized, effective, passes)
         return ste.straight_through(weight, effective, passes)
@@ -248,12 +254,72 @@ class Points:
         dtype = _DTYPES[self.scale_dtype]
         return nearest_points(weight, mask, points_L=learned["points"], granularity=self.granularity, scale_dtype=dtype)
 
-    def differentiable(self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned) -> Tensor:
+    def differentiable(
+        self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned, passes: Tensor | None
+    ) -> Tensor:
         """`effective` with a gradient to the points and, straight through, to `weight`."""
         return ste.through_points(learned["points"], weight, quantized, effective)
 
 
-Quantizer = Uniform | Binary | Ternary | Points
+@dataclass(frozen=True)
+class LearnedStep:
+    """Evenly spaced levels at a distance that is learned beside the weights (Esser et al. 2020, LSQ).
+
+    The levels are -2^(bits-1) .. 2^(bits-1) - 1 steps, zero among them, so that pruned weights need no mask on disk.
+
+    Args:
+        bits: 2 to 8.
+        granularity: which weights share a step (paper: `PerTensor()`).
+        dead_zone: weights within half a step of zero become zero (paper); without it only pruned weights are zero, so that the
+            sparsity of what is delivered is exactly the one that was asked for.
+        scale_dtype: precision of steps, in training and on disk.
+    """
+
+    bits: int = 4
+    granularity: Granularity = field(default_factory=PerTensor)
+    dead_zone: bool = True
+    scale_dtype: ScaleDtype = "float32"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            fix = "For 1 bit use Binary."
+            raise SpecError("bits from 2 to 8", given=str(self.bits), where="LearnedStep", fix=fix)
+
+    @property
+    def levels(self) -> int:
+        """Number of distinct levels."""
+        return int(2**self.bits)
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return f"{self.bits}-bit learned step"
+
+    def initial(self, weight: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """The steps (rows, groups) float32 at which the paper starts."""
+        return {"step": initial_steps(weight, mask, bits=self.bits, granularity=self.granularity)}
+
+    def quantize(self, weight: Tensor, mask: Tensor | None, learned: Learned, *, training: bool = False) -> Quantized:
+        """`weight` on its levels."""
+        step_RG, dtype = learned["step"].abs().clamp(min=SMALLEST_STEP), _DTYPES[self.scale_dtype]
+        return uniform_step(
+            weight,
+            mask,
+            bits=self.bits,
+            step_RG=step_RG,
+            granularity=self.granularity,
+            dead_zone=self.dead_zone,
+            scale_dtype=dtype,
+        )
+
+    def differentiable(
+        self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned, passes: Tensor | None
+    ) -> Tensor:
+        """`effective` with a gradient to the steps and, between the outer levels, to `weight`."""
+        return ste.through_step(learned["step"], weight, quantized, effective, passes)
+
+
+Quantizer = Uniform | Binary | Ternary | Points | LearnedStep
 
 
 @dataclass(frozen=True)
@@ -291,13 +357,22 @@ class QuantizeInput:
 
 @dataclass(frozen=True)
 class Prune:
-    """Keep the weights of largest magnitude.
+    """Keep the weights of largest magnitude. A stage's `Pruning` may move the mask while it trains.
 
     Args:
-        sparsity: fraction of zeros in each layer, 0 to below 1.
+        sparsity: fraction of zeros, 0 to below 1.
+        scope: "layer" prunes that fraction of each layer, "global" that fraction of all layers of the rule together, so that
+            layers whose weights are large keep more.
+        within: place the zeros evenly: sparsity * within of every `within` consecutive weights of a row; N:M sparsity 2:4 is
+            sparsity=0.5, within=4. None leaves their places free.
+        gradient: "masked" gives pruned weights none, so that only the important ones learn; "dense" lets all learn
+            (Lin et al. 2020), so that pruned weights come back more readily where masks move.
     """
 
     sparsity: float
+    scope: Literal["layer", "global"] = "layer"
+    within: int | None = None
+    gradient: Literal["masked", "dense"] = "masked"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.sparsity < 1.0:
@@ -306,6 +381,16 @@ class Prune:
                 given=str(self.sparsity),
                 where="Prune",
                 fix="It is the fraction of zeros: 0.9 keeps one weight in ten.",
+            )
+        if self.within is None:
+            return
+        zeros = self.sparsity * self.within
+        if self.within < 2 or self.scope == "global" or abs(zeros - round(zeros)) > 1e-6 or round(zeros) == self.within:
+            raise SpecError(
+                "scope='layer' and a whole number of zeros in every few weights, fewer than all",
+                given=f"sparsity={self.sparsity}, within={self.within}, scope={self.scope!r}",
+                where="Prune",
+                fix="2:4 is Prune(0.5, within=4).",
             )
 
 
@@ -358,19 +443,16 @@ def _clip(weight: Tensor, gradient: Gradient) -> Tensor:
     return weight.clamp(-gradient.bound, gradient.bound) if isinstance(gradient, Clipped) else weight
 
 
-def _through(weight: Tensor, quantized: Quantized, effective: Tensor, gradient: Gradient) -> Tensor:
-    return ste.straight_through(weight, effective, _passes(weight, quantized, gradient))
-
-
-def _passes(weight: Tensor, quantized: Quantized, gradient: Gradient) -> Tensor | None:
-    """Where the gradient reaches the latent weight: not where it is pruned or clipped; None is everywhere."""
+def _inside(weight: Tensor, gradient: Gradient, passes: Tensor | None) -> Tensor | None:
+    """`passes`, and only where the weight is not clipped; None is everywhere."""
     if not isinstance(gradient, Clipped):
-        return quantized.mask
+        return passes
     inside = weight.detach().abs() <= gradient.bound
-    return inside if quantized.mask is None else quantized.mask & inside
+    return inside if passes is None else passes & inside
 
 
 __all__ = [
-    "Binary", "Bucket", "Clipped", "Compression", "ExactScale", "Gradient", "Granularity", "PerChannel", "PerGroup",
-    "PerTensor", "Points", "Prune", "QuantizeInput", "Quantizer", "StraightThrough", "Ternary", "Uniform", "quantizer",
+    "Binary", "Bucket", "Clipped", "Compression", "ExactScale", "Gradient", "Granularity", "LearnedStep", "PerChannel",
+    "PerGroup", "PerTensor", "Points", "Prune", "QuantizeInput", "Quantizer", "StraightThrough", "Ternary", "Uniform",
+    "quantizer",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from bitstill.artifact.writer import Storage, write_weights
 from bitstill.granularity import Bucket, Granularity, PerChannel, PerGroup, PerTensor
 from bitstill.lifecycle import freeze, pack, prepare, unpack
 from bitstill.nn.layers import is_compressed
-from bitstill.specs import Binary, Clipped, Compression, Points, Prune, QuantizeInput, Quantizer, Ternary, Uniform
+from bitstill.specs import Binary, Clipped, Compression, LearnedStep, Points, Prune, QuantizeInput, Quantizer, Ternary, Uniform
 
 QUANTIZERS: dict[str, Quantizer] = {
     **{f"affine{b}": Uniform(b) for b in range(1, 9)},
@@ -29,6 +29,8 @@ QUANTIZERS: dict[str, Quantizer] = {
     "ternary-learned": Ternary(learned_scale=True),
     **{f"points{n}": Points(n) for n in (2, 3, 5, 16, 100)},
     "points6-uniform": Points(6, init="uniform"),
+    **{f"step{b}": LearnedStep(b) for b in (2, 3, 4, 8)},
+    **{f"step{b}-no-dead-zone": LearnedStep(b, dead_zone=False) for b in (2, 4)},
     "affine3-clipped": Uniform(3, gradient=Clipped(0.2)),
 }
 GRANULARITIES: dict[str, Granularity] = {
@@ -211,7 +213,7 @@ def test_sparsity_of_the_delivered_weight_is_what_was_asked_for(name, tmp_path, 
     assert (archive.weight("0")[~kept] == 0).all()
     assert int((~kept).sum()) == 100
     stored = archive.layers["0"].mask
-    assert stored == (not name.startswith(("symmetric", "ternary"))), "a mask is stored only where no level is zero"
+    assert stored == (not name.startswith(("symmetric", "ternary", "step"))), "a mask is stored only where no level is zero"
 
 
 def test_changed_points_of_another_number_come_back(tmp_path, write_artifact, exact):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import oracles
 import pytest
@@ -10,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
+from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor, grid_of
 from bitstill.nn.transform import WeightTransform
 from bitstill.ops.ste import round_ste, scale_gradient, straight_through
-from bitstill.specs import Binary, Clipped, ExactScale, Points, Prune, Quantizer, Ternary, Uniform
+from bitstill.specs import Binary, Clipped, ExactScale, LearnedStep, Points, Prune, Quantizer, Ternary, Uniform
 
 GRANULARITIES = [PerTensor(), PerChannel(), PerGroup(3), Bucket(4), Bucket(1000)]
 
@@ -31,6 +33,49 @@ def test_straight_through_passes_the_gradient_unchanged(spec, exact):
     w, upstream = torch.randn(4, 7), torch.randn(4, 7)
     found, _ = _gradient(spec, w, upstream)
     assert exact(found) == exact(upstream)
+
+
+@pytest.mark.parametrize("spec", [Uniform(3), Uniform(4, symmetric=True), Binary(), Ternary()])
+def test_a_dense_gradient_reaches_pruned_weights_too(spec):
+    w, upstream = torch.randn(4, 7), torch.randn(4, 7)
+    found, _ = _gradient(spec, w, upstream, Prune(0.4, gradient="dense"))
+    assert torch.equal(found, upstream)
+
+
+@pytest.mark.parametrize("prune", [None, Prune(0.3), Prune(0.3, gradient="dense")])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("dead_zone", [True, False])
+def test_learned_steps_have_the_published_gradients(granularity, prune, dead_zone):
+    """Esser et al. (2020), eqs. 3 and 5, written out over every weight."""
+    w, upstream = torch.randn(4, 7), torch.randn(4, 7)
+    spec = LearnedStep(3, granularity=granularity, dead_zone=dead_zone)
+    transform = WeightTransform(spec, w, prune)
+    with torch.no_grad():
+        transform.learned["step"].mul_(0.6)  # so that some weights lie beyond the outer levels
+    w.requires_grad_()
+    effective = transform(w)
+    effective.backward(upstream)
+    grid = grid_of(w.shape, granularity)
+    mask = torch.ones_like(w, dtype=torch.bool) if transform.mask is None else transform.mask
+    step = transform.learned["step"]
+    wanted, through = torch.zeros_like(step), torch.zeros_like(w)
+    for flat in range(w.numel()):
+        row, column = (0, flat) if grid.rows == 1 else divmod(flat, 7)
+        group = column // grid.size
+        value = w.flatten()[flat].item() / step[row, group].item()
+        level = min(3, max(-4, round(value)))
+        if level == 0 and not dead_zone:
+            level = math.copysign(1, value)
+        g, kept = upstream.flatten()[flat].item(), bool(mask.flatten()[flat])
+        inside = -4 <= value <= 3
+        assert effective.flatten()[flat].item() == pytest.approx(level * step[row, group].item() * kept, abs=1e-6)
+        if kept:
+            wanted[row, group] += g * (level - value if inside else level) / math.sqrt(grid.size * 3)
+        if inside and (kept or (prune is not None and prune.gradient == "dense")):
+            through.view(-1)[flat] = g
+    assert step.grad is not None and w.grad is not None
+    torch.testing.assert_close(step.grad, wanted, atol=1e-5, rtol=1e-4)
+    assert torch.equal(w.grad, through)
 
 
 @pytest.mark.parametrize("spec", [Uniform(3), Uniform(4, symmetric=True), Binary(), Ternary(), Points(5)])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bitstill.errors import SpecError
 from bitstill.ops.entropy import huffman_bits, shannon_bits
-from bitstill.ops.masks import magnitude_mask, sparsity_of
+from bitstill.ops.masks import even_mask, global_masks, magnitude_mask, sparsity_of
 from bitstill.ops.points import share_points
 
 
@@ -40,6 +40,35 @@ def test_among_equals_the_first_in_memory_is_kept():
 def test_a_sparsity_that_is_no_fraction_is_refused(sparsity):
     with pytest.raises(SpecError, match="sparsity from 0 to 1"):
         magnitude_mask(torch.randn(3), sparsity)
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 30), min_size=1, max_size=4), st.floats(0, 1), st.booleans())
+def test_global_masks_are_one_ranking_over_all(seed, sizes, sparsity, ties):
+    rng = np.random.default_rng(seed)
+    weights = [rng.standard_normal((size, 2)).astype(np.float32) for size in sizes]
+    if ties:
+        weights = [np.round(w) for w in weights]
+    masks = global_masks([torch.from_numpy(w) for w in weights], sparsity)
+    whole = magnitude_mask(torch.from_numpy(np.concatenate([w.ravel() for w in weights])), sparsity)
+    assert [mask.shape for mask in masks] == [w.shape for w in weights]
+    assert torch.equal(torch.cat([mask.flatten() for mask in masks]), whole)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 5), st.integers(2, 6), st.data())
+def test_even_masks_keep_the_largest_of_every_group(seed, rows, groups, within, data):
+    pruned = data.draw(st.integers(0, within))
+    w = np.round(np.random.default_rng(seed).standard_normal((rows, groups * within)) * 3).astype(np.float32)
+    mask = even_mask(torch.from_numpy(w), pruned / within, within).numpy()
+    for row in range(rows):
+        for start in range(0, groups * within, within):
+            part = w[row, start : start + within]
+            kept = sorted(range(within), key=lambda i: (-abs(part[i]), i))[: within - pruned]
+            assert np.flatnonzero(mask[row, start : start + within]).tolist() == sorted(kept)
+
+
+def test_rows_that_groups_do_not_divide_are_refused():
+    with pytest.raises(SpecError, match="rows that 4 divides, got rows of 9 weights"):
+        even_mask(torch.randn(2, 1, 3, 3), 0.5, 4)
 
 
 def test_huffman_by_hand():

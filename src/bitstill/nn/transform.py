@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.errors import DataError
-from bitstill.ops.masks import magnitude_mask
+from bitstill.ops.masks import even_mask, magnitude_mask
 from bitstill.ops.quantized import Quantized
 from bitstill.specs import Prune, Quantizer
 
@@ -29,8 +29,8 @@ class WeightTransform(nn.Module):
 
     def __init__(self, spec: Quantizer, weight: Tensor, prune: Prune | None = None) -> None:
         super().__init__()
-        self.spec = spec
-        self.register_buffer("mask", None if prune is None else magnitude_mask(weight, prune.sparsity))
+        self.spec, self.prune = spec, prune
+        self.register_buffer("mask", None if prune is None else layer_mask(weight, prune, prune.sparsity))
         initial = spec.initial(weight.detach(), self.mask)
         self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial.items()})
 
@@ -44,7 +44,8 @@ class WeightTransform(nn.Module):
         quantized = self.quantize(weight, training=self.training)
         with torch.no_grad():
             effective = quantized.dequantize().to(weight.dtype)
-        return self.spec.differentiable(weight, quantized, effective, dict(self.learned.items()))
+        passes = None if self.prune is not None and self.prune.gradient == "dense" else self.mask
+        return self.spec.differentiable(weight, quantized, effective, dict(self.learned.items()), passes)
 
     def sort_points(self) -> None:
         """Put learned points back in ascending order; call it after an optimizer step."""
@@ -58,6 +59,13 @@ class WeightTransform(nn.Module):
 
     def extra_repr(self) -> str:
         return self.spec.name
+
+
+def layer_mask(weight: Tensor, prune: Prune, sparsity: float) -> Tensor:
+    """The mask that `prune` places on one weight on its own, at another sparsity than its own perhaps."""
+    if prune.within is None:
+        return magnitude_mask(weight, sparsity)
+    return even_mask(weight, sparsity, prune.within)
 
 
 class FrozenWeight(nn.Module):

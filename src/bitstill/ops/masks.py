@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,17 +25,71 @@ def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
     Raises:
         SpecError: if sparsity is not a fraction.
     """
-    if not 0.0 <= sparsity <= 1.0:
-        raise SpecError(
-            "a sparsity from 0 to 1", given=str(sparsity), where="magnitude_mask", fix="It is the fraction of zeros."
-        )
-    pruned = round(sparsity * weight.numel())
-    order = weight.detach().abs().flatten().argsort(descending=True, stable=True)
-    mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
-    mask[order[weight.numel() - pruned :]] = False
+    return global_masks([weight], sparsity)[0]
+
+
+def global_masks(weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    """As `magnitude_mask`, with one ranking over all of `weights`: round(sparsity * all) are pruned, wherever they are.
+
+    Among equal magnitudes those of earlier tensors are kept.
+
+    Args:
+        weights: float tensors of any shapes.
+        sparsity: fraction of zeros of them together, 0 to 1.
+
+    Returns:
+        For each, bool of its shape, True where kept.
+
+    Raises:
+        SpecError: if sparsity is not a fraction.
+    """
+    _check_fraction(sparsity, "magnitude_mask")
+    magnitude = torch.cat([weight.detach().float().abs().flatten() for weight in weights])
+    pruned = round(sparsity * magnitude.numel())
+    if pruned == 0:
+        return [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
+    # A selection instead of a sort: masks move every few steps.
+    limit = magnitude.kthvalue(pruned).values
+    keep = magnitude > limit
+    equal = (magnitude == limit).nonzero().flatten()
+    keep[equal[: magnitude.numel() - pruned - int(keep.sum())]] = True
+    parts = keep.split([weight.numel() for weight in weights])
+    return [part.reshape(weight.shape) for part, weight in zip(parts, weights, strict=True)]
+
+
+def even_mask(weight: Tensor, sparsity: float, within: int) -> Tensor:
+    """Prune round(sparsity * within) of every `within` consecutive weights of a row: N:M sparsity (Zhou et al. 2021).
+
+    Among equal magnitudes the one that comes first is kept.
+
+    Args:
+        weight: float tensor, rows first; the rest of its dimensions are one row.
+        sparsity: fraction of zeros, 0 to 1.
+        within: M; must divide the length of a row.
+
+    Returns:
+        bool of the same shape, True where kept.
+
+    Raises:
+        SpecError: if sparsity is not a fraction, or `within` does not divide a row.
+    """
+    _check_fraction(sparsity, "even_mask")
+    length = weight[0].numel()
+    if length % within:
+        fix = "Choose a divisor of it, or ignore the layer."
+        raise SpecError(f"rows that {within} divides", given=f"rows of {length} weights", where="N:M pruning", fix=fix)
+    groups = weight.detach().float().abs().reshape(-1, within)
+    order = groups.argsort(dim=-1, descending=True, stable=True)
+    kept = within - round(sparsity * within)
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[:, :kept], True)
     return mask.reshape(weight.shape)
 
 
 def sparsity_of(mask: Tensor) -> float:
     """Fraction of zeros of a mask."""
     return 1.0 - float(mask.float().mean())
+
+
+def _check_fraction(sparsity: float, where: str) -> None:
+    if not 0.0 <= sparsity <= 1.0:
+        raise SpecError("a sparsity from 0 to 1", given=str(sparsity), where=where, fix="It is the fraction of zeros.")

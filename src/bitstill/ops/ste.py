@@ -7,6 +7,7 @@ not be what is delivered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.autograd import Function
 from bitstill.granularity import Grid
 from bitstill.ops.grouping import from_groups, to_groups
 from bitstill.ops.quantized import Quantized
+from bitstill.ops.scales import usable
 
 
 class _StraightThrough(Function):
@@ -63,6 +65,30 @@ class _ThroughScale(Function):
         counted = grads[0].float() if ctx.mask is None else grads[0].float() * ctx.mask
         through = grads[0] * passes[0] if passes else grads[0]
         return (to_groups(counted, ctx.grid) * values_RGK).sum(-1), through.to(ctx.dtype), None, None, None
+
+
+class _ThroughStep(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, step_RG: Tensor, weight: Tensor, effective: Tensor, passes: Tensor | None, quantized: Quantized
+    ) -> Tensor:
+        plane = quantized.planes[0]
+        ctx.save_for_backward(weight, plane.values_RGK, plane.scale_RG, *(() if passes is None else (passes,)))
+        ctx.levels, ctx.grid, ctx.mask = plane.levels, quantized.grid, quantized.mask
+        return effective.view_as(effective)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, values_RGK, scale_RG, *passes = ctx.saved_tensors
+        position = to_groups(weight.float(), ctx.grid) / usable(scale_RG).unsqueeze(-1)
+        inside = (position >= ctx.levels[0]) & (position <= ctx.levels[-1])
+        upstream = to_groups(grads[0].float(), ctx.grid)
+        counted = upstream if ctx.mask is None else upstream * to_groups(ctx.mask, ctx.grid)
+        slope = torch.where(inside, values_RGK - position, values_RGK)
+        factor = 1.0 / math.sqrt(ctx.grid.size * max(1.0, float(ctx.levels[-1])))
+        through = from_groups(upstream * inside, ctx.grid, weight.shape)
+        through = through * passes[0] if passes else through
+        return (counted * slope).sum(-1) * factor, through.to(weight.dtype), None, None, None
 
 
 class _ThroughPoints(Function):
@@ -121,6 +147,22 @@ def through_scale(
         quantized: one plane without an offset, made with these scales.
     """
     return _apply(_ThroughScale, scale_RG, weight, effective, passes, quantized)
+
+
+def through_step(
+    step_RG: Tensor, weight: Tensor, quantized: Quantized, effective: Tensor, passes: Tensor | None = None
+) -> Tensor:
+    """`effective` in forward; in backward the gradients of learned step size quantization (Esser et al. 2020, eqs. 3 and 5).
+
+    dq/dstep is round(v) - v where v = w / step lies between the outer levels, else the outer level; summed over the group and
+    divided by sqrt(weights in the group * largest level). The latent weight's gradient passes where v lies between them.
+
+    Args:
+        step_RG: the learned steps; the gradient passes through their rounding for storage.
+        weight, effective, passes: as `straight_through`.
+        quantized: one plane without an offset, made with these steps; where its mask prunes, steps learn nothing.
+    """
+    return _apply(_ThroughStep, step_RG, weight, effective, passes, quantized)
 
 
 def through_points(points_L: Tensor, weight: Tensor, quantized: Quantized, effective: Tensor) -> Tensor:

@@ -6,14 +6,18 @@ Adding 0.0 turns the -0.0 that rounding can leave into +0.0, which is what the s
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from bitstill.granularity import Granularity, grid_of
-from bitstill.ops.grouping import extremes, kept, set_pruned, to_groups
+from bitstill.ops.grouping import extremes, kept, mean, set_pruned, to_groups
 from bitstill.ops.quantized import Plane, Quantized
 from bitstill.ops.scales import stored, usable
 
+SMALLEST_STEP = 1e-8
+"""A learned step stays above it."""
 SMALLEST_RANGE = 1e-10
 """A group whose range is smaller counts as constant (the guard of Polino et al.'s code)."""
 
@@ -80,6 +84,53 @@ def uniform_symmetric(
     values = _round(w_RGK / usable(step_RG).unsqueeze(-1), stochastic).clamp_(-n, n).add_(0.0)
     levels = torch.arange(-n, n + 1, dtype=torch.float32, device=weight.device)
     return Quantized((Plane(set_pruned(values, mask, grid, 0.0), levels, step_RG),), grid, weight.shape, mask)
+
+
+def uniform_step(
+    weight: Tensor,
+    mask: Tensor | None = None,
+    *,
+    bits: int,
+    step_RG: Tensor,
+    granularity: Granularity,
+    dead_zone: bool = True,
+    scale_dtype: torch.dtype = torch.float32,
+) -> Quantized:
+    """Quantization by a given step: q = clamp(round(w / step), -2^(bits-1), 2^(bits-1) - 1) (Esser et al. 2020, LSQ, eq. 1).
+
+    All 2^bits levels are used, zero among them.
+
+    Args:
+        weight, mask, granularity, scale_dtype: as `uniform_affine`.
+        bits: 2 to 8.
+        step_RG: float32 (R, G), positive.
+        dead_zone: weights within half a step of zero become zero; else the level of their sign that is nearest to it.
+
+    Returns:
+        A `Quantized` of one plane with levels -2^(bits-1) .. 2^(bits-1) - 1 and no offset.
+    """
+    grid = grid_of(weight.shape, granularity)
+    w_RGK = to_groups(weight.float(), grid)
+    step_RG = stored(step_RG, scale_dtype)
+    low, high = step_levels(bits)
+    values = (w_RGK / usable(step_RG).unsqueeze(-1)).round_().clamp_(low, high).add_(0.0)
+    if not dead_zone:
+        values = torch.where(values == 0, torch.copysign(torch.ones_like(values), w_RGK), values)
+    levels = torch.arange(low, high + 1, dtype=torch.float32, device=weight.device)
+    return Quantized((Plane(set_pruned(values, mask, grid, 0.0), levels, step_RG),), grid, weight.shape, mask)
+
+
+def step_levels(bits: int) -> tuple[int, int]:
+    """The smallest and the largest level of `uniform_step`."""
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def initial_steps(weight: Tensor, mask: Tensor | None, *, bits: int, granularity: Granularity) -> Tensor:
+    """LSQ's start, 2 mean|w| / sqrt(2^(bits-1) - 1) of each group (Esser et al. 2020, section 2.1): (R, G), positive."""
+    grid = grid_of(weight.shape, granularity)
+    w_RGK = to_groups(weight.detach().float(), grid)
+    largest = step_levels(bits)[1]
+    return (2.0 * mean(w_RGK.abs(), kept(mask, grid, weight.device)) / math.sqrt(largest)).clamp(min=SMALLEST_STEP)
 
 
 def _round(x: Tensor, stochastic: bool) -> Tensor:
