@@ -23,8 +23,8 @@ LAYERS: tuple[set[str], ...] = (
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = ("errors", "granularity", "ops", "nn", "specs", "surgery.swap", "_version", "artifact")
-OPTIONAL = {"datasets", "sklearn", "zstandard", "matplotlib", "jinja2", "transformers", "tensorboard", "PIL", "onnx", "triton"}
-REQUIRED = {"accelerate", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer"}
+OPTIONAL = {"datasets", "sklearn", "matplotlib", "jinja2", "transformers", "tensorboard", "PIL", "onnx", "triton"}
+REQUIRED = {"accelerate", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
 WITHOUT_TORCH = (
     "errors", "schedules", "granularity", "_version", "decode", "ops.layouts", "ops.entropy", "artifact.format",
     "artifact.reader", "artifact.coding", "artifact.size", "artifact.files",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
     from bitstill.lifecycle import freeze, pack, prepare, unpack
     from bitstill.loading import text_task
-    from bitstill.recipes import XTC, DifferentiableQuantization, FineTuning, PostTraining, QuantizedDistillation
+    from bitstill.recipes import PQK, XTC, DifferentiableQuantization, FineTuning, PostTraining, QuantizedDistillation
     from bitstill.specs import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, Ternary, Uniform
     from bitstill.tasks.text import TextOptions
     from bitstill.train.loop import Settings
@@ -36,6 +36,7 @@ _HOMES = {
     "DifferentiableQuantization": "bitstill.recipes",
     "FineTuning": "bitstill.recipes",
     "LearnedStep": "bitstill.specs",
+    "PQK": "bitstill.recipes",
     "PerChannel": "bitstill.granularity",
     "PerGroup": "bitstill.granularity",
     "PerTensor": "bitstill.granularity",
@@ -74,6 +75,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "DifferentiableQuantization",
     "FineTuning",
     "LearnedStep",
+    "PQK",
     "PerChannel",
     "PerGroup",
     "PerTensor",

@@ -249,6 +249,7 @@ def _packed(module: CompressedLayer, transform: FrozenWeight) -> PackedLayer:
         granularity=transform.spec.granularity,
         name=transform.spec.name,
         scale_dtype=transform.spec.scale_dtype,
+        pruned=quantized.mask is not None,
     )
     return packed_layer(module, pack_weight(quantized, spec), module.input_transform)
 

@@ -25,7 +25,7 @@ from bitstill.errors import ArtifactError, SpecError
 from bitstill.granularity import Bucket, PerChannel, PerGroup
 from bitstill.lifecycle import freeze, pack, prepare
 from bitstill.ops.entropy import huffman_bits
-from bitstill.specs import Binary, Compression, Points, Prune, QuantizeInput, Quantizer, Ternary, Uniform
+from bitstill.specs import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, Quantizer, Ternary, Uniform
 
 
 def _mlp() -> nn.Sequential:
@@ -200,12 +200,43 @@ def test_a_damaged_frame_never_decodes_to_other_bytes():
         assert found == data
 
 
-def test_entropy_coding_without_its_package_names_the_extra(zoo, tmp_path, write_artifact, monkeypatch):
-    prepare(zoo, Compression(weight=Uniform(2)))
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    write_artifact(tmp_path / "plain", zoo)
-    with pytest.raises(ImportError, match=r"bitstill\[all\]"):
-        write_artifact(tmp_path / "coded", zoo, Storage(entropy_coding=True))
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("coding", [False, "pruned"])
+def test_zeros_of_pruned_layers_are_stored_small_and_exactly(tmp_path, write_artifact, bits, coding):
+    model = nn.Sequential(nn.Linear(301, 47))
+    prepare(model, Compression(weight=LearnedStep(bits, dead_zone=False), prune=Prune(0.8)))
+    archive = bitstill.read(write_artifact(tmp_path, model, Storage(entropy_coding=coding)))
+    assert np.array_equal(archive.weight("0"), model[0].effective_weight().detach().numpy())
+    assert np.count_nonzero(archive.weight("0")) == 301 * 47 - round(0.8 * 301 * 47)
+    (layer,) = size_report(archive).layers
+    how = archive.layers["0"].planes[0].coding
+    assert layer.coding == how == ("zstd" if coding else "bitmap")
+    assert layer.zeros == pytest.approx(0.8, abs=1e-4)
+    # One bit per weight, and what is kept: three levels without zero at 2 bits take 1.6 bits each.
+    bitmap = 301 * 47 * (1 + 0.2 * (1.6 if bits == 2 else bits)) / 8
+    assert layer.bytes["codes"] <= bitmap + 2
+    if not coding:
+        assert layer.bytes["codes"] == pytest.approx(bitmap, abs=2)
+
+
+def test_few_zeros_are_not_worth_a_bitmap(tmp_path, write_artifact):
+    model = nn.Sequential(nn.Linear(301, 47))
+    prepare(model, Compression(weight=Ternary(), prune=Prune(0.01)))
+    archive = bitstill.read(write_artifact(tmp_path, model, Storage(entropy_coding=False)))
+    record = archive.layers["0"].planes[0]
+    assert record.coding in ("none", "bitmap")
+    assert archive.tensors["0.codes"].nbytes <= 47 * 61
+
+
+def test_a_damaged_bitmap_is_refused(tmp_path, write_artifact):
+    model = nn.Sequential(nn.Linear(64, 8))
+    prepare(model, Compression(weight=LearnedStep(4, dead_zone=False), prune=Prune(0.7)))
+    archive = bitstill.read(write_artifact(tmp_path, model, Storage(entropy_coding=False)))
+    codes = archive.tensors["0.codes"].copy()
+    codes[0] ^= 0xFF
+    for damaged in (codes, codes[:10], codes.reshape(1, -1)):
+        with pytest.raises(ArtifactError, match=r"0.codes: wanted (\d+ bytes of codes after the bitmap|a bitmap of 512 bits)"):
+            dataclasses.replace(archive, tensors={**archive.tensors, "0.codes": damaged}).codes(archive.layers["0"])
 
 
 def test_records_survive_json(zoo, tmp_path, write_artifact):

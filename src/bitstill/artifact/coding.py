@@ -6,9 +6,9 @@ literal stage is a Huffman coder over bytes, so packed bytes (several codes each
 
 from __future__ import annotations
 
-from typing import Any
+import zstandard
 
-from bitstill.errors import ArtifactError, need_package
+from bitstill.errors import ArtifactError
 
 LEVEL = 19
 """Zstandard's strongest ordinary setting; decoding is as fast as with any other."""
@@ -16,7 +16,7 @@ LEVEL = 19
 
 def compress(data: bytes) -> bytes:
     """`data` as one Zstandard frame, whose checksum notices damage that would still decode."""
-    compressor = _zstd().ZstdCompressor(level=LEVEL, write_content_size=True, write_checksum=True)
+    compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True, write_checksum=True)
     compressed: bytes = compressor.compress(data)
     return compressed
 
@@ -27,19 +27,14 @@ def decompress(data: bytes, expected: int, where: str) -> bytes:
     Raises:
         ArtifactError: if the frame is damaged or of another size.
     """
-    zstd = _zstd()
     try:
-        size = zstd.get_frame_parameters(data).content_size
-        plain: bytes = zstd.ZstdDecompressor().decompress(data) if size == expected else b""
-    except zstd.ZstdError as error:
+        size = zstandard.get_frame_parameters(data).content_size
+        plain: bytes = zstandard.ZstdDecompressor().decompress(data) if size == expected else b""
+    except zstandard.ZstdError as error:
         raise _damaged(str(error), where) from None
     if len(plain) != expected:
         raise _damaged(f"a frame of {size} bytes instead of {expected}", where)
     return plain
-
-
-def _zstd() -> Any:
-    return need_package("zstandard", extra="all", purpose="entropy-coded artifacts")
 
 
 def _damaged(given: str, where: str) -> ArtifactError:

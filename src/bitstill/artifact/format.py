@@ -4,13 +4,15 @@ A folder holds `model.safetensors` (tensors), `config.json` (the architecture, a
 packed layer), `recipe.yaml`, `report.json`, `report.html`, `README.md` and the preprocessor's files. A packed layer `L`
 has the tensors
 
-    L.codes     uint8   packed codes (rows, bytes per row), or (bytes,) when entropy-coded
+    L.codes     uint8   packed codes (rows, bytes per row), or (bytes,) when coded further
     L.scale     float   (rows, groups per row)
     L.offset    float   the same shape; absent where levels are symmetric
     L.levels    float32 (levels,); only for learned points, since all other levels are consecutive integers
     L.mask      uint8   one bit per weight; only where no level means zero
 
 and, for a second plane, `L.codes_1`, `L.scale_1` and so on. Every other tensor is a leftover under its own name.
+Codes of pruned layers may be coded as a bitmap: one bit per weight in memory order, low bits first, set where the level is
+not zero, in whole bytes; then, as one packed row, the codes of those weights counted without the level zero.
 `config.json` holds the SHA-256 of `model.safetensors`, so that files of two artifacts are never mixed and a flipped bit is
 noticed; the metadata of `model.safetensors` hold the SHA-256 of the layers' records, so that an edited record is noticed too.
 """
@@ -56,7 +58,7 @@ class PlaneRecord:
         step: distance between consecutive levels: 2 for binary (-1, +1), else 1.
         offset: whether there is an offset tensor.
         layout: how codes are packed.
-        coding: "none", or "zstd" when the packed codes were compressed further.
+        coding: "none"; "zstd" when the packed codes were compressed further; "bitmap" (see above).
     """
 
     levels: int

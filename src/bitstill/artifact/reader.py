@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bitstill.artifact import coding
 from bitstill.artifact.format import CONFIG, FORMAT_VERSION, METADATA, WEIGHTS, LayerRecord, records_digest
 from bitstill.errors import ArtifactError
-from bitstill.ops.layouts import TRITS_PER_BYTE, bits_for, packed_length
+from bitstill.ops.layouts import TRITS_PER_BYTE, Layout, bits_for, packed_length
 
 Array = npt.NDArray[Any]
 
@@ -46,7 +46,7 @@ class Archive:
         return {name: tensor for name, tensor in self.tensors.items() if name not in packed}
 
     def packed_codes(self, layer: LayerRecord, plane: int = 0) -> Array:
-        """Packed codes of one plane, uint8 (rows, bytes per row), entropy coding undone."""
+        """Packed codes of one plane, uint8 (rows, bytes per row), entropy coding undone; not for those coded as a bitmap."""
         record, name = layer.planes[plane], layer.tensor("codes", plane)
         stored, width = self.tensors[name], packed_length(layer.grid.length, layer.planes[plane].levels, record.layout)
         if record.coding == "zstd":
@@ -56,25 +56,29 @@ class Archive:
 
     def codes(self, layer: LayerRecord, plane: int = 0) -> Array:
         """Codes of one plane, uint8 (rows, row length)."""
-        record = layer.planes[plane]
-        packed, length = self.packed_codes(layer, plane), layer.grid.length
-        if record.layout == "bytes":
-            codes = packed
-        elif record.layout == "trits":
-            powers = 3 ** np.arange(TRITS_PER_BYTE, dtype=np.uint8)
-            codes = (packed[..., None] // powers % 3).reshape(len(packed), -1)[:, :length]
+        record, where = layer.planes[plane], f"{WEIGHTS}: {layer.tensor('codes', plane)}"
+        if record.coding == "bitmap":
+            codes = self._from_bitmap(layer, plane, where)
         else:
-            bits = bits_for(record.levels)
-            stream = np.unpackbits(packed, axis=-1, bitorder="little")[:, : length * bits]
-            codes = np.packbits(stream.reshape(len(packed), length, bits), axis=-1, bitorder="little")[..., 0]
+            codes = _unpacked(self.packed_codes(layer, plane), layer.grid.length, record.levels, record.layout)
         if codes.size and int(codes.max()) >= record.levels:
-            raise ArtifactError(
-                f"codes below {record.levels}",
-                given=str(int(codes.max())),
-                where=f"{WEIGHTS}: {layer.tensor('codes', plane)}",
-                fix="The file is damaged; deliver the model again.",
-            )
+            raise _damaged_codes(f"codes below {record.levels}", str(int(codes.max())), where)
         return codes
+
+    def _from_bitmap(self, layer: LayerRecord, plane: int, where: str) -> Array:
+        record, stored = layer.planes[plane], self.tensors[layer.tensor("codes", plane)]
+        zero = np.flatnonzero(self.levels(layer, plane) == 0)
+        size = packed_length(layer.weights, 2, "bits")
+        if stored.ndim != 1 or len(stored) < size or zero.size != 1:
+            raise _damaged_codes(f"a bitmap of {layer.weights} bits and a level zero", f"shape {stored.shape}", where)
+        there = np.unpackbits(stored[:size], bitorder="little")[: layer.weights].astype(bool)
+        kept, wanted = int(there.sum()), packed_length(int(there.sum()), record.levels - 1, record.layout)
+        if len(stored) != size + wanted:
+            raise _damaged_codes(f"{wanted} bytes of codes after the bitmap", str(len(stored) - size), where)
+        rest = _unpacked(stored[None, size:], kept, record.levels - 1, record.layout)[0]
+        codes = np.full(layer.weights, zero[0], np.uint8)
+        codes[there] = rest + (rest >= zero[0])
+        return codes.reshape(layer.grid.rows, layer.grid.length)
 
     def levels(self, layer: LayerRecord, plane: int = 0) -> Array:
         """Sorted levels of one plane, float32."""
@@ -102,6 +106,24 @@ class Archive:
             kept = np.unpackbits(self.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :row]
             weight = np.where(kept.reshape(layer.shape).astype(bool), weight, np.float32(0))
         return np.ascontiguousarray(weight)
+
+
+def _unpacked(packed: Array, length: int, levels: int, layout: Layout) -> Array:
+    """Packed codes (rows, bytes) to codes (rows, length), uint8."""
+    if layout == "bytes":
+        return packed
+    if layout == "trits":
+        powers = 3 ** np.arange(TRITS_PER_BYTE, dtype=np.uint8)
+        digits: Array = packed[..., None] // powers % 3
+        return digits.reshape(len(packed), -1)[:, :length]
+    bits = bits_for(levels)
+    stream = np.unpackbits(packed, axis=-1, bitorder="little")[:, : length * bits]
+    codes: Array = np.packbits(stream.reshape(len(packed), length, bits), axis=-1, bitorder="little")[..., 0]
+    return codes
+
+
+def _damaged_codes(wanted: str, given: str, where: str) -> ArtifactError:
+    return ArtifactError(wanted, given=given, where=where, fix="The file is damaged; deliver the model again.")
 
 
 def read(folder: str | Path) -> Archive:

@@ -23,7 +23,12 @@ TOLERANCE = 1.05
 
 @dataclass(frozen=True)
 class LayerSize:
-    """Bytes of one packed layer by kind, and its bits per weight (all kinds together)."""
+    """Bytes of one packed layer by kind, and its bits per weight (all kinds together).
+
+    Args:
+        coding: how its codes are stored: "none", "zstd" or "bitmap" (the bitmap counts as codes).
+        zeros: fraction of its weights that are exactly zero.
+    """
 
     name: str
     quantizer: str
@@ -31,6 +36,8 @@ class LayerSize:
     bytes: dict[str, int]
     bits_per_weight: float
     entropy_bits: float
+    coding: str
+    zeros: float
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,9 @@ def _layer_size(layer: LayerRecord, archive: Archive) -> LayerSize:
         sizes[kinds[kind]] += archive.tensors[name].nbytes
     entropy = sum(shannon_bits(_counts(archive, layer, plane)) for plane in range(len(layer.planes)))
     bits = 8 * sum(sizes.values()) / layer.weights
-    return LayerSize(layer.name, layer.quantizer, layer.weights, dict(sizes), bits, entropy)
+    zeros = 1.0 - np.count_nonzero(archive.weight(layer.name)) / layer.weights
+    how = layer.planes[0].coding
+    return LayerSize(layer.name, layer.quantizer, layer.weights, dict(sizes), bits, entropy, how, zeros)
 
 
 def _counts(archive: Archive, layer: LayerRecord, plane: int) -> list[int]:

@@ -19,7 +19,7 @@ from bitstill.artifact.format import CONFIG, FORMAT_VERSION, METADATA, WEIGHTS, 
 from bitstill.errors import SpecError
 from bitstill.nn.inputs import InputTransform
 from bitstill.nn.layers import is_compressed
-from bitstill.nn.packed import PackedPlane, PackedWeight, is_packed
+from bitstill.nn.packed import PackedPlane, PackedSpec, PackedWeight, is_packed
 from bitstill.nn.tensors import stored_tensors
 from bitstill.ops import bitpack
 from bitstill.ops.layouts import Layout, natural_layout
@@ -34,11 +34,13 @@ class Storage:
 
     Args:
         leftovers: dtype of everything that is not quantized.
-        entropy_coding: store codes as Zstandard frames where that is smaller; they are unpacked when loaded.
+        entropy_coding: store codes as Zstandard frames where that is smaller; "pruned" does so for layers with masks alone,
+            whose zeros make it worth while. For such layers a bitmap of what is not zero and the codes of the rest are tried
+            too, with any setting, where a level means zero. All are unpacked when loaded.
     """
 
     leftovers: LeftoverDtype = "float32"
-    entropy_coding: bool = False
+    entropy_coding: bool | Literal["pruned"] = "pruned"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,7 +110,7 @@ def _layer(name: str, module: nn.Module, packed: PackedWeight, storage: Storage)
         suffix = f"_{index}" if index else ""
         count = plane.levels.numel()
         first, step = _integer_levels(plane.levels)
-        codes, layout, how = _store_codes(plane.codes, packed, count, storage)
+        codes, layout, how = _store_codes(plane, packed.spec, storage)
         tensors[f"{name}.codes{suffix}"] = codes
         tensors[f"{name}.scale{suffix}"] = plane.scale.to(_DTYPES[packed.spec.scale_dtype])
         if plane.offset is not None:
@@ -133,20 +135,35 @@ def _layer(name: str, module: nn.Module, packed: PackedWeight, storage: Storage)
     return record, {key: tensor.contiguous() for key, tensor in tensors.items()}
 
 
-def _store_codes(codes: Tensor, packed: PackedWeight, levels: int, storage: Storage) -> tuple[Tensor, Layout, str]:
-    """The smallest way to store packed codes: as they are, or as a frame over packed or over single bytes."""
+def _store_codes(plane: PackedPlane, spec: PackedSpec, storage: Storage) -> tuple[Tensor, Layout, str]:
+    """The smallest way to store packed codes: as they are, as a bitmap and the rest, or as a frame."""
+    levels = plane.levels.numel()
     layout = natural_layout(levels)
-    if not storage.entropy_coding:
-        return codes, layout, "none"
-    single = bitpack.unpack(codes, packed.spec.grid.length, levels, layout)
-    frames: list[tuple[bytes, Layout]] = [
-        (coding.compress(codes.cpu().numpy().tobytes()), layout),
-        (coding.compress(single.contiguous().cpu().numpy().tobytes()), "bytes"),
-    ]
-    frame, its_layout = min(frames, key=lambda pair: len(pair[0]))
-    if len(frame) >= codes.numel():
-        return codes, layout, "none"
-    return torch.frombuffer(bytearray(frame), dtype=torch.uint8), its_layout, "zstd"
+    plain: tuple[Tensor, Layout, str] = (plane.codes, layout, "none")
+    if not (spec.pruned or storage.entropy_coding is True):
+        return plain
+    single = bitpack.unpack(plane.codes, spec.grid.length, levels, layout).contiguous()
+    ways = [plain]
+    zero = (plane.levels == 0).nonzero().flatten()
+    if spec.pruned and plane.offset is None and zero.numel() and levels > 2:
+        ways.append((_bitmap(single, int(zero), levels), natural_layout(levels - 1), "bitmap"))
+    if storage.entropy_coding:
+        ways.append((_frame(plane.codes), layout, "zstd"))
+        ways.append((_frame(single), "bytes", "zstd"))
+    return min(ways, key=lambda way: way[0].numel())
+
+
+def _bitmap(single: Tensor, zero: int, levels: int) -> Tensor:
+    """Where codes are not that of zero, one bit each; then those codes, counted without it, packed as one row."""
+    there = (single != zero).reshape(1, -1)
+    rest = single.reshape(1, -1)[there].unsqueeze(0)
+    rest = rest - (rest > zero).to(torch.uint8)
+    parts = (bitpack.pack(there.to(torch.uint8), 2, "bits"), bitpack.pack(rest, levels - 1, natural_layout(levels - 1)))
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _frame(codes: Tensor) -> Tensor:
+    return torch.frombuffer(bytearray(coding.compress(codes.cpu().numpy().tobytes())), dtype=torch.uint8)
 
 
 def _integer_levels(levels: Tensor) -> tuple[int | None, int]:

@@ -30,6 +30,7 @@ class PackedSpec:
         granularity: which weights share a scale.
         name: how reports call the quantizer.
         scale_dtype: "float32" or "float16", the precision in which scales and offsets are stored.
+        pruned: whether zeros are worth a thought when codes are stored.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class PackedSpec:
     granularity: Granularity
     name: str
     scale_dtype: str = "float32"
+    pruned: bool = False
 
     @property
     def grid(self) -> Grid:

@@ -6,17 +6,19 @@ from bitstill.errors import SpecError, suggest
 from bitstill.recipes.differentiable_quantization import DifferentiableQuantization
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.post_training import PostTraining
+from bitstill.recipes.pqk import PQK
 from bitstill.recipes.protocol import Recipe
 from bitstill.recipes.quantized_distillation import QuantizedDistillation
 from bitstill.recipes.xtc import XTC
 
-AnyRecipe = DifferentiableQuantization | FineTuning | PostTraining | QuantizedDistillation | XTC
+AnyRecipe = DifferentiableQuantization | FineTuning | PQK | PostTraining | QuantizedDistillation | XTC
 
 
 RECIPES: dict[str, type[AnyRecipe]] = {
     "differentiable-quantization": DifferentiableQuantization,
     "fine-tuning": FineTuning,
     "post-training": PostTraining,
+    "pqk": PQK,
     "quantized-distillation": QuantizedDistillation,
     "xtc": XTC,
 }
@@ -48,6 +50,7 @@ def recipe_name(recipe: Recipe) -> str:
 
 
 __all__ = [
+    "PQK",
     "RECIPES",
     "XTC",
     "AnyRecipe",

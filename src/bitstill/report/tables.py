@@ -46,6 +46,10 @@ class Row:
         return self.teacher or self.name == "teacher"
 
 
+CODINGS = {"zstd": "entropy-coded", "bitmap": "as bitmap"}
+"""How codes are stored, in words."""
+
+
 def rich_table(rows: Sequence[Row], metric_name: str) -> Table:
     """The comparison, one line per delivered model."""
     table = _table("model", numbers=("bits", metric_label(metric_name), "file, bytes", "bits/weight", "times smaller"))
@@ -106,9 +110,10 @@ def options_table(found: Mapping[str, Any]) -> Table:
 
 def layer_cells(layer: Mapping[str, Any]) -> tuple[str, ...]:
     """Name, quantizer, weights, bytes, bits per weight and entropy of one layer of a size report."""
+    coding = layer.get("coding", "none")
     return (
         layer["name"],
-        layer["quantizer"],
+        layer["quantizer"] + ("" if coding == "none" else f", {layer['zeros']:.1%} zeros, {CODINGS[coding]}"),
         count(layer["weights"]),
         count(sum(layer["bytes"].values())),
         decimal(layer["bits_per_weight"]),

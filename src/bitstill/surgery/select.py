@@ -91,6 +91,13 @@ def word_embeddings(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is table), None)
 
 
+def norms(model: nn.Module) -> tuple[str, ...]:
+    """Names of the norm layers (batch, layer, group, RMS and so on): modules without children whose class is called a norm."""
+    return tuple(
+        name for name, module in model.named_modules() if "Norm" in type(module).__name__ and not list(module.children())
+    )
+
+
 def layers_in_order(model: nn.Module, run_once: RunOnce) -> list[str]:
     """Names of the compressible or compressed layers in the order in which they first run.
 

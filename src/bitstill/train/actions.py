@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitstill.distill.taps import as_logits
-from bitstill.errors import SpecError, suggest
+from bitstill.errors import MatchError, SpecError, suggest
 from bitstill.lifecycle import prepare, uncompressed
 from bitstill.nn.layers import is_compressed
 from bitstill.nn.modes import evaluating
 from bitstill.nn.transform import WeightTransform
+from bitstill.nn.view import DenseView
 from bitstill.ops.points import initial_points, share_points
 from bitstill.specs import Compression, Points
 from bitstill.surgery.blocks import reduced
-from bitstill.surgery.select import first_and_last_tensor
+from bitstill.surgery.select import first_and_last_tensor, layers_in_order, norms
 from bitstill.train.keys import permutation
 from bitstill.train.task import Task
 
@@ -89,6 +90,37 @@ class ReduceLayers:
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Add the smaller model to `models`."""
         models[self.name] = reduced(_named(models, self.source), self.layers)
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """The same; the numbers come from the checkpoint."""
+        self.apply(models, task, 0)
+
+
+@dataclass(frozen=True)
+class AddDenseView:
+    """Make the teacher of PQK: the pruned student together with its spare weights (`nn.view.DenseView`).
+
+    Args:
+        student: a compressed model whose layers prune.
+        name: the view.
+        own_norms: the view has norm layers of its own, with statistics of its own.
+        own_head: the view has a classifier of its own.
+    """
+
+    student: str
+    name: str
+    own_norms: bool = True
+    own_head: bool = True
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Add the view to `models`."""
+        student = _named(models, self.student)
+        own = norms(student) if self.own_norms else ()
+        if self.own_norms and not own:
+            fix = "Share what there is: own_norms=False (PQK: teacher_norms=False)."
+            raise MatchError("a model with norm layers", given="none", where=f"dense view of {self.student!r}", fix=fix)
+        head = (layers_in_order(student, run_once_on(task))[-1],) if self.own_head else ()
+        models[self.name] = DenseView(student, uncompressed(student), (*own, *head))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """The same; the numbers come from the checkpoint."""

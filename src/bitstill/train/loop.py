@@ -221,6 +221,8 @@ def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
         for step in logger.bar(range(run.position.step, total)):
             step_module.train()
             progress = step / total
+            if stage.pruning is not None:
+                stage.pruning.before(step, total, run.models[stage.pruning.model])
             # In the middle of the step, so that neither a warm-up nor a decay gives a step of zero.
             set_learning_rate(optimizer, at(stage.optimizer.lr, (step + 0.5) / total))
             probe = step < PROBED_STEPS

@@ -17,6 +17,7 @@ from bitstill.distill.losses import Loss
 from bitstill.errors import SpecError, suggest
 from bitstill.schedules import Scheduled
 from bitstill.train.optim import SGD, Optimizer
+from bitstill.train.pruning import Pruning
 from bitstill.train.sampler import steps_per_epoch
 from bitstill.train.task import Task
 
@@ -86,6 +87,7 @@ class Stage:
         validations: how often the first trained model is judged by its delivered form on the validation split, evenly over the
             stage; None is once per epoch, at most 20 times.
         keep: "best" ends the stage with the weights that were judged best, "last" with those of the last step.
+        pruning: how masks move; None leaves them as they are.
         begin: actions, in order.
     """
 
@@ -101,6 +103,7 @@ class Stage:
     augment: bool = True
     validations: int | None = None
     keep: Literal["best", "last"] = "last"
+    pruning: Pruning | None = None
     begin: tuple[Action, ...] = ()
 
     def __post_init__(self) -> None:
@@ -121,6 +124,12 @@ class Stage:
             raise self._error("a batch size of at least 1", str(self.batch_size), "Common sizes are 32 to 128.")
         if self.validations is not None and self.validations < 1:
             raise self._error("at least one validation", str(self.validations), "Leave it out for one per epoch.")
+        if self.pruning is not None and self.pruning.model not in self.train:
+            fix = suggest(self.pruning.model, self.train)
+            raise self._error("a trained model to prune", repr(self.pruning.model), fix)
+        if self.pruning is not None and self.keep == "best":
+            fix = "The best weights may be those of a lower sparsity; follow with a stage without pruning that keeps its best."
+            raise self._error("keep='last' while masks move", "'best'", fix)
         taught = {term.student for term in self.terms}
         for name in self.train:
             if name not in taught:

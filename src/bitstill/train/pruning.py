@@ -1,0 +1,61 @@
+"""Masks that move while a stage trains, by a schedule of the sparsity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from bitstill.errors import SpecError
+from bitstill.schedules import Scheduled, at
+from bitstill.surgery.pruning import move_masks
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Iterative magnitude pruning (Zhu and Gupta 2017): masks are placed anew every few steps, at a growing sparsity.
+
+    All weights stay in memory, so that a pruned weight comes back if important ones shrink below it. What happens to it
+    meanwhile is the layers' `Prune.gradient`: with "masked" it receives no gradient, but SGD's momentum from before still
+    moves it for a while, and weight decay shrinks it.
+
+    Args:
+        sparsity: fraction of zeros, a number or a schedule over the stage: `Cubic(0, 0.9, until=0.75)`, `Linear`, or a number
+            for one-shot pruning at the stage's first step.
+        model: whose masks.
+        every: steps between two placements.
+        until: fraction of the stage after which masks stay as they are; the sparsity is then exactly that of the schedule.
+    """
+
+    sparsity: Scheduled
+    model: str = "student"
+    every: int = 16
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise SpecError("at least 1 step", given=str(self.every), where="Pruning: every", fix="The published value is 16.")
+        if not 0.0 < self.until <= 1.0:
+            fix = "A mask schedule cannot be longer than its stage: train longer, or stop moving masks earlier."
+            raise SpecError("a fraction above 0, at most 1", given=str(self.until), where="Pruning: until", fix=fix)
+        reached = [at(self.sparsity, progress / 20) for progress in range(21)]
+        if not all(0.0 <= value < 1.0 for value in reached):
+            fix = "It is the fraction of zeros: 0.9 keeps one weight in ten."
+            raise SpecError("sparsities from 0 to below 1", given=str(self.sparsity), where="Pruning", fix=fix)
+
+    def before(self, step: int, total: int, model: nn.Module) -> None:
+        """Place the masks of `model` anew, if it is time.
+
+        Args:
+            step: the step that is about to be taken, from 0.
+            total: steps of the stage.
+            model: prepared, with layers that prune.
+
+        Raises:
+            SpecError: no layer prunes, or N:M does not divide one.
+        """
+        last = max(0, round(self.until * total) - 1)
+        if step == last:
+            move_masks(model, at(self.sparsity, self.until))
+        elif step < last and step % self.every == 0:
+            move_masks(model, at(self.sparsity, step / total))
