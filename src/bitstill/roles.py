@@ -189,7 +189,7 @@ def _network(model: ModelLike, seed: int, role: str, task: Task) -> tuple[nn.Mod
     if isinstance(model, nn.Module):
         return copy.deepcopy(model).cpu(), False, {}
     if isinstance(model, str) and model in MODELS:
-        return build(model, seed, role), True, {}
+        return build(model, seed, role, task.classes), True, {}
     if is_artifact(model):
         return _from_artifact(model, role), False, {}
     if not (Path(model).is_dir() or "input_ids" in task.train.inputs or str(model).count("/") == 1):

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from bitstill.errors import SpecError, suggest
-from bitstill.tasks import cifar10, digits, glue, text
+from bitstill.tasks import cifar10, digits, glue, speech, text
 from bitstill.tasks.text import TextOptions, TextTask
 from bitstill.train.task import Task
 
@@ -15,6 +15,7 @@ TASKS: dict[str, Callable[[Path | None], Task | TextTask]] = {
     "cifar10": cifar10.load,
     "digits": digits.load,
     **{name: partial(glue.load, name) for name in glue.GLUE},
+    **{name: partial(speech.load, name) for name in speech.SPEECH},
 }
 TEXT = "text"
 """The task that reads a user's own text files."""

@@ -1,4 +1,4 @@
-"""Networks for pictures: the convolutional teacher and students of Polino et al. (2018), and a modern residual net.
+"""Networks by name. Here those for pictures: teacher and students of Polino et al. (2018), and a modern residual net.
 
 Every architecture is built from plain numbers, which is what an artifact's `config.json` holds; loading looks the name up in
 `ARCHITECTURES` and executes nothing else.
@@ -6,7 +6,7 @@ Every architecture is built from plain numbers, which is what an artifact's `con
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bitstill.decode import decode
 from bitstill.errors import ArtifactError, SpecError, suggest
+from bitstill.tasks.res8 import Res8, Res8Config
 from bitstill.train.keys import derive
 
 
@@ -133,10 +134,11 @@ class _Block(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-_Config = ConvNetConfig | ResNetConfig
+_Config = ConvNetConfig | ResNetConfig | Res8Config
 ARCHITECTURES: dict[str, tuple[type[nn.Module], type[_Config]]] = {
     "conv-net": (ConvNet, ConvNetConfig),
     "resnet": (ResNet, ResNetConfig),
+    "res8": (Res8, Res8Config),
 }
 
 MODELS: dict[str, _Config] = {
@@ -147,19 +149,22 @@ MODELS: dict[str, _Config] = {
     "resnet-20": ResNetConfig(20),
     "resnet-32": ResNetConfig(32),
     "resnet-20-wide": ResNetConfig(20, width=64),
+    "res8": Res8Config(45),
+    "res8-narrow": Res8Config(19),
     "digits-teacher": ConvNetConfig(((32, 32), (64,)), 3, (128,), dropout=0.1, channels=1, size=8),
     "digits-student": ConvNetConfig(((12, 16),), 3, (48,), channels=1, size=8),
 }
 """Networks by name; widths of Polino et al.'s (2018) appendix, without dropout in the students."""
 
 
-def build(name: str, seed: int = 0, role: str = "") -> nn.Module:
+def build(name: str, seed: int = 0, role: str = "", classes: int | None = None) -> nn.Module:
     """A freshly initialised network by name.
 
     Args:
         name: a key of `MODELS`.
         seed: of the run.
         role: what the network is for ("teacher"), so that two of one kind start differently.
+        classes: outputs; None leaves as many as the named network has.
 
     Raises:
         SpecError: unknown name.
@@ -170,14 +175,15 @@ def build(name: str, seed: int = 0, role: str = "") -> nn.Module:
         raise SpecError("a known model", given=repr(name), where="model", fix=suggest(name, MODELS))
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "init", role, name))
-        return _construct(MODELS[name])
+        config = MODELS[name]
+        return _construct(config if classes is None else replace(config, classes=classes))
 
 
 def architecture_of(model: nn.Module) -> dict[str, Any]:
     """What `config.json` says about the architecture, so that `from_architecture` can rebuild it; a note if it cannot."""
     # The exact class: a subclass may have a forward of its own, which a name in a file would not bring back.
     name = next((name for name, (cls, _) in ARCHITECTURES.items() if type(model) is cls), None)
-    if name is not None and isinstance(model, (ConvNet, ResNet)):
+    if name is not None and isinstance(model, (ConvNet, ResNet, Res8)):
         return {"architecture": name, "arguments": asdict(model.config)}
     return {"architecture": None, "class": f"{type(model).__module__}.{type(model).__qualname__}"}
 
@@ -205,7 +211,8 @@ def from_architecture(config: dict[str, Any]) -> nn.Module:
 
 
 def _construct(config: _Config) -> nn.Module:
-    return ConvNet(config) if isinstance(config, ConvNetConfig) else ResNet(config)
+    kinds: dict[type[_Config], type[nn.Module]] = {its_config: cls for cls, its_config in ARCHITECTURES.values()}
+    return kinds[type(config)](config)
 
 
 def _dropout(p: float) -> list[nn.Module]:

@@ -1,0 +1,67 @@
+"""Res8: the small residual networks for keyword spotting (Tang and Lin 2018), as their code (honk) builds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitstill.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Res8Config:
+    """A residual network over log-mel spectrograms.
+
+    Args:
+        width: feature maps: 45 (Res8, 110,307 parameters with 12 classes) or 19 (Res8-narrow, 19,905).
+        blocks: residual blocks of two convolutions.
+        pool: window of the average pooling after the first convolution, frames by mel bands.
+        classes: outputs.
+    """
+
+    width: int = 45
+    blocks: int = 3
+    pool: tuple[int, int] = (4, 3)
+    classes: int = 12
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.blocks, self.classes, *self.pool) < 1:
+            raise SpecError("sizes of at least 1", given=str(self), where="Res8Config", fix="Res8 has width 45 and 3 blocks.")
+
+
+class Res8(nn.Module):
+    """Spectrograms (N, 1, frames, mel bands) -> logits (N, classes).
+
+    Convolution, ReLU, average pooling; blocks of two convolutions, each followed by ReLU and batch norm without parameters,
+    the block's input added before its second norm; mean over all positions; classifier.
+    """
+
+    def __init__(self, config: Res8Config) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = nn.Conv2d(1, config.width, 3, padding=1, bias=False)
+        self.pool = nn.AvgPool2d(config.pool)
+        self.blocks = nn.Sequential(*(_Block(config.width) for _ in range(config.blocks)))
+        self.classifier = nn.Linear(config.width, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spectrograms to logits."""
+        x = self.blocks(self.pool(F.relu(self.stem(x))))
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width, affine=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(F.relu(self.conv1(x)))
+        result: Tensor = self.norm2(x + F.relu(self.conv2(y)))
+        return result
