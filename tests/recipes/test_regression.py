@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "differentiable-quantization under the teacher": {**SHORT, "teacher": "teacher", "float_epochs": 0, "kd_weight": 0.5},
     "fine-tuning": {**SHORT, "lr": 1e-3},
     "post-training": {},
+    "pqk": {"epochs": 0.1, "warmup_epochs": 0.1, "mutual_epochs": 0.1, "batch_size": 16, "optimizer": "adamw", "lr": 1e-3},
     "quantized-distillation": {**SHORT, "float_epochs": 0.5, "lr": 1e-3},
     "quantized-distillation by labels": {**SHORT, "kd_weight": 0, "lr": 1e-3},
     "xtc": {**SHORT, "validations": 1},
@@ -63,6 +64,8 @@ def test_every_term_has_a_gradient_in_every_stage(case):
             action.apply(models, DATA, 0)
         if not stage.terms:
             continue
+        if stage.pruning is not None:  # masks as they are when it has trained
+            stage.pruning.before(9, 10, models[stage.pruning.model])
         batch = DATA.train.take(torch.arange(16))
         step = TrainingStep(stage, models, DATA).train()
         loss, values, norms = step(batch, Teachers(stage, models, DATA, torch.device("cpu"), False)(batch), 0.0, True)

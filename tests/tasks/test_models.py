@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bitstill.errors import ArtifactError, SpecError
@@ -23,6 +24,34 @@ def test_the_papers_networks_have_its_parameter_counts(name, count):
     assert parameters(build(name)) == count
 
 
+@pytest.mark.parametrize(("name", "count"), [("res8", 110_307), ("res8-narrow", 19_905)])
+def test_res8_has_the_published_parameter_counts(name, count):
+    assert parameters(build(name)) == count
+
+
+def test_res8_computes_what_its_published_code_computes():
+    """The loop of honk's model, written out with functions on the same weights."""
+    model = build("res8-narrow", seed=1, classes=10).train()
+    x = torch.randn(4, 1, 60, 40)
+    convolutions = [model.stem, *(c for block in model.blocks for c in (block.conv1, block.conv2))]
+    norms = [n for block in model.blocks for n in (block.norm1, block.norm2)]
+    y, old = x, None
+    for index, convolution in enumerate(convolutions):
+        out = F.relu(F.conv2d(y, convolution.weight, padding=1))
+        if index == 0:
+            out = F.avg_pool2d(out, (4, 3))
+            old = out
+        if index > 0 and index % 2 == 0:
+            y = out + old
+            old = y
+        else:
+            y = out
+        if index > 0:
+            y = F.batch_norm(y, None, None, training=True, eps=norms[index - 1].eps)
+    wanted = F.linear(y.flatten(2).mean(2), model.classifier.weight, model.classifier.bias)
+    torch.testing.assert_close(model(x), wanted)
+
+
 @pytest.mark.parametrize(("name", "millions", "digits"), [("polino-student-3", 0.112, 3), ("resnet-20", 0.27, 2)])
 def test_sizes_quoted_in_millions(name, millions, digits):
     assert round(parameters(build(name)) / 1e6, digits) == millions
@@ -38,9 +67,9 @@ def test_each_network_has_logits_for_its_classes_and_comes_back_from_its_config(
     assert {key: tuple(tensor.shape) for key, tensor in again.state_dict().items()} == shapes
     again.load_state_dict(model.state_dict())
     size = MODELS[name].size if isinstance(MODELS[name], ConvNetConfig) else 32
-    x = torch.randn(2, MODELS[name].channels, size, size)
+    x = torch.randn(2, getattr(MODELS[name], "channels", 1), size, size)
     with torch.no_grad():
-        assert torch.equal(model.eval()(x), again.eval()(x)) and model(x).shape == (2, 10)
+        assert torch.equal(model.eval()(x), again.eval()(x)) and model(x).shape == (2, MODELS[name].classes)
 
 
 def test_a_residual_net_is_counted_by_hand():

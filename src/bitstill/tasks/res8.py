@@ -34,8 +34,9 @@ class Res8Config:
 class Res8(nn.Module):
     """Spectrograms (N, 1, frames, mel bands) -> logits (N, classes).
 
-    Convolution, ReLU, average pooling; blocks of two convolutions, each followed by ReLU and batch norm without parameters,
-    the block's input added before its second norm; mean over all positions; classifier.
+    Convolution, ReLU, average pooling; blocks of two convolutions, each followed by ReLU and batch norm without parameters;
+    mean over all positions; classifier. What is added before a block's second norm is the sum of the block before, as it was
+    before that block's norm.
     """
 
     def __init__(self, config: Res8Config) -> None:
@@ -43,12 +44,14 @@ class Res8(nn.Module):
         self.config = config
         self.stem = nn.Conv2d(1, config.width, 3, padding=1, bias=False)
         self.pool = nn.AvgPool2d(config.pool)
-        self.blocks = nn.Sequential(*(_Block(config.width) for _ in range(config.blocks)))
+        self.blocks = nn.ModuleList(_Block(config.width) for _ in range(config.blocks))
         self.classifier = nn.Linear(config.width, config.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spectrograms to logits."""
-        x = self.blocks(self.pool(F.relu(self.stem(x))))
+        x = residual = self.pool(F.relu(self.stem(x)))
+        for block in self.blocks:
+            x, residual = block(x, residual)
         logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
 
@@ -61,7 +64,7 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width, affine=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         y = self.norm1(F.relu(self.conv1(x)))
-        result: Tensor = self.norm2(x + F.relu(self.conv2(y)))
-        return result
+        total = residual + F.relu(self.conv2(y))
+        return self.norm2(total), total
