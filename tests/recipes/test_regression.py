@@ -65,7 +65,8 @@ def test_every_term_has_a_gradient_in_every_stage(case):
         if not stage.terms:
             continue
         if stage.pruning is not None:  # masks as they are when it has trained
-            stage.pruning.before(9, 10, models[stage.pruning.model])
+            for number in range(10):
+                stage.pruning.before(number, 10, models[stage.pruning.model])
         batch = DATA.train.take(torch.arange(16))
         step = TrainingStep(stage, models, DATA).train()
         loss, values, norms = step(batch, Teachers(stage, models, DATA, torch.device("cpu"), False)(batch), 0.0, True)
