@@ -19,7 +19,7 @@ LAYERS: tuple[set[str], ...] = (
     {"distill", "train"},
     {"recipes"},
     {"architectures", "delivery", "finetuning", "hf", "loading", "report", "roles", "runfile", "tasks"}
-    | {"api", "demo", "dry_run", "evaluate"},
+    | {"api", "demo", "demo_plans", "dry_run", "evaluate"},
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = ("errors", "granularity", "ops", "nn", "specs", "surgery.swap", "_version", "artifact")

@@ -1,4 +1,4 @@
-"""The demonstration: one teacher, nine students, a table, a page; on pictures that come with scikit-learn.
+"""The demonstrations: a table and a page about small networks for pictures that come with scikit-learn.
 
 Every row is an artifact that was written, read back and evaluated; the page and report.json say where the bytes went.
 """
@@ -17,7 +17,8 @@ from torch import nn
 from bitstill.api import Result, compress
 from bitstill.artifact.files import check_target, write_file
 from bitstill.delivery import environment
-from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation, Recipe
+from bitstill.demo_plans import DEMONSTRATIONS, Plan
+from bitstill.errors import SpecError, suggest
 from bitstill.report.page import comparison_page
 from bitstill.report.tables import Row
 from bitstill.tasks import digits
@@ -37,32 +38,34 @@ class DemoResult:
     report: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """One row: its folder, its names in the table, and how it is made. Models are folders of earlier rows or names."""
-
-    folder: str
-    name: str
-    method: str
-    bits: str
-    recipe: Recipe
-    models: dict[str, str]
-
-
-def run_demo(folder: Path, *, seed: int = 0, epochs: float = 60, say: Callable[[str], None] = lambda _text: None) -> DemoResult:
+def run_demo(
+    folder: Path,
+    *,
+    recipe: str = "quantized-distillation",
+    seed: int = 0,
+    epochs: float | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+) -> DemoResult:
     """Train, deliver and compare; everything is written under `folder`.
 
     Args:
         folder: made if it is not there; artifacts of an earlier demonstration in it are replaced.
+        recipe: what is demonstrated, a key of `DEMONSTRATIONS`.
         seed: of everything random.
-        epochs: of each student; the teacher's too.
+        epochs: of each row that trains; None is the demonstration's own.
         say: told, in a line, what is being done.
 
     Raises:
+        SpecError: there is no such demonstration.
         BitstillError: if the folder cannot be written.
     """
     started = time.perf_counter()
-    plans = _plans(epochs)
+    if recipe not in DEMONSTRATIONS:
+        fix = suggest(recipe, DEMONSTRATIONS)
+        raise SpecError("a recipe with a demonstration", given=repr(recipe), where="demo", fix=fix)
+    demonstration = DEMONSTRATIONS[recipe]
+    epochs = demonstration.epochs if epochs is None else epochs
+    plans = demonstration.plans(epochs)
     for plan in plans:
         check_target(folder / plan.folder)
         (folder / f".{plan.folder}.checkpoint.safetensors").unlink(missing_ok=True)  # of a demonstration that was stopped
@@ -77,6 +80,7 @@ def run_demo(folder: Path, *, seed: int = 0, epochs: float = 60, say: Callable[[
     rows = tuple(_row(plan, results[plan.name]) for plan in plans)
     report = {
         "task": task.name,
+        "recipe": recipe,
         "seed": seed,
         "epochs": epochs,
         "rows": [asdict(row) for row in rows],
@@ -84,46 +88,13 @@ def run_demo(folder: Path, *, seed: int = 0, epochs: float = 60, say: Callable[[
         **environment(),
     }
     latents: dict[str, nn.Module] = {name: result.models["student"] for name, result in results.items()}
-    page = comparison_page(
-        "bitstill on handwritten digits", rows, {name: result.report for name, result in results.items()}, latents
-    )
+    page = comparison_page(demonstration.title, rows, {name: result.report for name, result in results.items()}, latents)
     write_file(folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode())
     write_file(folder / "report.html", page.encode())
     return DemoResult(rows, report)
 
 
-def _plans(epochs: float) -> tuple[_Plan, ...]:
-    supervised = QuantizedDistillation(bits=None, kd_weight=0, epochs=epochs)
-    distilled = QuantizedDistillation(bits=None, epochs=epochs)
-    fresh = {"teacher": "teacher", "student": "digits-student"}
-    alone = {"student": "student-float"}
-    trained = {"teacher": "teacher", "student": "student-float"}
-    return (
-        _Plan("teacher", "teacher", "float", "32", supervised, {"student": "digits-teacher"}),
-        _Plan("student-float", "student, distilled", "float", "32", distilled, fresh),
-        *(_plan("post-training", bits, PostTraining(bits=bits, skip="none"), alone) for bits in (4, 2, 1)),
-        *(
-            _plan("quantized distillation", bits, QuantizedDistillation(bits=bits, epochs=epochs, skip="none"), fresh)
-            for bits in (4, 2, 1)
-        ),
-        *(
-            _plan(
-                "differentiable",
-                bits,
-                DifferentiableQuantization(bits=bits, epochs=epochs, float_epochs=0, skip="none"),
-                trained,
-            )
-            for bits in (4, 2)
-        ),
-    )
-
-
-def _plan(method: str, bits: int, recipe: Recipe, models: dict[str, str]) -> _Plan:
-    folder = f"{method.replace(' ', '-')}-{bits}"
-    return _Plan(folder, f"{method}, {bits} bit{'s' if bits > 1 else ''}", method, str(bits), recipe, models)
-
-
-def _row(plan: _Plan, result: Result) -> Row:
+def _row(plan: Plan, result: Result) -> Row:
     size = result.report["size"]
     return Row(
         name=plan.name,

@@ -375,7 +375,7 @@ def test_resume_with_a_checkpoint_of_another_recipe(cli, older, teacher, monkeyp
 
 
 def test_describing_an_unknown_recipe(cli):
-    refused(cli("recipes", "pqq"), "recipe: wanted a known recipe, got 'pqq'. Valid:")
+    refused(cli("recipes", "smaller"), "recipe: wanted a known recipe, got 'smaller'. Valid:")
 
 
 def test_the_library_refuses_the_same_before_training(tmp_path):

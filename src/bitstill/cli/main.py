@@ -50,15 +50,18 @@ def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where to write artifacts, report.json and report.html.")] = Path(
         "demo"
     ),
+    recipe: Annotated[
+        str, typer.Option(help="quantized-distillation: 32 to 1 bits under a teacher; pqk: pruned and quantized.")
+    ] = "quantized-distillation",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    epochs: Annotated[float, typer.Option(help="Of each student.")] = 60,
+    epochs: Annotated[float | None, typer.Option(help="Of each row that trains; default is 60 (pqk: 40).")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a teacher on handwritten digits and compare students of 32, 4, 2 and 1 bits, all read back from their files."""
+    """Compare float, post-training and trained low-bit networks on handwritten digits, all read back from their files."""
     from bitstill.demo import run_demo
     from bitstill.report.tables import rich_table
 
-    result = run_demo(folder, seed=seed, epochs=epochs, say=lambda text: err.print(text, highlight=False))
+    result = run_demo(folder, recipe=recipe, seed=seed, epochs=epochs, say=lambda text: err.print(text, highlight=False))
     if as_json:
         _print_json(result.report)
         return

@@ -8,7 +8,7 @@ from typing import Literal
 from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerGroup
 from bitstill.recipes.protocol import NO_MODELS, Models
-from bitstill.specs import Compression, QuantizeInput, ScaleDtype, quantizer
+from bitstill.specs import Compression, Prune, QuantizeInput, ScaleDtype, quantizer
 from bitstill.train.actions import Compress, Skip
 from bitstill.train.stage import Stage
 
@@ -23,6 +23,7 @@ class PostTraining:
         scale_dtype: precision of scales on disk.
         skip: layers left in float: "roles" the stem and the classifier, "none", or "paper", the literal first and last tensor.
         input: input quantization; None keeps inputs in float.
+        prune: prune the trained weights by magnitude before they are quantized; None prunes none.
     """
 
     bits: int | Literal["ternary"] = 4
@@ -30,6 +31,7 @@ class PostTraining:
     scale_dtype: ScaleDtype = "float16"
     skip: Skip = "roles"
     input: QuantizeInput | None = None
+    prune: Prune | None = None
 
     def __post_init__(self) -> None:
         self._rule()
@@ -57,4 +59,4 @@ class PostTraining:
 
     def _rule(self) -> Compression:
         weight = quantizer(self.bits, self.granularity, scale_dtype=self.scale_dtype)
-        return Compression(weight=weight, input=self.input)
+        return Compression(weight=weight, input=self.input, prune=self.prune)

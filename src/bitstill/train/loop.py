@@ -255,13 +255,16 @@ def _trained(run: Run, stage: Stage) -> dict[str, nn.Module]:
 
 
 def _keep_best(run: Run, stage: Stage, step: int, validation: float | None) -> None:
-    """Remember the weights if their delivered form was judged better than all before; every process decides the same."""
+    """Remember the weights if no delivered form was judged better before; every process decides the same.
+
+    Of equals the later is kept: where the metric is saturated, the first has hardly trained.
+    """
     if run.accelerator.num_processes > 1:
         from accelerate.utils import broadcast_object_list
 
         validation = broadcast_object_list([validation])[0]
     assert validation is not None
-    if math.isfinite(validation) and (run.best is None or validation > run.best.value):
+    if math.isfinite(validation) and (run.best is None or validation >= run.best.value):
         run.best = Best.of(_trained(run, stage), step, validation)
 
 
