@@ -1,0 +1,196 @@
+"""PQK on spoken digits and CIFAR-10: both phases against phase 1 alone and against pruning and quantizing after training.
+
+    python benchmarks/pqk.py                # writes benchmarks/results/pqk.json and .md
+    python benchmarks/pqk.py --only narrow  # rows whose key contains that
+
+Every row is read back from its artifact. Phase 1 alone trains for as many epochs as both phases together. Rows are written as
+they finish; a run that was stopped continues with the row it was in, from that row's checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import bitstill
+from bitstill.delivery import environment
+from bitstill.recipes import PostTraining, Recipe
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its schedule.
+
+    Args:
+        task: its data.
+        model: its name.
+        first, warm, mutual: epochs of PQK's stages; the float network and phase 1 alone get their sum.
+        settings: bits and sparsities to compare.
+        seeds: how many.
+    """
+
+    task: str
+    model: str
+    first: float
+    warm: float
+    mutual: float
+    settings: tuple[tuple[int, float], ...]
+    seeds: int = 3
+
+    @property
+    def total(self) -> float:
+        """Epochs of every trained row."""
+        return self.first + self.warm + self.mutual
+
+
+GRID = tuple((bits, sparsity) for bits in (4, 2) for sparsity in (0.5, 0.8, 0.9))
+NETWORKS = (
+    Network("fsdd", "res8-narrow", 16, 4, 20, GRID),
+    Network("fsdd", "res8", 10, 3, 12, GRID),
+    Network("cifar10", "resnet-20", 5, 1, 6, ((4, 0.8),), seeds=1),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a network, how it is made, with which seed."""
+
+    network: Network
+    method: str
+    bits: int
+    sparsity: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the results, and its folder."""
+        settings = "" if self.method == "float" else f"-{self.bits}-{round(100 * self.sparsity)}"
+        return f"{self.network.model}-{self.method.replace(' ', '-')}{settings}-{self.seed}"
+
+
+def rows() -> list[Row]:
+    """All rows, one seed of everything before the next."""
+    found = []
+    for seed in range(3):
+        for network in NETWORKS:
+            if seed >= network.seeds:
+                continue
+            found.append(Row(network, "float", 32, 0.0, seed))
+            for bits, sparsity in network.settings:
+                found += [Row(network, method, bits, sparsity, seed) for method in ("after training", "phase 1", "PQK")]
+    return found
+
+
+def recipe_of(row: Row) -> Recipe:
+    """How the row is made."""
+    network = row.network
+    whole = bitstill.PQK(
+        bits=row.bits if row.bits < 32 else 4,
+        sparsity=row.sparsity,
+        epochs=network.first,
+        warmup_epochs=network.warm,
+        mutual_epochs=network.mutual,
+    )
+    match row.method:
+        case "float":
+            return bitstill.QuantizedDistillation(
+                bits=None,
+                kd_weight=0,
+                epochs=network.total,
+                batch_size=whole.batch_size,
+                lr=whole.lr,
+                weight_decay=whole.weight_decay,
+            )
+        case "after training":
+            prune = bitstill.Prune(row.sparsity, scope=whole.scope)
+            return PostTraining(bits=row.bits, granularity=whole.granularity, prune=prune)
+        case "phase 1":
+            return replace(whole, epochs=network.total, warmup_epochs=0, mutual_epochs=0)
+    return whole
+
+
+def run(row: Row, work: Path) -> dict[str, Any]:
+    """Make one row, or finish it."""
+    trained = str(work / Row(row.network, "float", 32, 0.0, row.seed).key)
+    recipe = recipe_of(row)
+    student = trained if row.method == "after training" else row.network.model
+    settings = bitstill.Settings(seed=row.seed, device="cpu")
+    report = bitstill.compress(
+        recipe, row.network.task, {"student": student}, out=work / row.key, settings=settings, resume=True
+    ).report
+    size = report["size"]
+    weights = sum(layer["weights"] for layer in size["layers"])
+    return {
+        "model": row.network.model,
+        "method": row.method,
+        "bits": row.bits,
+        "sparsity": row.sparsity,
+        "seed": row.seed,
+        "value": report["delivered"]["test"],
+        "file_bytes": size["file_bytes"],
+        "stored_bits": size["stored_bits"],
+        "zeros": sum(layer["zeros"] * layer["weights"] for layer in size["layers"]) / weights if weights else 0.0,
+        "minutes": report["wall_seconds"] / 60,
+        "recipe": report["recipe"],
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """One line for each network and setting: means over seeds, and what phase 2 gained over phase 1 alone."""
+    groups: dict[tuple[str, int, float, str], dict[int, dict[str, Any]]] = {}
+    for row in results["rows"].values():
+        groups.setdefault((row["model"], row["bits"], row["sparsity"], row["method"]), {})[row["seed"]] = row
+
+    def mean(rows_: dict[int, dict[str, Any]], what: str) -> float:
+        return statistics.mean(row[what] for row in rows_.values())
+
+    lines = [
+        "| model | bits | zeros | float | after training | phase 1 alone | PQK | gain of phase 2 | bits/weight | bytes | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model, bits, sparsity, method in groups:
+        if method != "PQK":
+            continue
+        whole = groups[model, bits, sparsity, "PQK"]
+        others = {name: groups.get((model, bits, sparsity, name), {}) for name in ("after training", "phase 1")}
+        base = groups.get((model, 32, 0.0, "float"), {})
+        gains = [whole[s]["value"] - others["phase 1"][s]["value"] for s in whole if s in others["phase 1"]]
+        cells = [f"{mean(found, 'value'):.2f}" if found else "" for found in (base, *others.values(), whole)]
+        gain = f"{statistics.mean(gains):+.2f}" if gains else ""
+        lines.append(
+            f"| {model} | {bits} | {sparsity:.0%} | {' | '.join(cells)} | {gain} "
+            f"| {mean(whole, 'stored_bits'):.2f} | {round(mean(whole, 'file_bytes')):,} | {len(whole)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Make all rows that are not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=HERE / "work" / "pqk")
+    parser.add_argument("--result", type=Path, default=HERE / "results" / "pqk.json")
+    parser.add_argument("--only", nargs="*", default=[], help="parts of keys, all of which a row's key must contain")
+    arguments = parser.parse_args()
+    os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
+    results = json.loads(arguments.result.read_text()) if arguments.result.exists() else {"rows": {}}
+    results |= {"command": "python benchmarks/pqk.py", **environment()}
+    for row in rows():
+        if row.key in results["rows"] or not all(part in row.key for part in arguments.only):
+            continue
+        results["rows"][row.key] = run(row, arguments.work)
+        arguments.result.parent.mkdir(parents=True, exist_ok=True)
+        arguments.result.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.result.with_suffix(".md").write_text(table(results))
+        found = results["rows"][row.key]
+        print(f"{row.key}: {found['value']:.2f} %, {found['file_bytes']:,} bytes, {found['minutes']:.1f} min", flush=True)
+
+
+if __name__ == "__main__":
+    main()
