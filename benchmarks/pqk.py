@@ -152,7 +152,7 @@ def table(results: dict[str, Any]) -> str:
         return statistics.mean(row[what] for row in rows_.values())
 
     lines = [
-        "| model | bits | zeros | float | after training | phase 1 alone | PQK | gain of phase 2 | bits/weight | bytes | seeds |",
+        "| model | bits | zeros | float | after training | phase 1 | PQK | gain of phase 2 | bits/weight | bytes | seeds |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for model, bits, sparsity, method in groups:
