@@ -12,7 +12,7 @@ from bitstill.distill.losses import Pair
 from bitstill.dry_run import dry_run
 from bitstill.errors import MatchError, SpecError
 from bitstill.granularity import PerGroup
-from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation
+from bitstill.recipes import PQK, DifferentiableQuantization, PostTraining, QuantizedDistillation
 from bitstill.tasks.models import build
 from bitstill.train.loop import Settings
 
@@ -69,3 +69,15 @@ def test_it_refuses_what_a_run_would_refuse():
         plan(QuantizedDistillation(), student="digits-student")
     with pytest.raises(SpecError, match="a duration above 0"):
         plan(QuantizedDistillation(epochs=0), teacher="digits-teacher", student="digits-student")
+
+
+def test_a_pruned_plan_has_the_bytes_of_its_zeros():
+    sizes = [plan(PQK(sparsity=s), student="digits-student")["size"] for s in (0.0, 0.5, 0.9)]
+    assert sizes[0]["file_bytes"] > sizes[1]["file_bytes"] > sizes[2]["file_bytes"]
+    weights = sum(layer["weights"] for layer in sizes[2]["layers"])
+    assert round(sum(layer["zeros"] * layer["weights"] for layer in sizes[2]["layers"])) == round(0.9 * weights)
+
+
+def test_n_of_m_that_does_not_divide_a_layer_is_found():
+    with pytest.raises(SpecError, match="rows that 5 divides"):
+        plan(PQK(sparsity=0.2, within=5, scope="layer"), student="digits-student")

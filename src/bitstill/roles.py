@@ -130,6 +130,8 @@ def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], task: T
         for action in stage.begin:
             action.replay(models, task)
         stage.check_models(models)
+        if stage.pruning is not None:
+            stage.pruning.finish(models[stage.pruning.model])
         if stage.terms:
             _rehearse_step(stage, models, task)
     return models

@@ -56,6 +56,10 @@ class Pruning:
         """
         last = max(0, round(self.until * total) - 1)
         if step == last:
-            move_masks(model, at(self.sparsity, self.until))
+            self.finish(model)
         elif step < last and step % self.every == 0:
             move_masks(model, at(self.sparsity, step / total))
+
+    def finish(self, model: nn.Module) -> None:
+        """Place the masks of `model` as they are at the end of the stage, as far as its weights allow to say."""
+        move_masks(model, at(self.sparsity, self.until))
