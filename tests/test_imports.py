@@ -23,7 +23,18 @@ LAYERS: tuple[set[str], ...] = (
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = ("errors", "granularity", "ops", "nn", "specs", "surgery.swap", "_version", "artifact")
-OPTIONAL = {"datasets", "sklearn", "matplotlib", "jinja2", "transformers", "tensorboard", "PIL", "onnx", "triton"}
+OPTIONAL = {
+    "datasets",
+    "torch_pruning",
+    "sklearn",
+    "matplotlib",
+    "jinja2",
+    "transformers",
+    "tensorboard",
+    "PIL",
+    "onnx",
+    "triton",
+}
 REQUIRED = {"accelerate", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
 WITHOUT_TORCH = (
     "errors", "schedules", "granularity", "_version", "decode", "ops.layouts", "ops.entropy", "artifact.format",

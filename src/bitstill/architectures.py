@@ -7,11 +7,20 @@ from typing import Any
 from torch import nn
 
 from bitstill.errors import need_package
+from bitstill.nn.resize import KEY
 from bitstill.tasks import models as own
 
 
 def architecture_of(model: nn.Module) -> dict[str, Any]:
-    """What `config.json` says about the architecture, so that `from_architecture` can rebuild it; a note if it cannot."""
+    """What `config.json` says about the architecture, so that `from_architecture` can rebuild it; a note if it cannot.
+
+    A network that structured pruning has made narrower is described as it was, with a record of what is narrower.
+    """
+    resized = model.__dict__.get(KEY)
+    return {**_architecture_of(model), **({KEY: resized} if resized else {})}
+
+
+def _architecture_of(model: nn.Module) -> dict[str, Any]:
     if type(model).__module__.startswith("transformers."):
         from bitstill.hf.models import config_of
 

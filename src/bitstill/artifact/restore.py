@@ -11,6 +11,7 @@ from bitstill.errors import ArtifactError
 from bitstill.nn.inputs import input_transform
 from bitstill.nn.layers import kind_of
 from bitstill.nn.packed import PackedPlane, PackedSpec, PackedWeight, packed_layer
+from bitstill.nn.resize import KEY, resize
 from bitstill.nn.tensors import stored_tensors
 from bitstill.ops import bitpack
 from bitstill.ops.layouts import natural_layout
@@ -31,6 +32,7 @@ def load_into(model: nn.Module, archive: Archive) -> nn.Module:
     Raises:
         ArtifactError: if the architecture is not the one that was delivered.
     """
+    resize(model, archive.config.get(KEY))
     model.float().cpu()  # what was delivered computes in float32 on the CPU, wherever this network was built
     originals = original_layers(model, archive)
     swap(model, {original: restored_layer(original, archive.layers[name], archive) for name, original in originals.items()})

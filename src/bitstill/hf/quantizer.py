@@ -16,6 +16,7 @@ from bitstill.artifact.reader import Archive, read
 from bitstill.artifact.restore import original_layers, restored_layer
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.nn.layers import adopt
+from bitstill.nn.resize import KEY, resize
 from bitstill.surgery.swap import swap
 
 METHOD = "bitstill"
@@ -66,6 +67,7 @@ class BitstillQuantizer(HfQuantizer):
         assert checkpoint_files is not None
         self.archive = read(Path(checkpoint_files[0]).parent)
         _check_class(model, self.archive)
+        resize(model, self.archive.config.get(KEY))
         originals = original_layers(model, self.archive)
         slots = {original: _slot(original, self.archive.layers[name], self.archive) for name, original in originals.items()}
         swap(model, slots)

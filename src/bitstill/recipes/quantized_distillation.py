@@ -29,9 +29,10 @@ from bitstill.specs import (
     Ternary,
     Uniform,
 )
-from bitstill.train.actions import Compress, Skip
+from bitstill.surgery.width import check_fraction
+from bitstill.train.actions import Compress, ReduceWidth, Skip
 from bitstill.train.optim import SGD
-from bitstill.train.stage import Stage
+from bitstill.train.stage import Action, Stage
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class QuantizedDistillation:
         steps: duration in optimizer steps instead of epochs.
         augment: use the task's augmentation; without it the teacher's outputs are computed only once.
         float_epochs: distil in float for so long before quantizing (paper: 0).
+        channels: fraction of the student's channels and neurons that are removed first: structured pruning (paper: 0).
+        multiple: widths that are left are multiples of it.
         teacher_epochs, teacher_lr: for a teacher that has to be trained first.
         clip_norm: of the gradient.
     """
@@ -78,6 +81,8 @@ class QuantizedDistillation:
     lr: float = 0.02
     weight_decay: float = 5e-4
     float_epochs: float = 0
+    channels: float = 0.0
+    multiple: int = 1
     teacher_epochs: float = 30
     teacher_lr: float = 0.02
     clip_norm: float | None = None
@@ -92,6 +97,7 @@ class QuantizedDistillation:
                 fix="Set bits, or leave input out.",
             )
         self.quantizer()
+        check_fraction(self.channels, self.multiple)
 
     @property
     def needs_teacher(self) -> bool:
@@ -147,6 +153,8 @@ class QuantizedDistillation:
         first = teacher_stage(
             self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay, self.augment, regression
         )
+        narrow: tuple[Action, ...] = (ReduceWidth("student", self.channels, self.multiple),) if self.channels else ()
+        compress: tuple[Action, ...] = () if rule is None else (Compress("student", rule, self.skip),)
         warm = Stage(
             "float student",
             terms=terms,
@@ -154,6 +162,7 @@ class QuantizedDistillation:
             batch_size=self.batch_size,
             optimizer=optimizer,
             augment=self.augment,
+            begin=narrow,
         )
         main = Stage(
             "distillation" if rule is None else "quantized distillation",
@@ -164,6 +173,6 @@ class QuantizedDistillation:
             augment=self.augment,
             optimizer=optimizer,
             clip_norm=self.clip_norm,
-            begin=() if rule is None else (Compress("student", rule, self.skip),),
+            begin=compress if self.float_epochs else (*narrow, *compress),
         )
         return (*((first,) if train_teacher else ()), *((warm,) if self.float_epochs else ()), main)

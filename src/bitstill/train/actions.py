@@ -22,6 +22,7 @@ from bitstill.ops.points import initial_points, share_points
 from bitstill.specs import Compression, Points
 from bitstill.surgery.blocks import reduced
 from bitstill.surgery.select import first_and_last_tensor, layers_in_order, norms
+from bitstill.surgery.width import check_fraction, reduce_width
 from bitstill.train.keys import permutation
 from bitstill.train.task import Task
 
@@ -93,6 +94,34 @@ class ReduceLayers:
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """The same; the numbers come from the checkpoint."""
+        self.apply(models, task, 0)
+
+
+@dataclass(frozen=True)
+class ReduceWidth:
+    """Remove whole channels and neurons of a model: `surgery.width.reduce_width`. The classifier keeps its outputs.
+
+    Args:
+        model: its name.
+        fraction: of each layer's channels that are removed.
+        multiple: widths that are left are multiples of it.
+    """
+
+    model: str
+    fraction: float
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        check_fraction(self.fraction, self.multiple)
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Narrow the model in place."""
+        model, run_once = _named(models, self.model), run_once_on(task)
+        last = layers_in_order(model, run_once)[-1]
+        reduce_width(model, run_once, self.fraction, keep=(last,), multiple=self.multiple)
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """The same; widths do not depend on the numbers, which come from the checkpoint."""
         self.apply(models, task, 0)
 
 

@@ -1,0 +1,151 @@
+"""Whole channels leave: the network shrinks, computes as one without them, and comes back from its file."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import bitstill
+from bitstill.errors import ArtifactError, MatchError, SpecError
+from bitstill.nn.resize import KEY, changes, resize, sizes
+from bitstill.recipes import QuantizedDistillation
+from bitstill.surgery.width import reduce_width
+from bitstill.tasks.models import build
+
+pytest.importorskip("torch_pruning")
+INPUTS = {"res8": (1, 20, 12), "resnet-20": (3, 16, 16), "digits-student": (1, 8, 8)}
+
+
+def example(name: str) -> torch.Tensor:
+    return torch.randn(3, *INPUTS[name], generator=torch.Generator().manual_seed(0))
+
+
+def narrow(model: nn.Module, x: torch.Tensor, fraction: float = 0.5, **options: Any) -> None:
+    reduce_width(model, lambda network: network(x), fraction, keep=("classifier",), **options)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_layer_but_the_classifier_loses_its_share_and_the_network_runs(name):
+    model, x = build(name), example(name)
+    before = copy.deepcopy(model)
+    narrow(model, x)
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and path != "classifier":
+            old = before.get_submodule(path)
+            assert module.weight.shape[0] == int(old.weight.shape[0] * 0.5), path
+    assert model(x).shape == before(x).shape
+    assert not any(p.grad is not None for p in model.parameters()) and all(p.requires_grad for p in model.parameters())
+
+
+def test_what_is_left_are_the_heaviest_neurons_unchanged():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    with torch.no_grad():
+        model[0].weight[[1, 4]] *= 0.01
+        model[2].weight[:, [1, 4]] *= 0.01
+    before = copy.deepcopy(model)
+    x = torch.randn(4, 5)
+    reduce_width(model, lambda network: network(x), 1 / 3, keep=("2",))
+    left = [0, 2, 3, 5]
+    assert torch.equal(model[0].weight, before[0].weight[left]) and torch.equal(model[0].bias, before[0].bias[left])
+    assert torch.equal(model[2].weight, before[2].weight[:, left])
+    with torch.no_grad():  # as if the neurons had never fired
+        before[2].weight[:, [1, 4]] = 0.0
+    torch.testing.assert_close(model(x), before(x))
+
+
+def test_widths_are_multiples_if_asked():
+    model, x = build("resnet-20"), example("resnet-20")
+    narrow(model, x, 0.3, multiple=8)
+    assert {module.weight.shape[0] % 8 for module in model.modules() if isinstance(module, nn.Conv2d)} == {0}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_fresh_network_is_resized_by_the_record(name):
+    model, x = build(name, seed=1), example(name)
+    narrow(model, x)
+    fresh = build(name, seed=2)
+    record = json.loads(json.dumps(model.__dict__[KEY]))
+    resize(fresh, record)
+    resize(fresh, record)
+    assert not changes(sizes(model), sizes(fresh))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("bits", [4, None])
+def test_a_narrow_student_is_delivered_and_read_back_by_name_and_again_compressed(tmp_path, bits):
+    recipe = QuantizedDistillation(bits=bits, epochs=0.25, channels=0.5, float_epochs=0.25, kd_weight=0.5)
+    settings = bitstill.Settings(progress=False, device="cpu")
+    models: dict[str, Any] = {"teacher": build("digits-teacher"), "student": build("digits-student")}
+    bitstill.compress(recipe, "digits", models, out=tmp_path / "out", settings=settings)
+    model = bitstill.load(tmp_path / "out")
+    assert model.classifier.in_features == 24 and model.hidden[0].out_features == 24
+    assert bitstill.read(tmp_path / "out").config[KEY]["hidden.0"]["settings"]["out_features"] == 24
+    with torch.no_grad():
+        assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    if bits is None:
+        again = replace(recipe, bits=2, channels=0.0, float_epochs=0)
+        models = {"teacher": build("digits-teacher"), "student": str(tmp_path / "out")}
+        bitstill.compress(again, "digits", models, out=tmp_path / "again", settings=settings)
+        assert bitstill.load(tmp_path / "again").classifier.in_features == 24
+
+
+def test_only_the_inner_neurons_of_a_transformer_leave(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from tests.hf import tiny
+
+    model = tiny.model("bert").eval()
+    wide = model.config.intermediate_size
+    batch = {key: value for key, value in tiny.batch().items() if key != "labels"}
+    reduce_width(model, lambda network: network(**batch), 0.5, keep=("classifier",))
+    assert {entry for entry in model.__dict__[KEY] if "attention" in entry or "embed" in entry} == set()
+    inner = [m for name, m in model.named_modules() if name.endswith("intermediate.dense")]
+    assert {m.out_features for m in inner} == {wide // 2}
+    bitstill.prepare(model, bitstill.Compression(weight=bitstill.Ternary(), targets=("bert.encoder.*",)))
+    with torch.no_grad():
+        wanted = model(**batch).logits
+        frozen = model.bert.encoder.layer[1].intermediate.dense.effective_weight()
+        bitstill.save(model, tmp_path / "out")
+        loaded = bitstill.load(tmp_path / "out")
+        assert torch.equal(loaded.bert.encoder.layer[1].intermediate.dense.packed(), frozen)
+        torch.testing.assert_close(loaded(**batch).logits, wanted)
+        found = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+        assert torch.equal(found(**batch).logits, loaded(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"nowhere": {}}, "a module 'nowhere'"),
+        ({"classifier": {"settings": {"training": 1}}}, "classifier.training as a whole number"),
+        ({"classifier": {"settings": {"forward": 3}}}, "classifier.forward as a whole number"),
+        ({"classifier": {"shapes": {"weight": [10, 10**9]}}}, "no larger than the original"),
+        ({"classifier": {"shapes": {"weight": [10]}}}, "no larger than the original"),
+        ({"classifier": {"shapes": {"weight": "wide"}}}, "no larger than the original"),
+        ({"classifier": {"shapes": {"wight": [1]}}}, "no larger than the original"),
+    ],
+)
+def test_records_that_do_not_fit_are_refused(record, message):
+    with pytest.raises(ArtifactError, match=message):
+        resize(build("digits-student"), record)
+
+
+@pytest.mark.parametrize("fraction", [1.0, -0.1])
+def test_fractions_that_cannot_be_are_refused(fraction):
+    with pytest.raises(SpecError, match="a fraction of channels"):
+        narrow(build("res8"), example("res8"), fraction)
+    with pytest.raises(SpecError, match="a fraction of channels"):
+        QuantizedDistillation(channels=fraction)
+
+
+def test_a_network_without_inner_layers_is_refused():
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(MatchError, match="a layer that can be narrowed, got none"):
+        reduce_width(model, lambda network: network(torch.randn(2, 4)), 0.5, keep=("0",))
