@@ -37,8 +37,16 @@ stage = Stage(
 )
 settings = Settings(progress=False, device="cpu", teacher_precision="float32", accumulate=accumulate)
 train([stage], {"teacher": teacher, "student": student}, task(augmented=True), settings)
+# Two views over shared weights, and masks that move.
+pruned = {"student": network(3)}
+pruned["student"].insert(1, nn.BatchNorm1d(8))
+pqk = bitstill.PQK(
+    bits=8, skip="none", sparsity=0.4, every=2, epochs=1, warmup_epochs=1, mutual_epochs=1, batch_size=24, lr=0.02
+)
+train(pqk.stages(train_teacher=False), pruned, task(augmented=True), settings)
 if os.environ.get("RANK", "0") == "0":
-    save_file(student.state_dict(), out)
+    states = {"student": student, "pruned": pruned["student"], "view": pruned["teacher"]}
+    save_file({f"{name}.{key}": t for name, model in states.items() for key, t in model.state_dict().items()}, out)
 """
 
 
