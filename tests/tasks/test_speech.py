@@ -157,6 +157,26 @@ def test_bad_files_are_refused(tmp_path, clips, labels, message):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside datasets
+def test_the_digits_are_read_from_their_recordings_as_published(tmp_path):
+    for digit in (0, 1):
+        for take in range(12):
+            samples = np.full(100, 1 + digit * 100 + take)
+            (tmp_path / f"{digit}_theo_{take}.wav").write_bytes(wav(samples, RATE)["bytes"])
+    (tmp_path / "notes.txt").write_text("not a clip")
+    task = load_task("fsdd", tmp_path)
+    assert (len(task.train) + len(task.validation), len(task.test)) == (14, 10)
+    loudest = task.test.inputs["audio"].max(1).values
+    assert sorted(loudest.tolist()) == [*range(1, 6), *range(101, 106)]
+    assert torch.equal(task.test.labels, (loudest > 100).long())
+
+
+def test_digits_without_a_folder_say_where_to_find_them(monkeypatch):
+    monkeypatch.delenv("BITSTILL_DATA", raising=False)
+    with pytest.raises(DataError, match=r"a folder with the clips, got none.*recordings"):
+        load_task("fsdd")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside datasets
 def test_missing_files_columns_and_rows_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"train\*.parquet, got no such files"):
         load_task("fsdd", tmp_path / "nowhere")

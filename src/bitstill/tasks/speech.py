@@ -35,20 +35,22 @@ class Speech:
 
     Args:
         folder: its folder in `$BITSTILL_DATA`, with train*.parquet and test*.parquet, columns `audio` and `label`.
-        hub: its name on the hub, and the revision in which it is stored as parquet.
+        hub: its name and configuration on the hub, and the revision in which it is stored as parquet; None if it is not there.
         mel: the spectrogram.
         keywords: words that are told apart; all others are one class, silence another; None tells all apart.
     """
 
     folder: str
-    hub: tuple[str, str | None]
+    hub: tuple[str, str, str] | None
     mel: LogMel
     keywords: tuple[str, ...] | None = None
 
 
 SPEECH = {
-    "fsdd": Speech("fsdd", ("silky1708/Free-Spoken-Digit-Dataset", None), LogMel(8_000, 6_000, 256, 100)),
-    "speech-commands": Speech("speech_commands", ("google/speech_commands", "refs/convert/parquet"), LogMel(), KEYWORDS),
+    "fsdd": Speech("fsdd", None, LogMel(8_000, 6_000, 256, 100)),
+    "speech-commands": Speech(
+        "speech_commands", ("google/speech_commands", "v0.02", "refs/convert/parquet"), LogMel(), KEYWORDS
+    ),
 }
 
 
@@ -57,7 +59,8 @@ def load(name: str, data: Path | None = None) -> Task:
 
     Args:
         name: a key of `SPEECH`.
-        data: a folder with parquet files; None looks in `$BITSTILL_DATA`, then on the hub.
+        data: a folder with parquet files, or for "fsdd" its `recordings` as published; None looks in `$BITSTILL_DATA`, then on
+            the hub.
 
     Raises:
         DataError: files are missing, or a clip or a label cannot be read.
@@ -140,10 +143,14 @@ def _split(name: str, speech: Speech, part: str, folder: Path | None) -> tuple[T
 
 def _rows(speech: Speech, part: str, folder: Path | None) -> Any:
     datasets = need_package("datasets", extra="all", purpose="speech tasks")
+    if folder is None and speech.hub is None:
+        fix = "Point --data at the folder `recordings` of github.com/Jakobovski/free-spoken-digit-dataset."
+        raise DataError("a folder with the clips", given="none", where=f"{speech.folder} {part}", fix=fix)
     if folder is None:
-        hub, revision = speech.hub
+        assert speech.hub is not None
+        hub, configuration, revision = speech.hub
         try:
-            return datasets.load_dataset(hub, split=part, revision=revision)
+            return datasets.load_dataset(hub, configuration, split=part, revision=revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise DataError(
                 f"the data set {hub} from the Hugging Face hub",
@@ -151,6 +158,9 @@ def _rows(speech: Speech, part: str, folder: Path | None) -> Any:
                 where=f"{speech.folder} {part}",
                 fix="Check the connection, or point --data or BITSTILL_DATA at a folder with parquet files.",
             ) from error
+    recordings = sorted(folder.glob("[0-9]_*_*.wav")) if speech.hub is None else []
+    if recordings:
+        return datasets.Dataset.from_list([_recording(path) for path in recordings if _is_test(path) == (part == "test")])
     files = sorted(str(path) for path in folder.glob(f"{part}*.parquet"))
     if not files:
         fix = "Point --data or BITSTILL_DATA at the folder."
@@ -160,6 +170,17 @@ def _rows(speech: Speech, part: str, folder: Path | None) -> Any:
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         given = str(error.__cause__ or error)
         raise DataError("intact parquet files with rows", given=given, where=str(folder), fix="Copy them again.") from error
+
+
+def _recording(path: Path) -> dict[str, Any]:
+    """A file of the Free Spoken Digit Dataset, named digit_speaker_take.wav."""
+    return {"audio": {"bytes": path.read_bytes(), "path": path.name}, "label": int(path.name[0])}
+
+
+def _is_test(path: Path) -> bool:
+    """Takes 0 to 4 are its test split."""
+    take = path.stem.rpartition("_")[2]
+    return take.isdecimal() and int(take) < 5
 
 
 def _names(rows: Any, where: str) -> tuple[str, ...]:
