@@ -15,7 +15,8 @@ import bitstill
 from bitstill.errors import ArtifactError, MatchError, SpecError
 from bitstill.nn.resize import KEY, changes, resize, sizes
 from bitstill.recipes import QuantizedDistillation
-from bitstill.surgery.width import reduce_width
+from bitstill.surgery.blocks import blocks
+from bitstill.surgery.width import attention_layers, reduce_width
 from bitstill.tasks.models import build
 
 pytest.importorskip("torch_pruning")
@@ -97,26 +98,40 @@ def test_a_narrow_student_is_delivered_and_read_back_by_name_and_again_compresse
         assert bitstill.load(tmp_path / "again").classifier.in_features == 24
 
 
-def test_only_the_inner_neurons_of_a_transformer_leave(tmp_path):
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "roberta", "vit"])
+def test_heads_and_inner_neurons_of_transformers_leave_and_nothing_else(family, tmp_path):
     transformers = pytest.importorskip("transformers")
     from tests.hf import tiny
 
-    model = tiny.model("bert").eval()
-    wide = model.config.intermediate_size
-    batch = {key: value for key, value in tiny.batch().items() if key != "labels"}
+    model = tiny.model(family).eval()
+    batch = tiny.batch() if family != "vit" else {"pixel_values": tiny.image_task().train.inputs["pixel_values"][:2]}
+    batch = {
+        key: value for key, value in batch.items() if key != "labels" and (family, key) != ("distilbert", "token_type_ids")
+    }
+    config = model.config
     reduce_width(model, lambda network: network(**batch), 0.5, keep=("classifier",))
-    assert {entry for entry in model.__dict__[KEY] if "attention" in entry or "embed" in entry} == set()
-    inner = [m for name, m in model.named_modules() if name.endswith("intermediate.dense")]
-    assert {m.out_features for m in inner} == {wide // 2}
-    bitstill.prepare(model, bitstill.Compression(weight=bitstill.Ternary(), targets=("bert.encoder.*",)))
+    for each in attention_layers(model):
+        assert each.heads == config.num_attention_heads // 2
+        assert {layer.out_features for layer in each.layers} == {config.hidden_size // 2}
+    narrow = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name in model.__dict__[KEY]
+    }
+    wide = getattr(config, "intermediate_size", None) or config.hidden_dim
+    assert {module.out_features for module in narrow.values()} == {config.hidden_size // 2, wide // 2, config.hidden_size}
+    pattern = f"{blocks(model).name}.*"
+    bitstill.prepare(model, bitstill.Compression(weight=bitstill.Ternary(), targets=(pattern,)))
     with torch.no_grad():
         wanted = model(**batch).logits
-        frozen = model.bert.encoder.layer[1].intermediate.dense.effective_weight()
+        name = next(name for name in narrow if model.get_submodule(name).out_features == wide // 2)
+        trained = model.get_submodule(name).effective_weight()
         bitstill.save(model, tmp_path / "out")
         loaded = bitstill.load(tmp_path / "out")
-        assert torch.equal(loaded.bert.encoder.layer[1].intermediate.dense.packed(), frozen)
+        assert torch.equal(loaded.get_submodule(name).packed(), trained)
         torch.testing.assert_close(loaded(**batch).logits, wanted)
-        found = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+        auto = (
+            transformers.AutoModelForImageClassification if family == "vit" else transformers.AutoModelForSequenceClassification
+        )
+        found = auto.from_pretrained(tmp_path / "out")
         assert torch.equal(found(**batch).logits, loaded(**batch).logits)
 
 

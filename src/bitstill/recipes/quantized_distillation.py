@@ -56,7 +56,7 @@ class QuantizedDistillation:
         steps: duration in optimizer steps instead of epochs.
         augment: use the task's augmentation; without it the teacher's outputs are computed only once.
         float_epochs: distil in float for so long before quantizing (paper: 0).
-        channels: fraction of the student's channels and neurons that are removed first: structured pruning (paper: 0).
+        channels: fraction of the student's channels, neurons and heads that are removed first: structured pruning (paper: 0).
         multiple: widths that are left are multiples of it.
         teacher_epochs, teacher_lr: for a teacher that has to be trained first.
         clip_norm: of the gradient.
