@@ -11,10 +11,11 @@ from torch import nn
 from bitstill.distill.losses import CrossEntropy
 from bitstill.errors import SpecError
 from bitstill.lifecycle import prepare
+from bitstill.nn.layers import pruning_transform
 from bitstill.ops.masks import magnitude_mask
 from bitstill.schedules import Cubic, Linear
 from bitstill.specs import Compression, LearnedStep, Prune
-from bitstill.surgery.pruning import move_masks, sparsities
+from bitstill.surgery.pruning import move_masks
 from bitstill.train.actions import Compress
 from bitstill.train.loop import Settings, train
 from bitstill.train.optim import SGD
@@ -35,6 +36,12 @@ def stage(pruning: Pruning, steps: int = 20, **changes: Any) -> Stage:
     begin = (Compress("student", changes.pop("rule", rule())),)
     settings: dict[str, Any] = {"terms": (CE,), "batch_size": 16, "optimizer": SGD(0.05), "begin": begin}
     return Stage("prune", steps=steps, pruning=pruning, **(settings | changes))
+
+
+def sparsities(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Of every layer with a mask: how many weights are pruned, and how many there are."""
+    masks = {name: transform.mask for name, m in model.named_modules() if (transform := pruning_transform(m)) is not None}
+    return {name: (int((~mask).sum()), mask.numel()) for name, mask in masks.items() if mask is not None}
 
 
 class Seen:

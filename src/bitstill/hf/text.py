@@ -117,10 +117,13 @@ def tokenize(task: TextTask, tokenizer: Any, *, names: Sequence[str] | None = No
 
 def forward_of(names: Sequence[str]) -> Callable[[nn.Module, Batch], Tensor]:
     """Runs a model on a tokenized batch: it gets those of the inputs `names` that its `forward` names."""
+    read_by: dict[type[nn.Module], tuple[str, ...]] = {}
 
     def forward(model: nn.Module, batch: Batch) -> Tensor:
-        known = _read_by(type(model), tuple(names))
-        logits: Tensor = model(**{name: batch[name].long() for name in known if name in batch}).logits
+        kind = type(model)
+        if kind not in read_by:
+            read_by[kind] = _read_by(kind, tuple(names))
+        logits: Tensor = model(**{name: batch[name].long() for name in read_by[kind] if name in batch}).logits
         return logits
 
     return forward

@@ -179,8 +179,19 @@ def is_compressed(module: nn.Module) -> bool:
     return isinstance(module, tuple(COMPRESSED_KINDS.values()))
 
 
+def pruning_transform(module: nn.Module) -> WeightTransform | None:
+    """The weight transform of a compressed layer that has a mask; None for every other module."""
+    if not is_compressed(module):
+        return None
+    transform = module.weight_transform
+    return transform if isinstance(transform, WeightTransform) and transform.mask is not None else None
+
+
 def _by_row(transform: WeightTransform) -> bool:
     return isinstance(transform.spec.granularity, (PerChannel, PerGroup)) and transform.mask is None and not transform.learned
 
 
-__all__ = ["COMPRESSED_KINDS", "CompressedLayer", "FrozenWeight", "adopt", "compress_layer", "is_compressed", "kind_of"]
+__all__ = [
+    "COMPRESSED_KINDS", "CompressedLayer", "FrozenWeight", "adopt", "compress_layer", "is_compressed", "kind_of",
+    "pruning_transform",
+]  # fmt: skip

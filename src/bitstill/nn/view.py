@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bitstill.errors import SpecError
-from bitstill.nn.layers import CompressedLayer, CompressedTransposedLinear, is_compressed
+from bitstill.nn.layers import CompressedLayer, CompressedTransposedLinear, is_compressed, pruning_transform
 from bitstill.nn.transform import WeightTransform
 
 
@@ -40,7 +40,9 @@ class DenseView(nn.Module):
         super().__init__()
         self._student = (student,)  # in a tuple, so that it is not registered
         self.skeleton = skeleton
-        self.pruned = tuple(name for name, module in student.named_modules() if _prunes(module) and name not in own)
+        self.pruned = tuple(
+            name for name, module in student.named_modules() if pruning_transform(module) is not None and name not in own
+        )
         if not self.pruned:
             fix = "Compress it with prune=Prune(...): without masks there are no spare weights."
             raise SpecError("a student with layers that prune", given="none", where="dense view", fix=fix)
@@ -111,13 +113,6 @@ class DenseView(nn.Module):
     def _is_spare(self, name: str) -> bool:
         owner, _, leaf = name.rpartition(".")
         return leaf == "weight" and owner in self.pruned
-
-
-def _prunes(module: nn.Module) -> bool:
-    if not is_compressed(module):
-        return False
-    transform = module.weight_transform
-    return isinstance(transform, WeightTransform) and transform.mask is not None
 
 
 def _parent(model: nn.Module, name: str) -> nn.Module:

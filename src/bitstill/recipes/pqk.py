@@ -17,7 +17,7 @@ from bitstill.granularity import Granularity, PerChannel
 from bitstill.recipes.distillation import label_loss
 from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.schedules import Cosine, Cubic, Linear, Scheduled
-from bitstill.specs import Binary, Compression, LearnedStep, Prune, QuantizeInput, Quantizer, ScaleDtype, Ternary
+from bitstill.specs import Compression, LearnedStep, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.train.actions import AddDenseView, Compress, Skip
 from bitstill.train.optim import SGD, AdamW, Optimizer
 from bitstill.train.pruning import Pruning
@@ -122,21 +122,21 @@ class PQK:
         )
         if not self.mutual_epochs:
             return (first,)
-        warm = Stage(
-            "warm-up of the spare weights",
+        warm = replace(
+            first,
+            name="warm-up of the spare weights",
             train=("teacher",),
             terms=(Term(labels, student="teacher"),),
             epochs=self.warmup_epochs,
-            batch_size=self.batch_size,
             optimizer=self._optimizer(self.warmup_lr),
-            clip_norm=self.clip_norm,
-            augment=self.augment,
             validations=max(1, self.validations // 4),
+            pruning=None,
             begin=(AddDenseView("student", "teacher", self.teacher_norms, self.teacher_head),),
         )
         imitate: Loss = MeanSquaredError() if regression else KL(self.temperature)
-        mutual = Stage(
-            "mutual learning",
+        mutual = replace(
+            first,
+            name="mutual learning",
             train=("student", "teacher"),
             terms=(
                 Term(labels),
@@ -145,12 +145,10 @@ class PQK:
                 Term(imitate, student="teacher", teacher="student", weight=self.kd_weight),
             ),
             epochs=self.mutual_epochs,
-            batch_size=self.batch_size,
             optimizer=self._optimizer(self.mutual_lr),
-            clip_norm=self.clip_norm,
-            augment=self.augment,
-            validations=self.validations,
             keep="best",
+            pruning=None,
+            begin=(),
         )
         return (first, warm, mutual)
 
@@ -176,9 +174,7 @@ class PQK:
         return Compression(weight=self._quantizer(), input=self.input, prune=dense)
 
     def _quantizer(self) -> Quantizer:
-        if self.bits == 1:
-            return Binary(granularity=self.granularity, scale_dtype=self.scale_dtype)
-        if self.bits == "ternary":
-            return Ternary(granularity=self.granularity, scale_dtype=self.scale_dtype)
+        if self.bits in (1, "ternary"):
+            return quantizer(self.bits, self.granularity, scale_dtype=self.scale_dtype)
         assert isinstance(self.bits, int)
         return LearnedStep(self.bits, granularity=self.granularity, dead_zone=False, scale_dtype=self.scale_dtype)

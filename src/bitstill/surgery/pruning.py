@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bitstill.errors import SpecError
-from bitstill.nn.layers import CompressedTransposedLinear, is_compressed
+from bitstill.nn.layers import CompressedTransposedLinear, pruning_transform
 from bitstill.nn.transform import WeightTransform, layer_mask
 from bitstill.ops.masks import global_masks
 
@@ -23,7 +23,7 @@ def move_masks(model: nn.Module, sparsity: float) -> None:
     Raises:
         SpecError: no layer of `model` prunes.
     """
-    found = [(transform, weight) for transform, weight in _pruned(model)]
+    found = _pruned(model)
     if not found:
         fix = "Compress it with prune=Prune(...)."
         raise SpecError("a model with layers that prune", given="none", where=type(model).__name__, fix=fix)
@@ -37,24 +37,11 @@ def move_masks(model: nn.Module, sparsity: float) -> None:
             _set(transform, layer_mask(weight, transform.prune, sparsity))
 
 
-def sparsities(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Of every layer with a mask, by name: how many weights are pruned, and how many there are."""
-    found: dict[str, tuple[int, int]] = {}
-    for name, module in model.named_modules():
-        if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
-            mask = module.weight_transform.mask
-            if mask is not None:
-                found[name] = (int((~mask).sum()), mask.numel())
-    return found
-
-
 def _pruned(model: nn.Module) -> list[tuple[WeightTransform, Tensor]]:
     found: dict[WeightTransform, Tensor] = {}
     for module in model.modules():
-        if not is_compressed(module):
-            continue
-        transform = module.weight_transform
-        if isinstance(transform, WeightTransform) and transform.mask is not None:
+        transform = pruning_transform(module)
+        if transform is not None:
             assert isinstance(module.weight, Tensor)
             latent = module.weight.detach()
             found[transform] = latent.T if isinstance(module, CompressedTransposedLinear) else latent
