@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from bitstill.artifact.files import write_file
 from bitstill.errors import DataError, need_package
 from bitstill.tasks.images import DRAWS, normalising_forward, shift_and_flip
+from bitstill.tasks.sources import from_hub, from_parquet, parquet_files
 from bitstill.train.keys import permutation
 from bitstill.train.task import Split, Task
 
@@ -54,43 +55,17 @@ def load(data: Path | None = None) -> Task:
 
 
 def _split(name: str, folder: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
-    datasets = need_package("datasets", extra="all", purpose="CIFAR-10")
     if folder is None:
-        return _decode(_from_hub(name), name)
-    files = sorted(str(path) for path in folder.glob(f"{name}*.parquet"))
-    if not files:
-        raise DataError(
-            f"{name}*.parquet", given="no such files", where=str(folder), fix="Point --data or BITSTILL_DATA at the folder."
-        )
+        return _decode(from_hub(HUB_NAME, None, name, where=f"CIFAR-10 {name}", purpose="CIFAR-10"), name)
+    files = parquet_files(folder, name)
     cache = _cache_path(files)
     unusable = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
     with contextlib.suppress(*unusable), open(cache, "rb") as file, np.load(file) as arrays:
         return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
-    try:
-        rows = datasets.Dataset.from_parquet(files, keep_in_memory=True)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        raise DataError(
-            "intact parquet files with rows",
-            given=str(error.__cause__ or error),
-            where=str(folder),
-            fix="Copy or download them again.",
-        ) from error
+    rows = from_parquet(files, folder, purpose="CIFAR-10")
     images, labels = _decode(rows, name)
     _store(cache, images, labels)
     return images, labels
-
-
-def _from_hub(name: str) -> Any:
-    datasets = need_package("datasets", extra="all", purpose="CIFAR-10")
-    try:
-        return datasets.load_dataset(HUB_NAME, split=name)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"the data set {HUB_NAME} from the Hugging Face hub",
-            given=f"{type(error).__name__}: {error}",
-            where=f"CIFAR-10 {name}",
-            fix="Check the connection, or point --data or BITSTILL_DATA at a folder with parquet files.",
-        ) from error
 
 
 def _decode(rows: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from bitstill.tasks.metrics import accuracy, accuracy_and_f1, matthews, pearson_and_spearman
-from bitstill.tasks.text import TextOptions, TextTask, held_out, read_files, read_hub, split_of
+from bitstill.tasks.sources import from_hub
+from bitstill.tasks.text import TextOptions, TextTask, held_out, read_files, split_of
 
 HUB_NAME = "nyu-mll/glue"
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -73,7 +74,9 @@ def load(name: str, data: Path | None = None) -> TextTask:
     folder = data or (Path(home) / "glue" / glue.folder if home else None)
     options = TextOptions(glue.text, "label", glue.labels is None, glue.max_length, truncate=True)
     rows = {
-        part: read_hub(HUB_NAME, glue.folder, part) if folder is None else read_files(folder, part)
+        part: from_hub(HUB_NAME, glue.folder, part, where=f"{glue.folder} {part}", purpose="text tasks")
+        if folder is None
+        else read_files(folder, part)
         for part in ("train", glue.test)
     }
     whole, test = (split_of(rows[part], options, glue.labels, f"{name} {part}") for part in rows)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from bitstill.errors import DataError, need_package
 from bitstill.tasks.mel import LogMel
+from bitstill.tasks.sources import from_hub, from_parquet, parquet_files
 from bitstill.train.keys import permutation
 from bitstill.train.task import Batch, Split, Task
 
@@ -149,27 +150,12 @@ def _rows(speech: Speech, part: str, folder: Path | None) -> Any:
     if folder is None:
         assert speech.hub is not None
         hub, configuration, revision = speech.hub
-        try:
-            return datasets.load_dataset(hub, configuration, split=part, revision=revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(
-                f"the data set {hub} from the Hugging Face hub",
-                given=f"{type(error).__name__}: {error}",
-                where=f"{speech.folder} {part}",
-                fix="Check the connection, or point --data or BITSTILL_DATA at a folder with parquet files.",
-            ) from error
+        where = f"{speech.folder} {part}"
+        return from_hub(hub, configuration, part, where=where, purpose="speech tasks", revision=revision)
     recordings = sorted(folder.glob("[0-9]_*_*.wav")) if speech.hub is None else []
     if recordings:
         return datasets.Dataset.from_list([_recording(path) for path in recordings if _is_test(path) == (part == "test")])
-    files = sorted(str(path) for path in folder.glob(f"{part}*.parquet"))
-    if not files:
-        fix = "Point --data or BITSTILL_DATA at the folder."
-        raise DataError(f"{part}*.parquet", given="no such files", where=str(folder), fix=fix)
-    try:
-        return datasets.Dataset.from_parquet(files, keep_in_memory=True)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        given = str(error.__cause__ or error)
-        raise DataError("intact parquet files with rows", given=given, where=str(folder), fix="Copy them again.") from error
+    return from_parquet(parquet_files(folder, part), folder, purpose="speech tasks")
 
 
 def _recording(path: Path) -> dict[str, Any]:

@@ -189,24 +189,6 @@ def _quiet(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def read_hub(name: str, configuration: str, part: str) -> Any:
-    """The rows of a data set on the Hugging Face hub.
-
-    Raises:
-        DataError: it cannot be reached.
-    """
-    datasets = need_package("datasets", extra="all", purpose="text tasks")
-    try:
-        return datasets.load_dataset(name, configuration, split=part)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"the data set {name} ({configuration}) from the Hugging Face hub",
-            given=f"{type(error).__name__}: {error}",
-            where=f"{configuration} {part}",
-            fix="Check the connection, or point --data or BITSTILL_DATA at a folder with parquet files.",
-        ) from error
-
-
 def split_of(rows: Any, options: TextOptions, names: Sequence[str] | None, where: str) -> TextSplit:
     """Rows of a published set, whose labels are numbers, as a checked split; a few of its texts may be empty (QQP).
 

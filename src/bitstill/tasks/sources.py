@@ -1,0 +1,64 @@
+"""Where published data sets come from: parquet files in a folder, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bitstill.errors import DataError, need_package
+
+
+def from_hub(name: str, configuration: str | None, part: str, *, where: str, purpose: str, revision: str | None = None) -> Any:
+    """The rows of one split of a data set on the hub.
+
+    Args:
+        name, configuration, part, revision: as `datasets.load_dataset` takes them.
+        where, purpose: for errors.
+
+    Raises:
+        DataError: it cannot be reached.
+        MissingPackageError: without `datasets`.
+    """
+    datasets = need_package("datasets", extra="all", purpose=purpose)
+    chosen = {"revision": revision} if revision else {}
+    try:
+        return datasets.load_dataset(name, configuration, split=part, **chosen)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"the data set {name}{f' ({configuration})' if configuration else ''} from the Hugging Face hub",
+            given=f"{type(error).__name__}: {error}",
+            where=where,
+            fix="Check the connection, or point --data or BITSTILL_DATA at a folder with parquet files.",
+        ) from error
+
+
+def parquet_files(folder: Path, part: str) -> list[str]:
+    """The files of one split, in order.
+
+    Raises:
+        DataError: there are none.
+    """
+    files = sorted(str(path) for path in folder.glob(f"{part}*.parquet"))
+    if not files:
+        fix = "Point --data or BITSTILL_DATA at the folder."
+        raise DataError(f"{part}*.parquet", given="no such files", where=str(folder), fix=fix)
+    return files
+
+
+def from_parquet(files: list[str], folder: Path, *, purpose: str) -> Any:
+    """The rows of parquet files, in memory.
+
+    Raises:
+        DataError: they cannot be read.
+        MissingPackageError: without `datasets`.
+    """
+    datasets = need_package("datasets", extra="all", purpose=purpose)
+    try:
+        return datasets.Dataset.from_parquet(files, keep_in_memory=True)
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        raise DataError(
+            "intact parquet files with rows",
+            given=str(error.__cause__ or error),
+            where=str(folder),
+            fix="Copy or download them again.",
+        ) from error
