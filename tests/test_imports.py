@@ -14,7 +14,7 @@ ROOT = Path(bitstill.__file__).parent
 LAYERS: tuple[set[str], ...] = (
     {"errors", "schedules", "granularity", "_version", "_transformers", "decode"},
     {"ops"},
-    {"specs", "nn"},
+    {"quantizers", "specs", "nn"},
     {"surgery", "lifecycle"},
     {"distill", "train"},
     {"recipes"},
@@ -22,7 +22,7 @@ LAYERS: tuple[set[str], ...] = (
     | {"api", "demo", "demo_plans", "dry_run", "evaluate"},
     {"cli"},
 )
-ARTIFACT_MAY_IMPORT = ("errors", "granularity", "ops", "nn", "specs", "surgery.swap", "_version", "artifact")
+ARTIFACT_MAY_IMPORT = ("errors", "granularity", "ops", "nn", "quantizers", "specs", "surgery.swap", "_version", "artifact")
 OPTIONAL = {
     "datasets",
     "torch_pruning",

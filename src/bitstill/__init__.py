@@ -21,8 +21,16 @@ if TYPE_CHECKING:
     from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
     from bitstill.lifecycle import freeze, pack, prepare, unpack
     from bitstill.loading import text_task
-    from bitstill.recipes import PQK, XTC, DifferentiableQuantization, FineTuning, PostTraining, QuantizedDistillation
-    from bitstill.specs import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, Ternary, Uniform
+    from bitstill.recipes import (
+        PQK,
+        XTC,
+        BinaryBERT,
+        DifferentiableQuantization,
+        FineTuning,
+        PostTraining,
+        QuantizedDistillation,
+    )
+    from bitstill.specs import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, SplitBinary, Ternary, Uniform
     from bitstill.tasks.text import TextOptions
     from bitstill.train.loop import Settings
     from bitstill.train.task import Split, Task
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Archive": "bitstill.artifact.reader",
     "Binary": "bitstill.specs",
+    "BinaryBERT": "bitstill.recipes",
     "BitstillError": "bitstill.errors",
     "Bucket": "bitstill.granularity",
     "Compression": "bitstill.specs",
@@ -48,6 +57,7 @@ _HOMES = {
     "Result": "bitstill.api",
     "Settings": "bitstill.train.loop",
     "Split": "bitstill.train.task",
+    "SplitBinary": "bitstill.specs",
     "Storage": "bitstill.artifact.writer",
     "Task": "bitstill.train.task",
     "Ternary": "bitstill.specs",
@@ -69,6 +79,7 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "Archive",
     "Binary",
+    "BinaryBERT",
     "BitstillError",
     "Bucket",
     "Compression",
@@ -87,6 +98,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "Result",
     "Settings",
     "Split",
+    "SplitBinary",
     "Storage",
     "Task",
     "Ternary",

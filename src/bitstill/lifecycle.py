@@ -32,7 +32,8 @@ from bitstill.nn.layers import (
 )
 from bitstill.nn.packed import PackedLayer, PackedSpec, is_packed, pack_weight, packed_layer
 from bitstill.nn.tensors import stored_tensors
-from bitstill.nn.transform import WeightTransform, check_finite
+from bitstill.nn.transform import WeightTransform, belongs_to_quantizer, check_finite
+from bitstill.quantizers import SECOND
 from bitstill.specs import Compression
 from bitstill.surgery.pruning import move_masks
 from bitstill.surgery.select import RunOnce, select
@@ -122,7 +123,9 @@ def report(model: nn.Module) -> PrepareReport:
     reasons: dict[int, tuple[str, str]] = {}
     for module in model.modules():
         if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
-            reasons[id(module.weight)] = ("quantized", module.weight_transform.spec.name)
+            learned = module.weight_transform.learned
+            weights = (module.weight, *(learned[name] for name in learned if name == SECOND))
+            reasons |= {id(weight): ("quantized", module.weight_transform.spec.name) for weight in weights}
         elif kind_of(module) is not None:  # a tied weight counts as quantized if one of its layers is
             reasons.setdefault(id(module.weight), ("float", "not selected"))
     rows = []
@@ -271,7 +274,7 @@ def _plain(module: PackedLayer) -> nn.Module:
 
 def _why_float(model: nn.Module, parameter: str) -> str:
     owner, _, leaf = parameter.rpartition(".")
-    if "weight_transform" in owner or "input_transform" in owner:
+    if belongs_to_quantizer(parameter):
         return "learned by the quantizer"
     module = model.get_submodule(owner)
     if leaf == "bias":

@@ -15,7 +15,6 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitstill.granularity import PerChannel, PerGroup
 from bitstill.nn.inputs import input_transform
 from bitstill.nn.transform import FrozenWeight, WeightTransform
 from bitstill.specs import Compression
@@ -90,9 +89,9 @@ class CompressedEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         transform = self.weight_transform
-        if isinstance(transform, WeightTransform) and _by_row(transform):
+        if isinstance(transform, WeightTransform) and transform.by_row:
             unique, position = input.unique(return_inverse=True)
-            rows = transform(F.embedding(unique, self.weight, self.padding_idx))
+            rows = transform.rows(F.embedding(unique, self.weight, self.padding_idx), unique)
             return F.embedding(position, rows)
         return F.embedding(input, self.effective_weight(), self.padding_idx)
 
@@ -185,10 +184,6 @@ def pruning_transform(module: nn.Module) -> WeightTransform | None:
         return None
     transform = module.weight_transform
     return transform if isinstance(transform, WeightTransform) and transform.mask is not None else None
-
-
-def _by_row(transform: WeightTransform) -> bool:
-    return isinstance(transform.spec.granularity, (PerChannel, PerGroup)) and transform.mask is None and not transform.learned
 
 
 __all__ = [

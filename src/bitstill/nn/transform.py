@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.errors import DataError
+from bitstill.granularity import PerChannel, PerGroup
 from bitstill.ops.masks import even_mask, magnitude_mask
 from bitstill.ops.quantized import Quantized
+from bitstill.quantizers import SECOND
 from bitstill.specs import Prune, Quantizer
 
 
@@ -36,16 +38,37 @@ class WeightTransform(nn.Module):
 
     def quantize(self, weight: Tensor, *, training: bool = False) -> Quantized:
         """The quantized weight, without gradient. Computed in float32 whatever autocast says."""
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            return self.spec.quantize(weight, self.mask, dict(self.learned.items()), training=training)
+        return self._quantize(weight, dict(self.learned.items()), training)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, same shape and dtype as `weight`, with the spec's gradient rule."""
-        quantized = self.quantize(weight, training=self.training)
+        passes = None if self.prune is not None and self.prune.gradient == "dense" else self.mask
+        return self._effective(weight, dict(self.learned.items()), passes)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row is quantized on its own, so that `rows` can leave the others out."""
+        own = isinstance(self.spec.granularity, (PerChannel, PerGroup)) and "points" not in self.learned
+        return own and self.mask is None
+
+    def rows(self, weight: Tensor, rows: Tensor) -> Tensor:
+        """The effective weight of some rows alone, where `by_row`.
+
+        Args:
+            weight: these rows of the latent weight, (n, ...).
+            rows: which they are, int64 (n,).
+        """
+        return self._effective(weight, {name: tensor[rows] for name, tensor in self.learned.items()}, None)
+
+    def _quantize(self, weight: Tensor, learned: dict[str, Tensor], training: bool) -> Quantized:
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            return self.spec.quantize(weight, self.mask, learned, training=training)
+
+    def _effective(self, weight: Tensor, learned: dict[str, Tensor], passes: Tensor | None) -> Tensor:
+        quantized = self._quantize(weight, learned, self.training)
         with torch.no_grad():
             effective = quantized.dequantize().to(weight.dtype)
-        passes = None if self.prune is not None and self.prune.gradient == "dense" else self.mask
-        return self.spec.differentiable(weight, quantized, effective, dict(self.learned.items()), passes)
+        return self.spec.differentiable(weight, quantized, effective, learned, passes)
 
     def sort_points(self) -> None:
         """Put learned points back in ascending order; call it after an optimizer step."""
@@ -59,6 +82,12 @@ class WeightTransform(nn.Module):
 
     def extra_repr(self) -> str:
         return self.spec.name
+
+
+def belongs_to_quantizer(parameter: str) -> bool:
+    """Whether the parameter of that name is a number of a quantizer (a scale, a step, a bound), and not a weight."""
+    *owners, leaf = parameter.split(".")
+    return ("weight_transform" in owners or "input_transform" in owners) and leaf != SECOND
 
 
 def layer_mask(weight: Tensor, prune: Prune, sparsity: float) -> Tensor:

@@ -36,6 +36,21 @@ class _StraightThrough(Function):
         return grad.to(ctx.dtype), None, None
 
 
+class _ToBoth(Function):
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, effective: Tensor, passes: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*(() if passes is None else (passes,)))
+        ctx.dtypes = first.dtype, second.dtype
+        return effective.view_as(effective)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        for passes in ctx.saved_tensors:
+            grad = grad * passes
+        return grad.to(ctx.dtypes[0]), grad.to(ctx.dtypes[1]), None, None
+
+
 class _ExactScale(Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, effective: Tensor, passes: Tensor | None, grid: Grid) -> Tensor:
@@ -125,6 +140,17 @@ def straight_through(weight: Tensor, effective: Tensor, passes: Tensor | None = 
         passes: bool of the same shape, False where no gradient shall pass; None passes all.
     """
     return _apply(_StraightThrough, weight, effective, passes)
+
+
+def to_both(first: Tensor, second: Tensor, effective: Tensor, passes: Tensor | None = None) -> Tensor:
+    """As `straight_through`, for a sum of two quantized weights: each latent weight receives the gradient of the sum.
+
+    Args:
+        first, second: the latent weights, of one shape.
+        effective: Q(first) + Q(second), same shape, no gradient.
+        passes: as `straight_through`.
+    """
+    return _apply(_ToBoth, first, second, effective, passes)
 
 
 def exact_scale(weight: Tensor, quantized: Quantized, effective: Tensor, passes: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bitstill.errors import SpecError, suggest
+from bitstill.recipes.binarybert import BinaryBERT
 from bitstill.recipes.differentiable_quantization import DifferentiableQuantization
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.post_training import PostTraining
@@ -11,10 +12,11 @@ from bitstill.recipes.protocol import Recipe
 from bitstill.recipes.quantized_distillation import QuantizedDistillation
 from bitstill.recipes.xtc import XTC
 
-AnyRecipe = DifferentiableQuantization | FineTuning | PQK | PostTraining | QuantizedDistillation | XTC
+AnyRecipe = BinaryBERT | DifferentiableQuantization | FineTuning | PQK | PostTraining | QuantizedDistillation | XTC
 
 
 RECIPES: dict[str, type[AnyRecipe]] = {
+    "binarybert": BinaryBERT,
     "differentiable-quantization": DifferentiableQuantization,
     "fine-tuning": FineTuning,
     "post-training": PostTraining,
@@ -54,6 +56,7 @@ __all__ = [
     "RECIPES",
     "XTC",
     "AnyRecipe",
+    "BinaryBERT",
     "DifferentiableQuantization",
     "FineTuning",
     "PostTraining",

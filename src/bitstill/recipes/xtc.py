@@ -10,31 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from torch import nn
-
-from bitstill.distill.layer_maps import LayerMap, hidden_pairs, score_pairs
-from bitstill.distill.losses import (
-    AttentionScoreMSE,
-    FeatureMSE,
-    Loss,
-    MeanSquaredError,
-    Reduction,
-    SoftCrossEntropy,
-)
+from bitstill.distill.layer_maps import LayerMap
+from bitstill.distill.losses import Reduction
 from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerChannel
 from bitstill.recipes.distillation import label_loss
+from bitstill.recipes.encoders import Bits, encoder_rules, feature_terms, kept_layers, logit_terms
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.schedules import WarmupLinear
 from bitstill.specs import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
-from bitstill.surgery.blocks import Choice, blocks, check_choice, choose
-from bitstill.surgery.select import word_embeddings
+from bitstill.surgery.blocks import Choice
 from bitstill.train.actions import Compress, Copy, ReduceLayers, SetDropout, Uncompress
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Action, Stage, Term
 
-Bits = int | Literal["ternary"]
 Schedule = Literal["single", "two", "three"]
 
 
@@ -140,7 +130,7 @@ class XTC:
 
     def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
         """[teacher ->] [float student ->] quantized student, each in one, two or three parts."""
-        depth, kept = self._layers(models)
+        depth, kept = kept_layers(self.layers, self.choice, models, "XTC")
         given = "student" in models
         birth: tuple[Action, ...] = ()
         if not given:
@@ -178,28 +168,10 @@ class XTC:
     def _all_bits(self) -> tuple[Bits, ...]:
         return () if self.bits is None else (*self.progressive, self.bits)
 
-    def _layers(self, models: Models) -> tuple[int, tuple[int, ...]]:
-        """How many blocks the teacher has, and which of them the student's blocks were made of."""
-        depth = len(blocks(models["teacher"]))
-        if isinstance(self.layers, tuple):
-            check_choice(self.layers, depth)
-            kept = self.layers
-        else:
-            kept = choose(depth, depth if self.layers is None else self.layers, self.choice)
-        if "student" not in models:
-            return depth, kept
-        own = len(blocks(models["student"]))
-        if self.layers is not None and own != len(kept):
-            fix = "Leave `layers` out, or list the teacher's layer for each of the student's."
-            raise SpecError(f"{own} layers, as the student has", given=str(len(kept)), where="XTC layers", fix=fix)
-        return depth, kept if self.layers is not None else choose(depth, own, "skip")
-
     def _parts(self, kept: tuple[int, ...], depth: int, regression: bool) -> dict[str, tuple[Term, ...]]:
         """The terms of each part of a stage, by the part's name."""
-        imitate: Loss = MeanSquaredError() if regression else SoftCrossEntropy(self.reduction)
-        logits = _terms((imitate, self.logit_weight))
-        hidden = FeatureMSE(hidden_pairs(kept, depth, self.layer_map))
-        features = _terms((hidden, self.hidden_weight), (AttentionScoreMSE(score_pairs(kept)), self.attention_weight))
+        logits = logit_terms(self.logit_weight, regression, self.reduction)
+        features = feature_terms(kept, depth, self.layer_map, self.hidden_weight, self.attention_weight)
         labels = (Term(label_loss(regression), weight=self.label_weight),) if self.label_weight else ()
         together = (*logits, *features, *labels)
         return {
@@ -230,22 +202,9 @@ class XTC:
         return [replace(stages[0], begin=begin), *stages[1:]]
 
     def _rules(self, bits: Bits, models: Models) -> tuple[Compression, ...]:
-        """Matrices inside the blocks, and the word embeddings; everything else stays in float."""
-        student: nn.Module = models.get("student", models["teacher"])
-        matrices = Compression(
-            weight=self._quantizer(bits),
-            targets=(f"{blocks(student).name}.*",),
-            input=self.input,
-        )
-        table = word_embeddings(student) if self.embeddings else None
-        if table is None:
-            return (matrices,)
-        rows = quantizer(bits, PerChannel(), scale_dtype=self.scale_dtype)
-        return (matrices, Compression(weight=rows, targets=(table,)))
-
-
-def _terms(*losses: tuple[Loss, float]) -> tuple[Term, ...]:
-    return tuple(Term(loss, teacher="teacher", weight=weight) for loss, weight in losses if weight)
+        student = models.get("student", models["teacher"])
+        rows = bits if self.embeddings else None
+        return encoder_rules(student, self._quantizer(bits), self.input, embeddings=rows, scale_dtype=self.scale_dtype)
 
 
 def _named(bits: Bits) -> str:

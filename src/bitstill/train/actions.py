@@ -22,6 +22,7 @@ from bitstill.ops.points import initial_points, share_points
 from bitstill.specs import Compression, Points
 from bitstill.surgery.blocks import reduced
 from bitstill.surgery.select import first_and_last_tensor, layers_in_order, norms
+from bitstill.surgery.splitting import split_model
 from bitstill.surgery.width import check_fraction, reduce_width
 from bitstill.train.keys import permutation
 from bitstill.train.task import Task
@@ -168,6 +169,21 @@ class Uncompress:
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """The same."""
+        self.apply(models, task, 0)
+
+
+@dataclass(frozen=True)
+class SplitTernary:
+    """Turn a ternary model into a binary one that computes the same: `surgery.splitting.split_model` (Bai et al. 2021)."""
+
+    model: str
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Split it in place."""
+        split_model(_named(models, self.model))
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """The same; the numbers come from the checkpoint."""
         self.apply(models, task, 0)
 
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from bitstill.errors import SpecError, TrainingError, suggest
 from bitstill.lifecycle import freeze
-from bitstill.nn.transform import WeightTransform
+from bitstill.nn.transform import WeightTransform, belongs_to_quantizer
 from bitstill.schedules import at
 from bitstill.train import checkpoint
 from bitstill.train.checkpoint import Best, Checkpoint, Position
@@ -391,7 +391,7 @@ def _trainable(module: nn.Module, which: str) -> Iterator[None]:
     """Within the block, parameters that the stage does not train need no gradient."""
     flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
     for name, parameter in module.named_parameters():
-        learned = "weight_transform." in name or "input_transform." in name
+        learned = belongs_to_quantizer(name)
         if (which == "weights" and learned) or (which == "learned" and not learned):
             parameter.requires_grad_(False)
     try:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bitstill.errors import SpecError
+from bitstill.nn.transform import belongs_to_quantizer
 from bitstill.schedules import Cosine, Scheduled, at
 
 
@@ -74,7 +75,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], optimizer: Optim
     """
     weights, plain, learned = [], [], []
     for name, parameter in named:
-        if "weight_transform." in name or "input_transform." in name:
+        if belongs_to_quantizer(name):
             learned.append(parameter)
         elif parameter.ndim < 2:
             plain.append(parameter)

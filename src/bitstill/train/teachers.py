@@ -1,7 +1,8 @@
 """What frozen teachers say about a batch: without gradient, in bf16 where that is fast, and only once where it can be kept.
 
-Without augmentation a teacher sees the same picture every epoch, so its logits are computed once for the whole training split,
-in fixed batches, and looked up by sample index from then on. They are recomputed, not saved, when a run resumes.
+Without augmentation a teacher sees the same picture every epoch, so in a stage of several its logits are computed once for the
+whole training split, in fixed batches, and looked up by sample index from then on. They are recomputed, not saved, when a run
+resumes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Teachers:
         self.models = {name: models[name].to(device).eval() for name in named if name not in stage.train}
         self.stage, self.task, self.device, self.bf16 = stage, task, device, bf16
         augmented = stage.augment and task.augment is not None
-        self.cached = {name for name in self.models if not augmented and not taps(stage, name)}
+        samples = len(task.train)
+        again = stage.total_steps(samples) * stage.batch_size > samples  # else what is kept would hardly be looked at
+        self.cached = {name for name in self.models if again and not augmented and not taps(stage, name)}
         self._logits: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch) -> dict[str, Output]:

@@ -1,0 +1,229 @@
+"""BinaryBERT (Bai et al. 2021; ACL, arXiv 2012.15701): to a binary transformer by way of a ternary one of half the width.
+
+Each model on the way learns in two stages: first hidden states and attention scores (Stage I), then logits (Stage II). The
+small float student is made of the teacher; its ternary form learns from it; ternary weight splitting turns that, without
+changing what it computes, into a binary model of twice the weights, which goes on learning. Where the published code differs
+from good practice, the default here is good practice and the published way is an option.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import nn
+
+from bitstill.distill.layer_maps import LayerMap
+from bitstill.distill.losses import Reduction
+from bitstill.errors import SpecError
+from bitstill.granularity import Granularity, PerChannel
+from bitstill.recipes.encoders import Bits, encoder_rules, feature_terms, kept_layers, logit_terms
+from bitstill.recipes.fine_tuning import FineTuning
+from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.schedules import WarmupLinear
+from bitstill.specs import Binary, Compression, QuantizeInput, ScaleDtype, Ternary
+from bitstill.surgery.blocks import Choice
+from bitstill.surgery.width import attention_layers
+from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
+from bitstill.train.optim import AdamW
+from bitstill.train.stage import Action, Stage, Term
+
+
+@dataclass(frozen=True)
+class BinaryBERT:
+    """Settings of BinaryBERT.
+
+    Args:
+        bits: where the chain ends: 1, or "ternary" for the model before splitting; None stops at the small float student.
+        split: make the binary model of the ternary one by splitting (paper); otherwise binarize the float student, in one step
+            and with one plane, which is the paper's baseline.
+        granularity: which weights of a matrix share a scale (paper: `PerTensor()`).
+        scale_dtype: precision of scales on disk and in training (paper: "float32").
+        ternary_iterations: 0 places the ternary threshold by its formula (TWN, paper); 10 is the loss-aware variant in the
+            paper's code, which fits levels and scale to the weights.
+        input: input quantization of the layers whose weights are quantized; None keeps inputs in float (paper:
+            `QuantizeInput(per="tensor", range="clip")`).
+        embeddings: quantize the word embeddings too, one scale per row; they are split like the others.
+        width: fraction of the heads and feed-forward neurons that the student keeps; hidden states stay as wide (paper: 0.5).
+        layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all (paper).
+        choice: which ones, where `layers` is a number: "skip" (every other one), "top" or "bottom".
+        layer_map: "last" matches the student's last layer with the teacher's last, "paper" with the one it was copied from.
+        hidden_weight: of the squared error of hidden states, mean over real positions and width, summed over layers (paper: 1).
+        attention_weight: of the squared error of attention scores before the softmax, mean over heads and pairs of real
+            positions, summed over layers (paper: 1, padding included). Where the student has fewer heads than the teacher,
+            its scores cannot be compared: the quantized models then learn from the small float student.
+        logit_weight: of the soft cross-entropy with the teacher in Stage II (regression: squared error; paper: 1).
+        joint: both stages at once, in the time of the two (paper: no).
+        reduction: of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does not.
+        float_epochs, ternary_epochs, binary_epochs: of each model on the way, shared equally by Stage I and Stage II; the small
+            float student is trained only where it is smaller than the teacher, or given.
+        steps: duration of each stage in optimizer steps instead of epochs.
+        float_lr, ternary_lr, binary_lr: peak learning rates of Stage II (paper: 1e-5 ternary, 5e-5 binary).
+        feature_lr_scale: that of Stage I, as a multiple (paper: 2.5).
+        batch_size, weight_decay, warmup, clip_norm: AdamW, linear warm-up over that fraction of a stage, then linear decay.
+        dropout: of the student while it learns; None keeps the teacher's.
+        validations: how often each stage's delivered form is judged; the next stage starts from the latent weights of the best.
+        augment: use the task's augmentation, if it has one.
+        teacher_epochs, teacher_lr: fine-tuning of a teacher whose classifier is new.
+    """
+
+    bits: Bits | None = 1
+    split: bool = True
+    granularity: Granularity = PerChannel()
+    scale_dtype: ScaleDtype = "float16"
+    ternary_iterations: int = 0
+    input: QuantizeInput | None = field(default_factory=QuantizeInput)
+    embeddings: bool = True
+    width: float = 0.5
+    layers: int | tuple[int, ...] | None = None
+    choice: Choice = "skip"
+    layer_map: LayerMap = "last"
+    hidden_weight: float = 1.0
+    attention_weight: float = 1.0
+    logit_weight: float = 1.0
+    joint: bool = False
+    reduction: Reduction = "mean"
+    float_epochs: float = 4
+    ternary_epochs: float = 4
+    binary_epochs: float = 4
+    steps: int | None = None
+    float_lr: float = 5e-5
+    ternary_lr: float = 5e-5
+    binary_lr: float = 5e-5
+    feature_lr_scale: float = 2.5
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip_norm: float | None = 1.0
+    dropout: float | None = 0.0
+    validations: int = 10
+    augment: bool = True
+    teacher_epochs: float = 3
+    teacher_lr: float = 5e-5
+
+    def __post_init__(self) -> None:
+        if self.bits not in (1, "ternary", None):
+            fix = "Other numbers of bits are XTC's, or those of QuantizedDistillation."
+            raise SpecError("bits of 1, 'ternary' or None", given=repr(self.bits), where="BinaryBERT", fix=fix)
+        if not 0 < self.width <= 1:
+            given, fix = str(self.width), "0.5 keeps every other head."
+            raise SpecError("a width above 0 and at most 1", given=given, where="BinaryBERT width", fix=fix)
+        weights = (self.hidden_weight, self.attention_weight, self.logit_weight)
+        if min(weights) < 0 or not self.logit_weight or not (self.hidden_weight or self.attention_weight):
+            given = f"hidden {self.hidden_weight}, attention {self.attention_weight}, logits {self.logit_weight}"
+            fix = "The paper sets all three to 1."
+            raise SpecError("a weight above 0 for each of the two stages", given=given, where="BinaryBERT", fix=fix)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """The student is made of it, and imitates it."""
+        return True
+
+    @property
+    def makes_student(self) -> bool:
+        """Part of the teacher, unless a student is given."""
+        return True
+
+    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
+        """[teacher ->] [small float student ->] [ternary ->] binary, each in Stage I and Stage II."""
+        depth, kept = kept_layers(self.layers, self.choice, models, "BinaryBERT")
+        given = "student" in models
+        found: list[Stage] = []
+        if train_teacher:
+            stage = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr).stage("teacher", regression)
+            found.append(stage)
+        begin = self._birth(given, depth, kept)
+        teacher, own_heads = "teacher", self._own_heads(models)
+        matched = (kept, depth)
+        if (given or self.width < 1 or len(kept) < depth) and self.float_epochs:
+            terms = self._terms(*matched, teacher, regression, attention=not own_heads)
+            found += self._run("float", terms, self.float_epochs, self.float_lr, begin)
+            begin = ()
+        elif own_heads:
+            fix = "Train it: float_epochs above 0; or leave the scores out: attention_weight=0."
+            given_ = "one with other heads, untrained"
+            raise SpecError("a small float student whose scores can teach", given=given_, where="BinaryBERT", fix=fix)
+        if own_heads:
+            begin = (*begin, Copy("student", "small"))
+            teacher, matched = "small", (tuple(range(len(kept))), len(kept))
+        terms = self._terms(*matched, teacher, regression, attention=True)
+        if self.bits == "ternary" or (self.bits == 1 and self.split):
+            compress = Compress("student", self._rules("ternary", models))
+            found += self._run("ternary", terms, self.ternary_epochs, self.ternary_lr, (*begin, compress))
+            begin = (SplitTernary("student"),)
+        elif self.bits == 1:
+            begin = (*begin, Compress("student", self._rules(1, models)))
+        if self.bits == 1:
+            found += self._run("binary", terms, self.binary_epochs, self.binary_lr, begin)
+        if not any("student" in stage.train for stage in found):
+            fix = "Set bits, or a width or layers to make the student smaller in float."
+            raise SpecError("something to do with the student", given="bits=None", where="BinaryBERT", fix=fix)
+        return tuple(found)
+
+    def _own_heads(self, models: Models) -> bool:
+        """Whether attention scores are wanted and the student has other heads than the teacher."""
+        if not self.attention_weight:
+            return False
+        if "student" not in models:
+            return self.width < 1
+        return _heads(models["student"]) != _heads(models["teacher"])
+
+    def _birth(self, given: bool, depth: int, kept: tuple[int, ...]) -> tuple[Action, ...]:
+        begin: list[Action] = []
+        if not given:
+            begin.append(Copy("teacher", "student") if len(kept) == depth else ReduceLayers("teacher", "student", kept))
+            if self.width < 1:
+                begin.append(ReduceWidth("student", 1.0 - self.width))
+        if self.dropout is not None:
+            begin.append(SetDropout("student", self.dropout))
+        return tuple(begin)
+
+    def _terms(
+        self, kept: tuple[int, ...], depth: int, teacher: str, regression: bool, *, attention: bool
+    ) -> dict[str, tuple[Term, ...]]:
+        """The terms of each stage, by the stage's name."""
+        weight = self.attention_weight if attention else 0.0
+        features = feature_terms(kept, depth, self.layer_map, self.hidden_weight, weight, teacher)
+        logits = logit_terms(self.logit_weight, regression, self.reduction, teacher)
+        if not features:
+            fix = "Set hidden_weight above 0."
+            raise SpecError("something to imitate in Stage I", given="scores of other heads", where="BinaryBERT", fix=fix)
+        return {"": (*features, *logits)} if self.joint else {"I": features, "II": logits}
+
+    def _run(
+        self, name: str, parts: dict[str, tuple[Term, ...]], epochs: float, lr: float, begin: tuple[Action, ...]
+    ) -> list[Stage]:
+        stages = [
+            Stage(
+                f"{name} {part}".strip(),
+                terms=terms,
+                epochs=epochs / len(parts) if self.steps is None else None,
+                steps=self.steps,
+                batch_size=self.batch_size,
+                optimizer=self._optimizer(lr if part == "II" else lr * self.feature_lr_scale),
+                clip_norm=self.clip_norm,
+                augment=self.augment,
+                validations=self.validations,
+                keep="best",
+            )
+            for part, terms in parts.items()
+        ]
+        return [replace(stages[0], begin=begin), *stages[1:]]
+
+    def _optimizer(self, lr: float) -> AdamW:
+        return AdamW(WarmupLinear(lr, warmup=self.warmup), weight_decay=self.weight_decay)
+
+    def _rules(self, bits: Bits, models: Models) -> tuple[Compression, ...]:
+        student: nn.Module = models.get("student", models["teacher"])
+        matrices: Ternary | Binary = Binary(self.granularity, scale_dtype=self.scale_dtype)
+        if bits == "ternary":
+            matrices = Ternary(self.granularity, scale_dtype=self.scale_dtype, iterations=self.ternary_iterations)
+        rows: Literal[1, "ternary"] | None = None if not self.embeddings else "ternary" if bits == "ternary" else 1
+        return encoder_rules(student, matrices, self.input, embeddings=rows, scale_dtype=self.scale_dtype)
+
+
+def _heads(model: nn.Module) -> list[int]:
+    """Of each attention layer that can be told apart; for others the config's number."""
+    found = [each.heads for each in attention_layers(model)]
+    declared = getattr(getattr(model, "config", None), "num_attention_heads", None)
+    return found or ([declared] if isinstance(declared, int) else [])

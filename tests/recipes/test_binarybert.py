@@ -1,0 +1,230 @@
+"""BinaryBERT: what it plans, that its ternary and split models say the same, and what it delivers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import bitstill
+import bitstill.train.loop as loop
+from bitstill.distill.layer_maps import hidden_pairs, score_pairs
+from bitstill.distill.losses import AttentionScoreMSE, FeatureMSE, MeanSquaredError, SoftCrossEntropy
+from bitstill.errors import SpecError
+from bitstill.granularity import PerChannel
+from bitstill.recipes import BinaryBERT
+from bitstill.schedules import WarmupLinear
+from bitstill.specs import Binary, Compression, QuantizeInput, SplitBinary, Ternary
+from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
+from bitstill.train.optim import AdamW
+
+from .encoders import QUIET, bert, encoder, task
+
+SHORT = {"steps": 3, "batch_size": 16, "validations": 1}
+ALL = tuple(range(4))
+TERNARY = Ternary(PerChannel(), scale_dtype="float16")
+BINARY = Binary(PerChannel(), scale_dtype="float16")
+RESTING = SetDropout("student", 0.0)
+
+
+def stages(recipe: BinaryBERT, *, student: nn.Module | None = None, regression: bool = False, train_teacher: bool = False):
+    models = {"teacher": encoder()} if student is None else {"teacher": encoder(), "student": student}
+    return recipe.stages(train_teacher=train_teacher, regression=regression, models=models)
+
+
+def terms(stage) -> list[tuple]:
+    return [(term.loss, term.teacher) for term in stage.terms]
+
+
+def features(teacher: str, kept=ALL, depth: int = 4, *, scores: bool = True) -> list[tuple]:
+    found = [(FeatureMSE(hidden_pairs(kept, depth)), teacher), (AttentionScoreMSE(score_pairs(kept)), teacher)]
+    return found if scores else found[:1]
+
+
+def logits(teacher: str) -> list[tuple]:
+    return [(SoftCrossEntropy("mean"), teacher)]
+
+
+def rules(quantizer):
+    return (
+        Compression(weight=quantizer, targets=("blocks.*",), input=QuantizeInput()),
+        Compression(weight=quantizer, targets=("words",)),
+    )
+
+
+def test_the_whole_chain_is_the_published_one():
+    found = stages(BinaryBERT())
+    assert [stage.name for stage in found] == ["float I", "float II", "ternary I", "ternary II", "binary I", "binary II"]
+    assert [stage.begin for stage in found] == [
+        (Copy("teacher", "student"), ReduceWidth("student", 0.5), RESTING),
+        (),
+        (Copy("student", "small"), Compress("student", rules(TERNARY))),
+        (),
+        (SplitTernary("student"),),
+        (),
+    ]
+    assert terms(found[0]) == features("teacher", scores=False), "scores of other heads cannot be compared"
+    assert terms(found[1]) == logits("teacher")
+    for first, second in (found[2:4], found[4:6]):
+        assert terms(first) == features("small") and terms(second) == logits("small")
+    assert all(stage.keep == "best" and stage.train == ("student",) and stage.epochs == 2 for stage in found)
+    rates = [2.5 * 5e-5, 5e-5] * 3
+    assert [s.optimizer for s in found] == [AdamW(WarmupLinear(lr, warmup=0.1), weight_decay=0.01) for lr in rates]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"bits": "ternary"}, ["float I", "float II", "ternary I", "ternary II"]),
+        ({"bits": None}, ["float I", "float II"]),
+        ({"split": False}, ["float I", "float II", "binary I", "binary II"]),
+        ({"split": False, "joint": True}, ["float", "binary"]),
+        ({"width": 1.0}, ["ternary I", "ternary II", "binary I", "binary II"]),
+        ({"width": 1.0, "bits": "ternary"}, ["ternary I", "ternary II"]),
+        ({"width": 1.0, "split": False}, ["binary I", "binary II"]),
+        ({"width": 1.0, "layers": 2, "bits": None}, ["float I", "float II"]),
+        ({"joint": True}, ["float", "ternary", "binary"]),
+    ],
+)
+def test_each_stretch_alone(options, names):
+    found = stages(BinaryBERT(**options))
+    assert [stage.name for stage in found] == names
+    if options.get("joint"):
+        assert terms(found[-1]) == [*features("small"), *logits("small")] and found[-1].epochs == 4
+
+
+def test_a_student_of_all_heads_learns_from_the_teacher_itself():
+    found = stages(BinaryBERT(width=1.0, layers=2))
+    assert found[0].begin == (ReduceLayers("teacher", "student", (1, 3)), RESTING)
+    for stage in found[::2]:
+        assert terms(stage) == features("teacher", (1, 3))
+    assert found[2].begin == (Compress("student", rules(TERNARY)),), "no copy: nothing would look at it"
+
+
+def test_a_narrow_student_of_fewer_layers_is_matched_layer_by_layer_with_its_own_float_form():
+    found = stages(BinaryBERT(layers=2))
+    assert terms(found[0]) == features("teacher", (1, 3), scores=False) and terms(found[2]) == features("small", (0, 1), 2)
+
+
+def test_the_binary_baseline_has_one_plane():
+    found = stages(BinaryBERT(split=False))
+    assert found[2].begin == (Copy("student", "small"), Compress("student", rules(BINARY)))
+
+
+def test_without_scores_no_copy_of_the_float_student_is_needed():
+    found = stages(BinaryBERT(attention_weight=0))
+    assert found[2].begin == (Compress("student", rules(TERNARY)),) and terms(found[2]) == features("teacher", scores=False)
+
+
+def test_a_given_student_learns_in_float_first_and_keeps_its_own_layers():
+    found = stages(BinaryBERT(), student=encoder(1, layers=2))
+    assert found[0].begin == (RESTING,) and terms(found[0]) == features("teacher", (1, 3))
+    straight = stages(BinaryBERT(float_epochs=0), student=encoder(1))
+    assert straight[0].name == "ternary I" and straight[0].begin == (RESTING, Compress("student", rules(TERNARY)))
+
+
+def test_the_loss_aware_threshold_is_passed_on():
+    found = stages(BinaryBERT(width=1.0, ternary_iterations=10))
+    assert found[0].begin[-1].compression[0].weight == replace(TERNARY, iterations=10)
+
+
+def test_regression_and_a_new_teacher():
+    found = stages(BinaryBERT(), regression=True, train_teacher=True)
+    assert found[0].name == "fine-tuning" and terms(found[2]) == [(MeanSquaredError(), "teacher")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 4}, "bits of 1, 'ternary' or None"),
+        ({"width": 0.0}, "a width above 0"),
+        ({"width": 1.5}, "a width above 0"),
+        ({"logit_weight": 0.0}, "a weight above 0 for each of the two stages"),
+        ({"hidden_weight": -1.0}, "a weight above 0 for each of the two stages"),
+        ({"hidden_weight": 0.0, "attention_weight": 0.0}, "a weight above 0 for each of the two stages"),
+    ],
+)
+def test_settings_that_mean_nothing(options, message):
+    with pytest.raises(SpecError, match=message):
+        BinaryBERT(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"float_epochs": 0}, "a small float student whose scores can teach"),
+        ({"hidden_weight": 0.0}, "something to imitate in Stage I"),
+        ({"width": 1.0, "bits": None}, "something to do with the student"),
+        ({"layers": 9}, "1 to 4 layers"),
+    ],
+)
+def test_plans_that_cannot_be_carried_out(options, message):
+    with pytest.raises(SpecError, match=message):
+        stages(BinaryBERT(**options))
+
+
+def test_the_chain_delivers_every_model_on_the_way_and_splitting_changes_nothing(tmp_path, monkeypatch):
+    outputs: dict[str, torch.Tensor] = {}
+    data = task()
+    batch = data.test.take(torch.arange(16))
+    apply = SplitTernary.apply
+
+    def watched(self, models, task, seed):
+        for name in ("before", "after"):
+            with torch.no_grad():
+                outputs[name] = task.forward(models["student"].eval(), batch)
+            if name == "before":
+                apply(self, models, task, seed)
+
+    monkeypatch.setattr(SplitTernary, "apply", watched)
+    out = tmp_path / "out"
+    recipe = BinaryBERT(**SHORT, input=None)
+    result = bitstill.compress(recipe, data, {"teacher": bert()}, out=out, settings=QUIET, each_stage=True)
+    assert torch.allclose(outputs["before"], outputs["after"], atol=2e-3), "float16 scales round in halves"
+    reports = {path.name: json.loads((path / "report.json").read_text()) for path in sorted(tmp_path.glob("out*"))}
+    stages_on_the_way = ["float-I", "float-II", "ternary-I", "ternary-II", "binary-I"]
+    assert set(reports) == {"out", *(f"out-{name}" for name in stages_on_the_way)}
+    kinds = {name: {layer["quantizer"] for layer in report["size"]["layers"]} for name, report in reports.items()}
+    assert kinds["out-float-II"] == set() and kinds["out-ternary-II"] == {"ternary"}
+    assert kinds["out"] == {"split binary"} and reports["out"]["size"]["nominal_bits"] == 2.0
+    config = result.model.config
+    assert result.models["small"].bert.encoder.layer[0].attention.self.num_attention_heads == 1 < config.num_attention_heads
+    specs = {type(m.weight_transform.spec) for m in result.models["student"].modules() if hasattr(m, "weight_transform")}
+    assert specs == {SplitBinary}
+    loaded = bitstill.load(out)
+    assert torch.equal(data.forward(loaded, batch), data.forward(result.model, batch))
+
+
+def test_every_term_of_a_regression_has_a_gradient():
+    result = bitstill.compress(BinaryBERT(**SHORT), task(regression=True), {"teacher": bert(classes=1)}, settings=QUIET)
+    assert len({entry["stage"] for entry in result.report["history"]}) == 6
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_run_killed_in_any_stage_and_resumed_delivers_the_same_bytes(tmp_path, monkeypatch, place):
+    recipe = BinaryBERT(**{**SHORT, "steps": 2})
+    settings = replace(QUIET, checkpoint_every=1)
+
+    def run(folder, resume):
+        return bitstill.compress(recipe, task(), {"teacher": bert()}, settings=settings, out=folder / "out", resume=resume)
+
+    wanted = (run(tmp_path / "whole", False).folder / "model.safetensors").read_bytes()
+    steps = 0
+    real = loop._accumulate
+
+    def dying(*arguments):
+        nonlocal steps
+        steps += 1
+        if steps == 2 * place + 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_accumulate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed", False)
+    run(tmp_path / "killed", True)
+    assert (tmp_path / "killed" / "out" / "model.safetensors").read_bytes() == wanted
