@@ -44,10 +44,16 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BITSTILL_DATA", str(sentences(tmp_path / "data")))
     model = str(tiny.saved(tmp_path / "model", "bert"))
+    predictor = str(tiny.saved_masked_lm(tmp_path / "predictor"))
     commands = [line for block in blocks("console") for line in block.splitlines() if line.startswith("bitstill ")]
     assert len(commands) >= 7
     for command in commands:
-        line = command.replace("MODEL", model).replace("--epochs 20", "--epochs 1").replace("--epochs 2 ", "--steps 2 ")
+        line = (
+            command.replace("MODEL", model)
+            .replace("MASKED-LM", predictor)
+            .replace("--epochs 20", "--epochs 1")
+            .replace("--epochs 2 ", "--steps 2 ")
+        )
         arguments = shlex.split(line)[1:] + [option for word, options in SHORT.items() if word in line for option in options]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, (command, result.output, result.exception)

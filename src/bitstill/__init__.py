@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bitstill.api import Result, compress, load
     from bitstill.artifact.reader import Archive, read
     from bitstill.artifact.writer import Storage
+    from bitstill.augmenting import augment
     from bitstill.delivery import save
     from bitstill.errors import BitstillError
     from bitstill.finetuning import finetune
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
         QuantizedDistillation,
     )
     from bitstill.specs import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, SplitBinary, Ternary, Uniform
+    from bitstill.tasks.augmentation import Augmentation
     from bitstill.tasks.text import TextOptions
     from bitstill.train.loop import Settings
     from bitstill.train.task import Split, Task
 
 _HOMES = {
     "Archive": "bitstill.artifact.reader",
+    "Augmentation": "bitstill.tasks.augmentation",
     "Binary": "bitstill.specs",
     "BinaryBERT": "bitstill.recipes",
     "BitstillError": "bitstill.errors",
@@ -64,6 +67,7 @@ _HOMES = {
     "TextOptions": "bitstill.tasks.text",
     "Uniform": "bitstill.specs",
     "XTC": "bitstill.recipes",
+    "augment": "bitstill.augmenting",
     "compress": "bitstill.api",
     "finetune": "bitstill.finetuning",
     "freeze": "bitstill.lifecycle",
@@ -78,6 +82,7 @@ _HOMES = {
 
 __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "Archive",
+    "Augmentation",
     "Binary",
     "BinaryBERT",
     "BitstillError",
@@ -106,6 +111,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "Uniform",
     "XTC",
     "__version__",
+    "augment",
     "compress",
     "finetune",
     "freeze",

@@ -88,6 +88,7 @@ def compress(
     resume: bool = False,
     data: str | Path | None = None,
     text: TextOptions | None = None,
+    augmented: str | Path | None = None,
     each_stage: bool = False,
 ) -> Result:
     """Train a compressed model under a recipe, deliver it as an artifact, and read it back.
@@ -103,6 +104,7 @@ def compress(
         resume: continue from the checkpoint beside `out`, if there is one; without it such a checkpoint is an error.
         data: a folder with local files for the task.
         text: columns, longest text and so on, for the task "text".
+        augmented: a folder with variants of the task's training texts (`bitstill.augment`), which are trained on as well.
         each_stage: also deliver what every stage but the last leaves of the student, to `out`-<stage>.
 
     Returns:
@@ -123,12 +125,12 @@ def compress(
 
     started = time.perf_counter()
     settings, storage = settings or Settings(), storage or Storage()
-    _check_arguments(task, out, resume, data, each_stage)
+    _check_arguments(task, out, resume, data or augmented, each_stage)
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))
     check_target(target)
-    task = task_for(task, models, data, text) if isinstance(task, str) else task
+    task = task_for(task, models, data, text, augmented=augmented) if isinstance(task, str) else task
     cast = resolve_models(recipe, models, settings.seed, task)
     networks = cast.networks
     stages = stages_for(recipe, cast, task)
@@ -143,7 +145,7 @@ def compress(
         "models": cast.notes,
         **environment(),
     }
-    text_of_run = resolved(recipe, task, models, settings, storage, data, text).to_yaml()
+    text_of_run = resolved(recipe, task, models, settings, storage, data, text, augmented).to_yaml()
 
     def deliver_to(folder: Path, run_report: Mapping[str, Any]) -> None:
         student = networks["student"]
@@ -200,6 +202,7 @@ def resolved(
     storage: Storage,
     data: str | Path | None = None,
     text: TextOptions | None = None,
+    augmented: str | Path | None = None,
 ) -> RunFile:
     """The run as a file that `bitstill compress` accepts; networks handed in as objects are named by their class."""
     names = {role: type(m).__name__ if isinstance(m, nn.Module) else str(m) for role, m in models.items()}
@@ -210,6 +213,7 @@ def resolved(
         student=names.get("student"),
         data=None if data is None else str(data),
         text=text,
+        augmented=None if augmented is None else str(augmented),
         options=encode(recipe),
         settings=settings,
         storage=storage,

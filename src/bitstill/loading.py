@@ -10,6 +10,7 @@ from torch import nn
 
 from bitstill.errors import SpecError, need_package
 from bitstill.tasks import load_task
+from bitstill.tasks.augmentation import with_variants
 from bitstill.tasks.text import TextOptions, TextTask
 from bitstill.train.task import Task
 
@@ -20,6 +21,7 @@ def task_for(
     data: str | Path | None = None,
     text: TextOptions | None = None,
     tokenizer: Any = None,
+    augmented: str | Path | None = None,
 ) -> Task:
     """The task `name`, tokenized where it is text.
 
@@ -29,6 +31,7 @@ def task_for(
         data: a folder with local files.
         text: columns, longest text and so on, for the task "text".
         tokenizer: of transformers, where no model brings one.
+        augmented: a folder with variants of a text task's training texts (`bitstill.augment`), which are trained on as well.
 
     Raises:
         SpecError: unknown task, options for a task that takes none, or no tokenizer.
@@ -37,7 +40,12 @@ def task_for(
     """
     found = load_task(name, None if data is None else Path(data), text)
     if not isinstance(found, TextTask):
+        if augmented is not None:
+            fix = "Pictures and sounds are augmented while they are read."
+            raise SpecError("a text task for variants of texts", given=repr(name), where="augmented", fix=fix)
         return found
+    if augmented is not None:
+        found = with_variants(found, Path(augmented))
     need_package("transformers", extra="all", purpose="text tasks")
     from bitstill.hf.text import check_same_vocabulary, input_names, load_tokenizer, tokenize
 
@@ -58,7 +66,14 @@ def task_for(
     return tokenize(found, tokenizers[first], names=input_names(tokenizers.values()))
 
 
-def text_task(name: str, tokenizer: Any, *, data: str | Path | None = None, text: TextOptions | None = None) -> Task:
+def text_task(
+    name: str,
+    tokenizer: Any,
+    *,
+    data: str | Path | None = None,
+    text: TextOptions | None = None,
+    augmented: str | Path | None = None,
+) -> Task:
     """A text task as a model with `tokenizer` reads it, for networks that are handed to `compress` as objects.
 
     Args:
@@ -66,11 +81,12 @@ def text_task(name: str, tokenizer: Any, *, data: str | Path | None = None, text
         tokenizer: of transformers, or the folder or hub name of a model that has one.
         data: a folder with local files.
         text: columns, longest text and so on, for the task "text".
+        augmented: as for `compress`.
 
     Raises:
         SpecError: unknown task.
         DataError: data are missing or damaged.
     """
     if isinstance(tokenizer, (str, Path)):
-        return task_for(name, {"tokenizer": tokenizer}, data, text)
-    return task_for(name, {}, data, text, tokenizer)
+        return task_for(name, {"tokenizer": tokenizer}, data, text, augmented=augmented)
+    return task_for(name, {}, data, text, tokenizer, augmented)

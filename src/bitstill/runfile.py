@@ -42,6 +42,7 @@ class RunFile:
         teacher, student: networks by name, or folders of artifacts.
         data: a folder with local files for the task.
         text: how files of your own are read, for the task "text".
+        augmented: a folder with variants of the training texts, from `bitstill augment`.
         options: settings of the recipe.
         settings: how the run is carried out.
         storage: how the artifact is stored.
@@ -55,6 +56,7 @@ class RunFile:
     student: str | None = None
     data: str | None = None
     text: TextOptions | None = None
+    augmented: str | None = None
     options: Any = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     storage: Storage = field(default_factory=Storage)

@@ -315,3 +315,31 @@ def test_evaluate_knows_the_classes_of_the_artifact_not_those_of_the_files(cli, 
             path.write_text("\n".join([lines[0], *(line for line in lines if line.endswith(label))]) + "\n")
         shares.append(json.loads(cli("evaluate", out, "--data", other, "--json").out)["value"])
     assert sum(shares) / 2 == json.loads((out / "report.json").read_text())["delivered"]["test"]
+
+
+def test_variants_are_made_and_trained_on(cli, bert, data, tmp_path):
+    """From a model's own embeddings; the delivered run file says which variants were used."""
+    out, student = tmp_path / "variants", tmp_path / "student"
+    made = cli("augment", "--task", "text", "--model", bert, "--method", "neighbours", "--variants", 3, "--out", out,
+               "--data", data, *COLUMNS, "--json")  # fmt: skip
+    found = json.loads(made.out)
+    assert made.status == 0 and found["texts"] == 24 and found["variants"] > 24 and len(found["examples"]) == 3
+    table = cli("augment", "--task", "text", "--model", bert, "--method", "neighbours", "--variants", 3, "--out", out,
+                "--data", data, *COLUMNS)  # fmt: skip
+    assert f"{found['variants']} variants of 24 training texts" in table.out and found["examples"][0][1] in table.out
+    run = cli(*XTC, *LENGTH, "--data", data, *COLUMNS, "--model", bert, "--augmented", out, "--out", student)
+    assert run.status == 0, run
+    assert f"augmented: {out}" in (student / "recipe.yaml").read_text()
+    refused(cli(*XTC, *LENGTH, "--data", data, *COLUMNS, "--model", bert, "--augmented", bert, "--out", student), "of variants")
+
+
+def test_what_cannot_be_varied_says_so(cli, bert, data, tmp_path):
+    refused(cli("augment", "--task", "digits", "--model", bert, "--out", tmp_path / "out"), "a task of texts")
+    vary = ("augment", "--task", "text", "--model", bert, "--data", data, *COLUMNS, "--out", tmp_path / "out")
+    refused(cli(*vary), "a masked language model, got one without")
+    refused(cli(*vary, "--method", "mlm"), "a known method")
+    refused(cli(*vary, "--variants", 0), "variants of at least 1")
+    refused(cli(*vary, "--vectors", tmp_path / "nowhere"), "a table of word embeddings")
+    assert not (tmp_path / "out").exists()
+    unlike = ("compress", "--recipe", "post-training", "--task", "digits", "--model", "digits-student", "--augmented", bert)
+    refused(cli(*unlike, "--out", tmp_path / "out"), "a text task for variants")

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForMaskedLM,
     BertTokenizerFast,
     DebertaV2Config,
     DistilBertConfig,
@@ -109,6 +110,14 @@ def saved(folder: Path, name: str, words: Sequence[str] = VOCABULARY, body: bool
     (network.base_model if body else network).save_pretrained(folder)
     if name != "vit":
         tokenizer(words).save_pretrained(folder)
+    return folder
+
+
+def saved_masked_lm(folder: Path, words: Sequence[str] = VOCABULARY) -> Path:
+    """A folder with a masked language model and a tokenizer."""
+    torch.manual_seed(0)
+    BertForMaskedLM(config("bert", vocab_size=len(words))).save_pretrained(folder)
+    tokenizer(words).save_pretrained(folder)
     return folder
 
 

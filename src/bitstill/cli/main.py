@@ -80,6 +80,9 @@ def compress(
     teacher: Annotated[str | None, typer.Option(help="Guides the student; default is --model.")] = None,
     student: Annotated[str | None, typer.Option(help="What is delivered; default is --model.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Plain text for general distillation.")] = None,
+    augmented: Annotated[
+        str | None, typer.Option(help="Folder with variants of the training texts, from `bitstill augment`.")
+    ] = None,
     augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Augment the training data.")] = None,
     bits: Annotated[str | None, typer.Option(help="1 to 8, ternary, or none for a float student.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Duration of the main stage.")] = None,
@@ -114,7 +117,7 @@ def compress(
         "out": None if folder is None else str(folder), "options.corpus": corpus, "options.augment": augment,
         "options.epochs": epochs, "options.steps": steps, "settings.seed": seed, "settings.precision": precision,
         "settings.checkpoint_every": checkpoint_every, "text.text": text_column or None, "text.label": label_column,
-        "text.max_length": max_length, "text.truncate": truncate,
+        "text.max_length": max_length, "text.truncate": truncate, "augmented": augmented,
     }  # fmt: skip
     chosen = ([f"bits={'null' if bits == 'none' else bits}"] if bits is not None else []) + (assignments or [])
     _check_duration(epochs, steps, "compress")
@@ -132,7 +135,7 @@ def compress(
     try:
         result = run(
             built, wanted.task, wanted.models(built), out=wanted.out, settings=wanted.settings, storage=wanted.storage,
-            resume=resume, data=wanted.data, text=wanted.text, each_stage=each_stage,
+            resume=resume, data=wanted.data, text=wanted.text, augmented=wanted.augmented, each_stage=each_stage,
         )  # fmt: skip
     except KeyboardInterrupt:
         err.print("Stopped. The same command with --resume continues from the last checkpoint.", highlight=False)
@@ -194,6 +197,49 @@ def finetune(
         f"Delivered to [bold]{_escape(str(folder))}[/]",
         highlight=False,
     )
+
+
+@app.command()
+def augment(
+    task: Annotated[str, typer.Option(help="A GLUE task, or text for files of your own.")],
+    model: Annotated[str, typer.Option(help="A masked language model, or any with word embeddings: folder or hub name.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where variants are kept; one that was begun is gone on with.")],
+    method: Annotated[
+        str, typer.Option(help="masked-lm: what the model predicts; neighbours: words with similar embeddings.")
+    ] = "masked-lm",
+    vectors: Annotated[Path | None, typer.Option(help="Word embeddings in GloVe's format, for neighbours.")] = None,
+    variants: Annotated[int | None, typer.Option(help="Of each text; default is the published number.")] = None,
+    probability: Annotated[float, typer.Option(help="With which a word is exchanged.")] = 0.4,
+    candidates: Annotated[int, typer.Option(help="For each word.")] = 15,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    data: DataOption = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make variants of a task's training texts by exchanging words, for `compress --augmented`."""
+    from bitstill.augmenting import augment as run
+    from bitstill.tasks.augmentation import Augmentation
+    from bitstill.tasks.text import TextOptions
+
+    chosen = {"text": tuple(text_column or ()), "label": label_column}
+    given = {key: value for key, value in chosen.items() if value}
+    options = Augmentation(variants=variants, probability=probability, candidates=candidates, seed=seed)
+    text = TextOptions(**given) if given else None  # type: ignore[arg-type]
+    try:
+        found = run(task, model, folder, method=method, vectors=vectors, options=options, data=data, text=text)
+    except KeyboardInterrupt:
+        err.print("Stopped. The same command goes on where it was.", highlight=False)
+        raise typer.Exit(130) from None
+    if as_json:
+        _print_json(found)
+        return
+    out.print(
+        f"[bold]{found['variants']:,}[/] variants of {found['texts']:,} training texts in [bold]{_escape(str(folder))}[/]:",
+        highlight=False,
+    )
+    for original, variant in found["examples"]:
+        out.print(f"  {_escape(original)}\n  [green]{_escape(variant)}[/]", highlight=False)
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ def from_parquet(files: list[str], folder: Path, *, purpose: str) -> Any:
     """
     datasets = need_package("datasets", extra="all", purpose=purpose)
     try:
-        return datasets.Dataset.from_parquet(files, keep_in_memory=True)
+        with quiet(datasets):
+            return datasets.Dataset.from_parquet(files, keep_in_memory=True)
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         raise DataError(
             "intact parquet files with rows",
@@ -62,3 +65,17 @@ def from_parquet(files: list[str], folder: Path, *, purpose: str) -> Any:
             where=str(folder),
             fix="Copy or download them again.",
         ) from error
+
+
+@contextlib.contextmanager
+def quiet(datasets: Any) -> Iterator[None]:
+    """Local files are read faster than a progress bar can be looked at, and what is wrong with them is said once, by us."""
+    shown, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if shown:
+            datasets.enable_progress_bars()

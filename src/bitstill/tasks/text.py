@@ -5,9 +5,8 @@ What a model reads depends on its tokenizer, so a text task becomes a `Task` onl
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from bitstill.errors import DataError, SpecError, need_package, suggest
 from bitstill.tasks.metrics import accuracy, pearson_and_spearman
+from bitstill.tasks.sources import quiet
 from bitstill.train.keys import permutation
 
 READERS = {".csv": "from_csv", ".json": "from_json", ".jsonl": "from_json", ".parquet": "from_parquet"}
@@ -167,26 +167,12 @@ def read_files(folder: Path, part: str, *, required: bool = True) -> Any:
         suffix = suffixes.pop()
         # "NA" and "None" are words; only an empty cell is nothing.
         more = {"keep_default_na": False, "na_values": [""]} if suffix == ".csv" else {}
-        with _quiet(datasets):
+        with quiet(datasets):
             return getattr(datasets.Dataset, READERS[suffix])([str(path) for path in found], keep_in_memory=True, **more)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         given = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
         raise DataError("a readable file", given=given, where=str(found[0]), fix="Check the file.") from error
-
-
-@contextlib.contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """Local files are read faster than a progress bar can be looked at, and what is wrong with them is said once, by us."""
-    shown, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def split_of(rows: Any, options: TextOptions, names: Sequence[str] | None, where: str) -> TextSplit:

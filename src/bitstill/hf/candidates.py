@@ -1,0 +1,216 @@
+"""Candidates for the words of a text: from a masked language model, or from the neighbourhood in a table of embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from bitstill.errors import DataError
+from bitstill.hf.models import quiet
+from bitstill.hf.text import load_tokenizer
+from bitstill.nn.tensors import stored_tensors
+from bitstill.tasks.augmentation import Word
+
+LARGEST_TABLE = 100_000
+"""Words of a file of embeddings that are read: the most frequent ones, which come first (Jiao et al. 2020)."""
+BATCH, LONGEST = 32, 512
+
+
+class Neighbours:
+    """The words whose embeddings are nearest by cosine.
+
+    Args:
+        words: of the table, all different.
+        vectors: theirs, float (words, width).
+        source: where they are from.
+        pieces: gives a vector to a word that is not in the table, or None.
+    """
+
+    def __init__(self, words: Sequence[str], vectors: Tensor, source: str, pieces: Any = None) -> None:
+        self.words, self.source = list(words), source
+        self.vectors = torch.nn.functional.normalize(vectors.float(), dim=1)
+        self.index = {word: number for number, word in enumerate(self.words)}
+        self._pieces = pieces
+        self._known: dict[str, list[str]] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """The table."""
+        return {"neighbours in": self.source, "digest": _digest([self.vectors])}
+
+    def propose(self, words: Sequence[Word], count: int) -> list[list[str]]:
+        """The `count` nearest words to each, itself left out."""
+        wanted = dict.fromkeys(str(word) for word in words)
+        queries = {word: vector for word in wanted if word not in self._known and (vector := self._vector(word)) is not None}
+        for chunk in _chunks(list(queries), 256):
+            cosine = torch.nn.functional.normalize(torch.stack([queries[word] for word in chunk]), dim=1) @ self.vectors.T
+            best = cosine.topk(min(count + 1, len(self.words)), dim=1).indices
+            for word, row in zip(chunk, best.tolist(), strict=True):
+                named = [self.words[number] for number in row]
+                self._known[word] = [other for other in named if other.lower() != word.lower()][:count]
+        return [self._known.get(str(word), []) for word in words]
+
+    def _vector(self, word: str) -> Tensor | None:
+        for form in (word, word.lower()):
+            if form in self.index:
+                return self.vectors[self.index[form]]
+        return None if self._pieces is None else self._pieces(word)
+
+
+class MaskedLanguageModel:
+    """What a masked language model would put in a word's place; words of several tokens are looked up elsewhere.
+
+    As Jiao et al. (2020) do, the model reads the text with the word masked and then the text itself, and its best predictions
+    are the candidates, pieces of words left out. The word itself is left out too: it is what stays without an exchange.
+
+    Args:
+        source: folder or hub name.
+        otherwise: for words that are not one token.
+        device: where the model runs.
+        progress: show a progress bar for the words of a shard.
+    """
+
+    def __init__(self, source: str, otherwise: Neighbours, device: torch.device, *, progress: bool = True) -> None:
+        self.source, self.otherwise, self.device, self.progress = source, otherwise, device, progress
+        self.tokenizer = load_tokenizer(source)
+        self.model = _load(AutoModelForMaskedLM, source, "a masked language model", "Use --method neighbours with it.")
+        self.model.to(device)
+        if self.tokenizer.mask_token_id is None:
+            fix = "Use --method neighbours with it."
+            raise DataError("a tokenizer with a mask token", given="none", where=source, fix=fix)
+        self.whole = {token: word for word, token in whole_words(self.tokenizer).items()}
+
+    def describe(self) -> dict[str, Any]:
+        """The model and the table beside it."""
+        about = {"masked language model": self.source, "digest": _digest(stored_tensors(self.model).values())}
+        return {**about, **self.otherwise.describe()}
+
+    def propose(self, words: Sequence[Word], count: int) -> list[list[str]]:
+        """The `count` best predictions for words that are one token; neighbours for the others."""
+        single = [place for place, word in enumerate(words) if self._token(str(word)) in self.whole]
+        rest = sorted(set(range(len(words))) - set(single))
+        found: dict[int, list[str]] = dict(zip(rest, self.otherwise.propose([words[p] for p in rest], count), strict=True))
+        single.sort(key=lambda place: len(words[place].text))  # texts of similar length together
+        with tqdm(total=len(single), desc="predicting words", unit="word", leave=False, disable=not self.progress) as bar:
+            for chunk in _chunks(single, BATCH):
+                found |= zip(chunk, self._predict([words[place] for place in chunk], count), strict=True)
+                bar.update(len(chunk))
+        return [found[place] for place in range(len(words))]
+
+    def _predict(self, words: Sequence[Word], count: int) -> list[list[str]]:
+        masked = [word.text[: word.start] + self.tokenizer.mask_token + word.text[word.end :] for word in words]
+        limit = min(LONGEST, self.tokenizer.model_max_length)
+        originals = [word.text for word in words]
+        # The second text gives way first: where the mask is, matters more.
+        inputs = self.tokenizer(
+            masked, originals, truncation="longest_first", max_length=limit, padding=True, return_tensors="pt"
+        ).to(self.device)
+        with torch.inference_mode():
+            logits = self.model(**inputs).logits.float().cpu()
+        here = inputs["input_ids"].cpu() == self.tokenizer.mask_token_id
+        found: list[list[str]] = []
+        for word, row, places in zip(words, logits, here, strict=True):
+            if not bool(places.any()):  # cut off
+                found.append([])
+                continue
+            best = row[int(places.int().argmax())].topk(min(count + 1, row.shape[-1])).indices.tolist()
+            named = [self.whole[token] for token in best if token in self.whole]
+            found.append([other for other in named if other.lower() != str(word).lower()][:count])
+        return found
+
+    def _token(self, word: str) -> int | None:
+        ids = self.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        return ids[0] if len(ids) == 1 else None
+
+
+def own_neighbours(source: str) -> Neighbours:
+    """Neighbours among the words of a model's own vocabulary, by its input embeddings; other words are means of their pieces.
+
+    Args:
+        source: folder or hub name.
+
+    Raises:
+        DataError: there is no such model.
+    """
+    tokenizer = load_tokenizer(source)
+    table: Tensor = _load(AutoModel, source, "a model", "Check the name.").get_input_embeddings().weight.detach().float()
+    words = whole_words(tokenizer)
+    unit = torch.nn.functional.normalize(table, dim=1)
+
+    def of_pieces(word: str) -> Tensor:
+        return unit[tokenizer(f" {word}", add_special_tokens=False)["input_ids"]].mean(0)
+
+    return Neighbours(list(words), table[list(words.values())], f"{source}, input embeddings", of_pieces)
+
+
+def neighbours_from_file(path: Path) -> Neighbours:
+    """Neighbours in a table of the GloVe format: a word and its numbers on each line, most frequent words first.
+
+    Raises:
+        DataError: the file cannot be read, or is no such table.
+    """
+    words: dict[str, npt.NDArray[np.float32]] = {}
+    width = 0
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                word, *numbers = line.rstrip("\n").split(" ")
+                vector = np.array(numbers, dtype=np.float32)
+                width = width or len(vector)
+                if len(vector) != width or not width or not np.isfinite(vector).all():
+                    raise ValueError(f"{len(vector)} numbers, after lines of {width}")
+                words.setdefault(word, vector)
+                if len(words) == LARGEST_TABLE:
+                    break
+    except (OSError, ValueError) as error:
+        given = f"{type(error).__name__}: {error}"
+        fix = "Each line is a word and its numbers, with single spaces between, as GloVe's text files are."
+        raise DataError(
+            "a table of word embeddings", given=given, where=f"{path}, after {len(words)} words", fix=fix
+        ) from error
+    if not words:
+        raise DataError("a table of word embeddings", given="an empty file", where=str(path), fix="Check the path.")
+    return Neighbours(list(words), torch.from_numpy(np.stack(list(words.values()))), path.name)
+
+
+def whole_words(tokenizer: Any) -> dict[str, int]:
+    """The tokens that are whole words of letters alone, by the word: not pieces, numbers, signs or special tokens."""
+    ids = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    texts = [text.strip() for text in tokenizer.batch_decode([[token] for token in ids])]
+    named = [(text, token) for text, token in zip(texts, ids, strict=True) if text.isalpha()]
+    again = tokenizer([f" {text}" for text, _ in named], add_special_tokens=False)["input_ids"]
+    return {text: token for (text, token), back in zip(named, again, strict=True) if back == [token]}
+
+
+def _load(auto: Any, source: str, wanted: str, fix: str) -> Any:
+    try:
+        with quiet():
+            model, report = auto.from_pretrained(
+                source, dtype="float32", output_loading_info=True, use_safetensors=True, trust_remote_code=False
+            )
+    except Exception as error:  # whatever its many parts raise for files that are damaged or not there
+        given = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise DataError(wanted, given=given, where=source, fix=fix) from error
+    lost = [name for name in report["missing_keys"] if ".pooler." not in f".{name}"]
+    if lost:
+        raise DataError(wanted, given=f"one without {sorted(lost)[0]}", where=source, fix=fix)
+    return model.eval().requires_grad_(False)
+
+
+def _digest(tensors: Any) -> str:
+    state = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
