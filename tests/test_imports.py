@@ -18,7 +18,7 @@ LAYERS: tuple[set[str], ...] = (
     {"surgery", "lifecycle"},
     {"distill", "train"},
     {"recipes"},
-    {"architectures", "augmenting", "delivery", "finetuning", "hf", "loading", "report", "roles", "runfile", "tasks"}
+    {"architectures", "augmenting", "delivery", "finetuning", "general", "hf", "loading", "report", "roles", "runfile", "tasks"}
     | {"api", "demo", "demo_plans", "dry_run", "evaluate"},
     {"cli"},
 )

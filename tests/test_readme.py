@@ -20,6 +20,8 @@ README = (ROOT / "README.md").read_text()
 
 SHORT = {
     "--recipe xtc": ("--steps", "2"),
+    "bitstill distill": ("--steps", "2", "--length", "16", "--layers", "2"),
+    "--recipe binarybert": ("--steps", "1", "--set", "validations=1"),
     "demo --recipe pqk": ("--epochs", "1"),
     "compress --recipe pqk": ("--set", "warmup_epochs=0.2", "--set", "mutual_epochs=0.2"),
 }
@@ -44,16 +46,16 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BITSTILL_DATA", str(sentences(tmp_path / "data")))
     model = str(tiny.saved(tmp_path / "model", "bert"))
+    (tmp_path / "train.txt").write_text("\n\n".join(tiny.sentences(120)[0]))
     predictor = str(tiny.saved_masked_lm(tmp_path / "predictor"))
+    places = {"MODEL": model, "MASKED-LM": predictor, "TEXT": str(tmp_path / "train.txt")}
+    places |= {"--epochs 20": "--epochs 1", "--epochs 2 ": "--steps 2 "}
     commands = [line for block in blocks("console") for line in block.splitlines() if line.startswith("bitstill ")]
     assert len(commands) >= 7
     for command in commands:
-        line = (
-            command.replace("MODEL", model)
-            .replace("MASKED-LM", predictor)
-            .replace("--epochs 20", "--epochs 1")
-            .replace("--epochs 2 ", "--steps 2 ")
-        )
+        line = command
+        for word, instead in places.items():
+            line = line.replace(word, instead)
         arguments = shlex.split(line)[1:] + [option for word, options in SHORT.items() if word in line for option in options]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, (command, result.output, result.exception)

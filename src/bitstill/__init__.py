@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bitstill.delivery import save
     from bitstill.errors import BitstillError
     from bitstill.finetuning import finetune
+    from bitstill.general import distill_encoder
     from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
     from bitstill.lifecycle import freeze, pack, prepare, unpack
     from bitstill.loading import text_task
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
         PostTraining,
         QuantizedDistillation,
     )
+    from bitstill.recipes.general_distillation import GeneralDistillation
     from bitstill.specs import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, SplitBinary, Ternary, Uniform
     from bitstill.tasks.augmentation import Augmentation
+    from bitstill.tasks.corpus import Corpus
     from bitstill.tasks.text import TextOptions
     from bitstill.train.loop import Settings
     from bitstill.train.task import Split, Task
@@ -45,8 +48,10 @@ _HOMES = {
     "BitstillError": "bitstill.errors",
     "Bucket": "bitstill.granularity",
     "Compression": "bitstill.specs",
+    "Corpus": "bitstill.tasks.corpus",
     "DifferentiableQuantization": "bitstill.recipes",
     "FineTuning": "bitstill.recipes",
+    "GeneralDistillation": "bitstill.recipes.general_distillation",
     "LearnedStep": "bitstill.specs",
     "PQK": "bitstill.recipes",
     "PerChannel": "bitstill.granularity",
@@ -69,6 +74,7 @@ _HOMES = {
     "XTC": "bitstill.recipes",
     "augment": "bitstill.augmenting",
     "compress": "bitstill.api",
+    "distill_encoder": "bitstill.general",
     "finetune": "bitstill.finetuning",
     "freeze": "bitstill.lifecycle",
     "load": "bitstill.api",
@@ -88,8 +94,10 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "BitstillError",
     "Bucket",
     "Compression",
+    "Corpus",
     "DifferentiableQuantization",
     "FineTuning",
+    "GeneralDistillation",
     "LearnedStep",
     "PQK",
     "PerChannel",
@@ -113,6 +121,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "__version__",
     "augment",
     "compress",
+    "distill_encoder",
     "finetune",
     "freeze",
     "load",

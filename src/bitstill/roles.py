@@ -163,7 +163,7 @@ def _check_vocabulary(name: str, network: nn.Module, task: Task) -> None:
     weight = network.get_submodule(table).weight
     assert isinstance(weight, Tensor)
     rows = len(weight)
-    limit = _readable_tokens(network)
+    limit = readable_tokens(network)
     longest = max(split.inputs["input_ids"].shape[1] for split in (task.train, task.validation, task.test))
     if limit is not None and limit < longest:
         fix = f"Set --max-length to at most {limit}, or choose a model that reads longer texts."
@@ -174,7 +174,7 @@ def _check_vocabulary(name: str, network: nn.Module, task: Task) -> None:
         raise DataError(f"a model that knows token {largest}", given=given, where=f"{name}, {task.name}", fix=fix)
 
 
-def _readable_tokens(network: nn.Module) -> int | None:
+def readable_tokens(network: nn.Module) -> int | None:
     """How long a text may be, or None where the model does not say."""
     limit = getattr(getattr(network, "config", None), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:

@@ -27,6 +27,8 @@ from bitstill.artifact.writer import Storage
 from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
 from bitstill.recipes import AnyRecipe, recipe_class
+from bitstill.recipes.general_distillation import GeneralDistillation
+from bitstill.tasks.corpus import Corpus
 from bitstill.tasks.text import TextOptions
 from bitstill.train.loop import Settings
 
@@ -43,6 +45,8 @@ class RunFile:
         data: a folder with local files for the task.
         text: how files of your own are read, for the task "text".
         augmented: a folder with variants of the training texts, from `bitstill augment`.
+        corpus: plain text on which the student is distilled in general before it meets the task.
+        general: how.
         options: settings of the recipe.
         settings: how the run is carried out.
         storage: how the artifact is stored.
@@ -57,6 +61,8 @@ class RunFile:
     data: str | None = None
     text: TextOptions | None = None
     augmented: str | None = None
+    corpus: Corpus | None = None
+    general: GeneralDistillation | None = None
     options: Any = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     storage: Storage = field(default_factory=Storage)
@@ -84,6 +90,9 @@ class RunFile:
         return yaml.safe_dump(content, sort_keys=False)
 
 
+_SECTIONS = ("settings", "storage", "options", "text", "corpus", "general")
+
+
 def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Sequence[str] = ()) -> RunFile:
     """Read a run file and lay overrides over it.
 
@@ -106,7 +115,9 @@ def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Seque
         key, sign, text = assignment.partition("=")
         if not sign or not key:
             raise SpecError("KEY=VALUE", given=repr(assignment), where="--set", fix="For example: --set kd_weight=0.9.")
-        prefixed = key if key.split(".")[0] in ("settings", "storage", "options", "text") else f"options.{key}"
+        prefixed = (
+            key if key.split(".")[0] in ("settings", "storage", "options", "text", "corpus", "general") else f"options.{key}"
+        )
         _put(content, prefixed, _parse(text, f"--set {key}"))
     for key, wanted in (("recipe", "--recipe, see `bitstill recipes`"), ("task", "--task, for example digits")):
         if key not in content:

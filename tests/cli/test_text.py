@@ -343,3 +343,37 @@ def test_what_cannot_be_varied_says_so(cli, bert, data, tmp_path):
     assert not (tmp_path / "out").exists()
     unlike = ("compress", "--recipe", "post-training", "--task", "digits", "--model", "digits-student", "--augmented", bert)
     refused(cli(*unlike, "--out", tmp_path / "out"), "a text task for variants")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "train.txt"
+    path.write_text("\n\n".join(tiny.sentences(120)[0]))
+    return path
+
+
+def test_an_encoder_is_distilled_on_plain_text(cli, bert, corpus, tmp_path):
+    small = ("distill", "--model", bert, "--corpus", corpus, "--length", 16, "--steps", 2, "--out", tmp_path / "small",
+             "--set", "batch_size=8", "--set", "settings.progress=false", "--set", "settings.device=cpu")  # fmt: skip
+    refused(cli(*small), "a smaller student")
+    run = cli(*small, "--layers", 2)
+    assert run.status == 0 and re.search(r"of the teacher's [\d,]+ parameters; alikeness", run.out), run
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["num_hidden_layers"] == 2
+    refused(cli(*small, "--layers", 2), "a new or an empty folder")
+    refused(cli(*small, "--layers", 2, "--out", tmp_path / "other", "--set", "colour=1"), "colour")
+    refused(cli(*small, "--layers", 2, "--out", tmp_path / "other", "--length", 128), "at most 40 tokens")
+
+
+def test_one_command_runs_the_whole_chain_from_a_corpus_on(cli, bert, corpus, data, tmp_path):
+    chain = ("compress", "--recipe", "binarybert", "--task", "text", "--model", bert, "--data", data, *COLUMNS, *LENGTH,
+             "--corpus", corpus, "--set", "general.steps=1", "--set", "general.batch_size=2", "--set", "layers=2", "--steps", 1,
+             "--set", "corpus.length=16",
+             "--set", "validations=1", "--set", "batch_size=8", "--set", "teacher_epochs=0.4", *QUIET)  # fmt: skip
+    run = cli(*chain, "--out", tmp_path / "out", "--each-stage")
+    assert run.status == 0, run
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 2 and json.loads((tmp_path / "out-general" / "report.json").read_text())["sequences"]
+    assert (tmp_path / "out-ternary-II" / "model.safetensors").exists()
+    refused(cli(*chain, "--student", bert, "--out", tmp_path / "other"), "without --student")
+    unlike = ("compress", "--recipe", "post-training", "--task", "digits", "--model", "digits-student", "--corpus", corpus)
+    refused(cli(*unlike, "--out", tmp_path / "other"), "a recipe that makes a smaller transformer")

@@ -120,10 +120,21 @@ def test_without_scores_no_copy_of_the_float_student_is_needed():
 
 
 def test_a_given_student_learns_in_float_first_and_keeps_its_own_layers():
-    found = stages(BinaryBERT(), student=encoder(1, layers=2))
+    found = stages(BinaryBERT(width=1.0), student=encoder(1, layers=2))
     assert found[0].begin == (RESTING,) and terms(found[0]) == features("teacher", (1, 3))
-    straight = stages(BinaryBERT(float_epochs=0), student=encoder(1))
+    straight = stages(BinaryBERT(width=1.0, float_epochs=0), student=encoder(1))
     assert straight[0].name == "ternary I" and straight[0].begin == (RESTING, Compress("student", rules(TERNARY)))
+
+
+def test_a_given_student_is_narrowed_unless_it_is_narrow_already():
+    wide, narrow = bert(1), bert(1)
+    ReduceWidth("student", 0.5).apply({"student": narrow}, task(), 0)
+    models = {"teacher": bert()}
+    found = BinaryBERT().stages(train_teacher=False, models={**models, "student": wide})
+    assert found[0].begin == (ReduceWidth("student", 0.5), RESTING)
+    found = BinaryBERT(width=1.0).stages(train_teacher=False, models={**models, "student": narrow})
+    assert found[0].begin == (RESTING,) and found[2].begin[0] == Copy("student", "small")
+    assert terms(found[0]) == features("teacher", scores=False), "its scores are not the teacher's"
 
 
 def test_the_loss_aware_threshold_is_passed_on():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from bitstill.errors import BitstillError, SpecError
+
+if TYPE_CHECKING:
+    from bitstill.runfile import RunFile
 
 app = typer.Typer(
     name="bitstill",
@@ -79,7 +82,10 @@ def compress(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Guides the student; default is --model.")] = None,
     student: Annotated[str | None, typer.Option(help="What is delivered; default is --model.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Plain text for general distillation.")] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Plain text on which the student is distilled in general first: folder, file or hub name."),
+    ] = None,
     augmented: Annotated[
         str | None, typer.Option(help="Folder with variants of the training texts, from `bitstill augment`.")
     ] = None,
@@ -114,7 +120,7 @@ def compress(
 
     overrides: dict[str, Any] = {
         "recipe": recipe, "task": task, "model": model, "teacher": teacher, "student": student, "data": data,
-        "out": None if folder is None else str(folder), "options.corpus": corpus, "options.augment": augment,
+        "out": None if folder is None else str(folder), "corpus.source": corpus, "options.augment": augment,
         "options.epochs": epochs, "options.steps": steps, "settings.seed": seed, "settings.precision": precision,
         "settings.checkpoint_every": checkpoint_every, "text.text": text_column or None, "text.label": label_column,
         "text.max_length": max_length, "text.truncate": truncate, "augmented": augmented,
@@ -133,8 +139,9 @@ def compress(
     if wanted.out is None:
         raise SpecError("a folder to deliver to", given="none", where="compress", fix="Add --out DIR.")
     try:
+        models = _with_general(wanted, built, resume)
         result = run(
-            built, wanted.task, wanted.models(built), out=wanted.out, settings=wanted.settings, storage=wanted.storage,
+            built, wanted.task, models, out=wanted.out, settings=wanted.settings, storage=wanted.storage,
             resume=resume, data=wanted.data, text=wanted.text, augmented=wanted.augmented, each_stage=each_stage,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -195,6 +202,61 @@ def finetune(
     out.print(
         f"{found['metric']} on {found['samples']:,} {task} test samples: [bold]{found['test']:.2f}[/]. "
         f"Delivered to [bold]{_escape(str(folder))}[/]",
+        highlight=False,
+    )
+
+
+@app.command()
+def distill(
+    model: Annotated[str, typer.Option(help="The teacher, an encoder that was not fine-tuned: folder or hub name.")],
+    corpus: Annotated[str, typer.Option(help="Plain text: a file, a folder with train files, or a hub name.")],
+    folder: Annotated[Path, typer.Option("--out", help="A new folder for the smaller encoder.")],
+    layers: Annotated[int | None, typer.Option(help="How many of the teacher's layers the student keeps.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="The student instead: folder or hub name, or a folder with config.json alone.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the corpus; default is 3.")] = None,
+    steps: Annotated[int | None, typer.Option(help="The same in optimizer steps.")] = None,
+    length: Annotated[int, typer.Option(help="Of the sequences that the corpus is cut into, in tokens.")] = 128,
+    limit: Annotated[int | None, typer.Option(help="Characters of the corpus that are read; default is all.")] = None,
+    text_column: Annotated[str, typer.Option("--text-column", help="Column with the text.")] = "text",
+    cache: Annotated[Path | None, typer.Option(help="Folder for the tokenized corpus; default is OUT.tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    precision: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default is an epoch.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    assignments: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any option; repeatable.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Distil an encoder into a smaller one on plain text, for any task: an ordinary Hugging Face folder."""
+    from bitstill.general import distill_encoder as run
+    from bitstill.recipes.general_distillation import GeneralDistillation
+    from bitstill.runfile import read_run
+    from bitstill.tasks.corpus import Corpus
+
+    _check_duration(epochs, steps, "distill")
+    overrides = {
+        "recipe": "general-distillation", "task": "corpus", "general.layers": layers, "general.epochs": epochs,
+        "general.steps": steps, "settings.seed": seed, "settings.precision": precision,
+        "settings.checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    named = [key if key.startswith("settings.") else f"general.{key}" for key in assignments or []]
+    wanted = read_run(None, overrides, named)
+    try:
+        report = run(
+            model, Corpus(corpus, text_column, length, limit), folder, student=student,
+            recipe=wanted.general or GeneralDistillation(), settings=wanted.settings, cache=cache, resume=resume,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        err.print("Stopped. The same command with --resume continues from the last checkpoint.", highlight=False)
+        raise typer.Exit(130) from None
+    if as_json:
+        _print_json(report)
+        return
+    sizes, found = report["parameters"], report["delivered"]
+    out.print(
+        f"{sizes['student']:,} of the teacher's {sizes['teacher']:,} parameters; {found['metric']} on held-out text "
+        f"[bold]{found['test']:.2f}[/] of 100. Delivered to [bold]{_escape(str(folder))}[/]",
         highlight=False,
     )
 
@@ -288,6 +350,33 @@ def recipes(
     from bitstill.report.tables import options_table, recipes_table
 
     out.print(recipes_table(describe_all()) if name is None else options_table(describe(name)))
+
+
+def _with_general(wanted: RunFile, recipe: Any, resume: bool) -> dict[str, str]:
+    """The run's models; where it names a corpus, the student is what general distillation on it has made, or makes now."""
+    models = wanted.models(recipe)
+    if wanted.corpus is None:
+        return models
+    from dataclasses import replace
+
+    from bitstill.artifact.format import REPORT
+    from bitstill.general import distill_encoder as run
+    from bitstill.recipes.general_distillation import GeneralDistillation
+
+    if not hasattr(recipe, "layers") or "student" in models:
+        fix = "Use xtc or binarybert without --student; `bitstill distill` makes such a student for other uses."
+        given = wanted.recipe if not hasattr(recipe, "layers") else "a student"
+        raise SpecError("a recipe that makes a smaller transformer of its teacher", given=given, where="--corpus", fix=fix)
+    source = wanted.model or wanted.teacher
+    if source is None:
+        raise SpecError("a model to distil", given="none", where="--corpus", fix="Add --model.")
+    general = wanted.general or GeneralDistillation()
+    if general.layers is None:
+        general = replace(general, layers=recipe.layers, choice=recipe.choice)
+    folder = Path(f"{wanted.out}-general")
+    if not (folder / REPORT).exists():
+        run(source, wanted.corpus, folder, recipe=general, settings=wanted.settings, resume=resume)
+    return {**models, "student": str(folder)}
 
 
 def _check_duration(epochs: float | None, steps: int | None, command: str) -> None:

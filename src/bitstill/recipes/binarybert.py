@@ -44,7 +44,8 @@ class BinaryBERT:
         input: input quantization of the layers whose weights are quantized; None keeps inputs in float (paper:
             `QuantizeInput(per="tensor", range="clip")`).
         embeddings: quantize the word embeddings too, one scale per row; they are split like the others.
-        width: fraction of the heads and feed-forward neurons that the student keeps; hidden states stay as wide (paper: 0.5).
+        width: fraction of the heads and feed-forward neurons that the student keeps; hidden states stay as wide (paper: 0.5). A
+            given student is narrowed too, unless it has other heads than the teacher already.
         layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all (paper).
         choice: which ones, where `layers` is a number: "skip" (every other one), "top" or "bottom".
         layer_map: "last" matches the student's last layer with the teacher's last, "paper" with the one it was copied from.
@@ -132,8 +133,9 @@ class BinaryBERT:
         if train_teacher:
             stage = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr).stage("teacher", regression)
             found.append(stage)
-        begin = self._birth(given, depth, kept)
-        teacher, own_heads = "teacher", self._own_heads(models)
+        narrow = given and _heads(models["student"]) != _heads(models["teacher"])
+        begin = self._birth(given, depth, kept, narrow)
+        teacher, own_heads = "teacher", bool(self.attention_weight) and (narrow or self.width < 1)
         matched = (kept, depth)
         if (given or self.width < 1 or len(kept) < depth) and self.float_epochs:
             terms = self._terms(*matched, teacher, regression, attention=not own_heads)
@@ -160,20 +162,12 @@ class BinaryBERT:
             raise SpecError("something to do with the student", given="bits=None", where="BinaryBERT", fix=fix)
         return tuple(found)
 
-    def _own_heads(self, models: Models) -> bool:
-        """Whether attention scores are wanted and the student has other heads than the teacher."""
-        if not self.attention_weight:
-            return False
-        if "student" not in models:
-            return self.width < 1
-        return _heads(models["student"]) != _heads(models["teacher"])
-
-    def _birth(self, given: bool, depth: int, kept: tuple[int, ...]) -> tuple[Action, ...]:
+    def _birth(self, given: bool, depth: int, kept: tuple[int, ...], narrow: bool) -> tuple[Action, ...]:
         begin: list[Action] = []
         if not given:
             begin.append(Copy("teacher", "student") if len(kept) == depth else ReduceLayers("teacher", "student", kept))
-            if self.width < 1:
-                begin.append(ReduceWidth("student", 1.0 - self.width))
+        if self.width < 1 and not narrow:
+            begin.append(ReduceWidth("student", 1.0 - self.width))
         if self.dropout is not None:
             begin.append(SetDropout("student", self.dropout))
         return tuple(begin)

@@ -256,7 +256,7 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
             fix = "Choose another --out, or the settings with which it was begun."
             given = f"{key} {there.get(key)}"
             raise DataError(f"a folder for {key} {about.get(key)}", given=given, where=str(folder), fix=fix)
-    elif any(folder.iterdir()):
+    elif any(not entry.name.startswith(".") for entry in folder.iterdir()):  # a half-written file of ours may be left
         fix = "Choose another --out, so that nothing of yours is overwritten."
         raise DataError("a new or an empty folder", given="something else", where=str(folder), fix=fix)
     else:

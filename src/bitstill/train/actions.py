@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitstill.distill.projection import Projection
 from bitstill.distill.taps import as_logits
 from bitstill.errors import MatchError, SpecError, suggest
 from bitstill.lifecycle import prepare, uncompressed
@@ -24,7 +25,7 @@ from bitstill.surgery.blocks import reduced
 from bitstill.surgery.select import first_and_last_tensor, layers_in_order, norms
 from bitstill.surgery.splitting import split_model
 from bitstill.surgery.width import check_fraction, reduce_width
-from bitstill.train.keys import permutation
+from bitstill.train.keys import derive, permutation
 from bitstill.train.task import Task
 
 Skip = Literal["roles", "paper", "none"]
@@ -151,6 +152,30 @@ class AddDenseView:
             raise MatchError("a model with norm layers", given="none", where=f"dense view of {self.student!r}", fix=fix)
         head = (layers_in_order(student, run_once_on(task))[-1],) if self.own_head else ()
         models[self.name] = DenseView(student, uncompressed(student), (*own, *head))
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """The same; the numbers come from the checkpoint."""
+        self.apply(models, task, 0)
+
+
+@dataclass(frozen=True)
+class AddProjection:
+    """Add a learned projection from the student's hidden states to those of a wider or narrower teacher, for `Term.through`.
+
+    Args:
+        name: of the projection among the models.
+        student, teacher: widths of the hidden states.
+    """
+
+    name: str
+    student: int
+    teacher: int
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Add it to `models`, with weights that depend on the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "init", self.name))
+            models[self.name] = Projection(self.student, self.teacher)
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """The same; the numbers come from the checkpoint."""

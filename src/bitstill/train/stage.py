@@ -31,12 +31,15 @@ class Term:
         student: the model that receives the gradient.
         teacher: the model it is compared with, or None for the labels.
         weight: a number or a schedule.
+        through: a learned projection that the student's hidden states pass before they are compared, where its width is not
+            the teacher's.
     """
 
     loss: Loss
     student: str = "student"
     teacher: str | None = None
     weight: Scheduled = 1.0
+    through: str | None = None
 
     def __post_init__(self) -> None:
         if self.loss.needs_teacher and self.teacher is None:
@@ -130,7 +133,7 @@ class Stage:
         if self.pruning is not None and self.keep == "best":
             fix = "The best weights may be those of a lower sparsity; follow with a stage without pruning that keeps its best."
             raise self._error("keep='last' while masks move", "'best'", fix)
-        taught = {term.student for term in self.terms}
+        taught = {name for term in self.terms for name in (term.student, term.through) if name}
         for name in self.train:
             if name not in taught:
                 raise self._error(
@@ -156,7 +159,7 @@ class Stage:
 
     def check_models(self, models: Mapping[str, nn.Module]) -> None:
         """Raise `SpecError` if the stage names a model that there is not."""
-        named = {*self.train, *(t.teacher for t in self.terms if t.teacher), *(t.student for t in self.terms)}
+        named = {*self.train, *(name for t in self.terms for name in (t.student, t.teacher, t.through) if name)}
         for name in sorted(named):
             if name not in models:
                 raise self._error("a known model", repr(name), suggest(name, models))

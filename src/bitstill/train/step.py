@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from bitstill.distill.projection import Projection
 from bitstill.distill.taps import Output, as_logits, tap
 from bitstill.errors import DataError, MatchError, TrainingError
 from bitstill.schedules import at
@@ -46,7 +47,8 @@ class TrainingStep(nn.Module):
         Returns:
             The sum, each term's own (detached) value, and with `probe` each term's gradient norm.
         """
-        outputs = {name: run(m, self.task, batch, taps(self.stage, name)) for name, m in self.models.items()}
+        runs = {name: model for name, model in self.models.items() if not isinstance(model, Projection)}
+        outputs = {name: run(m, self.task, batch, taps(self.stage, name)) for name, m in runs.items()}
         known = {**targets, **{name: output.detach() for name, output in outputs.items()}}
         values: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
@@ -54,13 +56,20 @@ class TrainingStep(nn.Module):
         for term in self.stage.terms:
             student = outputs[term.student]
             target = known[term.teacher] if term.teacher else None
-            _check_same_classes(student, target, term.name)
-            value = term.loss(student, target, batch["labels"], progress)
+            if not any(term.loss.taps()):
+                _check_same_classes(student, target, term.name)
+            seen = student if term.through is None else self._projected(student, term.through)
+            value = term.loss(seen, target, batch["labels"], progress)
             total = total + at(term.weight, progress) * value
             values[term.name] = value.detach()
             if probe:
                 norms[term.name] = _gradient_norm(value, student)
         return total, values, norms
+
+    def _projected(self, student: Output, name: str) -> Output:
+        projection = self.models[name]
+        assert isinstance(projection, Projection)
+        return Output(student.logits, {key: projection(value) for key, value in student.features.items()}, student.positions)
 
 
 def run(model: nn.Module, task: Task, batch: Batch, names: tuple[str, ...]) -> Output:

@@ -1,0 +1,133 @@
+"""General distillation: a smaller encoder for any task, saved as an ordinary Hugging Face folder, read back and compared."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitstill.artifact.files import check_target, replaced_folder, write_file
+from bitstill.artifact.format import REPORT
+from bitstill.decode import encode
+from bitstill.delivery import environment
+from bitstill.errors import SpecError, need_package
+from bitstill.recipes.encoders import kept_layers
+from bitstill.recipes.general_distillation import GeneralDistillation
+from bitstill.roles import readable_tokens, rehearse
+from bitstill.tasks.corpus import Corpus, pack_corpus
+from bitstill.train.actions import ReduceLayers, SetDropout
+from bitstill.train.checkpoint import checkpoint_beside
+from bitstill.train.identity import identity_of
+from bitstill.train.loop import Settings, train
+from bitstill.train.stage import Action
+from bitstill.train.task import evaluate
+
+
+def distill_encoder(
+    teacher: str,
+    corpus: Corpus | str,
+    out: str | Path,
+    *,
+    student: str | None = None,
+    recipe: GeneralDistillation | None = None,
+    settings: Settings | None = None,
+    cache: str | Path | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Distil an encoder into a smaller one on plain text, for any task (Jiao et al. 2020).
+
+    Args:
+        teacher: folder or hub name of an encoder, with a head or without; it is not fine-tuned.
+        corpus: plain text; a string is a `Corpus` with its defaults.
+        out: a new or empty folder, which any tool that reads Hugging Face models can read afterwards.
+        student: folder or hub name of the smaller encoder, or a folder with its config.json alone; None makes it of layers of
+            the teacher.
+        recipe: layers, losses, epochs.
+        settings: seed, precision, checkpoints.
+        cache: folder for the tokenized corpus, which other runs can use too; None is `out` with ".tokens" behind it.
+        resume: continue a run that was stopped; the corpus goes on where it was either way.
+
+    Returns:
+        What report.json says: how alike the student that was read back from `out` is to its teacher, and the history.
+
+    Raises:
+        BitstillError: its subclasses say what was wrong; nothing at `out` is damaged.
+    """
+    started = time.perf_counter()
+    need_package("transformers", extra="all", purpose="general distillation")
+    from accelerate import PartialState
+
+    from bitstill.hf.encoders import corpus_task, encoder_of, hidden_width, load_encoder
+    from bitstill.hf.models import quiet
+    from bitstill.hf.text import check_same_vocabulary, load_tokenizer
+
+    recipe, settings, target = recipe or GeneralDistillation(), settings or Settings(), Path(out).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        fix = "Choose another --out, so that nothing of yours is overwritten."
+        raise SpecError("a new or an empty folder", given="something else", where=str(target), fix=fix)
+    check_target(target)
+    corpus = Corpus(corpus) if isinstance(corpus, str) else corpus
+    tokenizer = load_tokenizer(teacher)
+    networks: dict[str, nn.Module] = {"teacher": load_encoder(teacher, "teacher").model}
+    if student is not None:
+        networks["student"] = load_encoder(student, "student", settings.seed).model
+        if any((Path(student) / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+            check_same_vocabulary(tokenizer, load_tokenizer(student), (teacher, student))
+    for name, network in networks.items():
+        limit = readable_tokens(network)
+        if limit is not None and limit < corpus.length:
+            fix = "Cut the corpus into shorter sequences: --length."
+            raise SpecError(f"sequences of at most {limit} tokens", given=str(corpus.length), where=name, fix=fix)
+    depth, kept = kept_layers(recipe.layers, recipe.choice, networks, "GeneralDistillation")
+    tokens = Path(cache) if cache is not None else target.with_name(f"{target.name}.tokens")
+    with PartialState().main_process_first():
+        sequences = pack_corpus(corpus, encoder_of(tokenizer), tokens, progress=settings.progress)
+    task = corpus_task(sequences, tokenizer, networks["teacher"], recipe.mask_probability)
+    wide = hidden_width(networks["teacher"])
+    stage = recipe.stage(kept, depth, (hidden_width(networks["student"]) if student else wide, wide))
+    stages = (replace(stage, begin=(*_birth(recipe, student is not None, depth, kept), *stage.begin)),)
+    rehearse(stages, networks, task)
+    identity = identity_of(encode(recipe), stages, task, networks, settings)
+    work = checkpoint_beside(target, resume)
+    history = train(stages, networks, task, settings, identity=identity, checkpoint_path=work, resume=resume)
+    several = PartialState()
+    report: dict[str, Any] = {}
+    if several.is_main_process:
+        with replaced_folder(target) as folder:
+            with quiet():
+                networks["student"].save_pretrained(str(folder))  # type: ignore[operator]
+            if task.preprocessor is not None:
+                task.preprocessor.save(folder)
+            delivered = load_encoder(str(folder), "distilled model").model
+            report = {
+                "recipe": encode(recipe),
+                "corpus": encode(corpus),
+                "sequences": len(task.train),
+                "settings": encode(settings),
+                "teacher": teacher,
+                "parameters": {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()},
+                "history": history,
+                "delivered": {"metric": task.metric_name, "test": evaluate(delivered, task, task.test)},
+                "wall_seconds": time.perf_counter() - started,
+                **environment(),
+            }
+            write_file(folder / REPORT, json.dumps(report, indent=1, sort_keys=True).encode())
+        work.unlink(missing_ok=True)
+    several.wait_for_everyone()
+    return report or dict(json.loads((target / REPORT).read_text()))
+
+
+def _birth(recipe: GeneralDistillation, given: bool, depth: int, kept: tuple[int, ...]) -> tuple[Action, ...]:
+    begin: list[Action] = []
+    if not given:
+        if len(kept) == depth:
+            fix = "Set layers, or give a student."
+            raise SpecError("a smaller student", given="all of the teacher", where="GeneralDistillation", fix=fix)
+        begin.append(ReduceLayers("teacher", "student", kept))
+    if recipe.dropout is not None:
+        begin.append(SetDropout("student", recipe.dropout))
+    return tuple(begin)

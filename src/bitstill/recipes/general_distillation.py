@@ -1,0 +1,90 @@
+"""General distillation (Jiao et al. 2020, TinyBERT; EMNLP findings, arXiv 1909.10351): a smaller encoder for any task.
+
+The student imitates hidden states (that of the embeddings included) and attention scores of a teacher that was not fine-tuned,
+on a large corpus of plain text. Nothing is masked by default, as the authors later found best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from bitstill.distill.layer_maps import LayerMap
+from bitstill.errors import SpecError
+from bitstill.recipes.encoders import feature_terms
+from bitstill.schedules import WarmupLinear
+from bitstill.surgery.blocks import Choice
+from bitstill.train.actions import AddProjection
+from bitstill.train.optim import AdamW
+from bitstill.train.stage import Stage
+
+
+@dataclass(frozen=True)
+class GeneralDistillation:
+    """Settings of general distillation.
+
+    Args:
+        layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all.
+        choice: which ones, where `layers` is a number: "skip" (paper), "top" or "bottom".
+        layer_map: "last" matches the student's last layer with the teacher's last, "paper" (XTC's) with the one it was copied
+            from.
+        hidden_weight, attention_weight: of the squared errors of hidden states and attention scores (paper: 1). Where the
+            student has other heads than the teacher its scores cannot be compared: set attention_weight=0.
+        epochs, batch_size, lr, weight_decay, warmup, clip_norm: AdamW, linear warm-up over that fraction, then linear decay
+            (paper: 3 epochs, batch 256, lr 5e-5).
+        steps: duration in optimizer steps instead of epochs.
+        dropout: of the student while it learns.
+        mask_probability: of replacing a token by the mask token in what both read (paper: 0).
+        validations: how often the student is compared with the teacher on held-out text.
+    """
+
+    layers: int | tuple[int, ...] | None = None
+    choice: Choice = "skip"
+    layer_map: LayerMap = "last"
+    hidden_weight: float = 1.0
+    attention_weight: float = 1.0
+    epochs: float = 3
+    steps: int | None = None
+    batch_size: int = 32
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip_norm: float | None = 1.0
+    dropout: float | None = 0.0
+    mask_probability: float = 0.0
+    validations: int = 10
+
+    def __post_init__(self) -> None:
+        if min(self.hidden_weight, self.attention_weight) < 0 or not (self.hidden_weight or self.attention_weight):
+            given = f"hidden {self.hidden_weight}, attention {self.attention_weight}"
+            fix = "The paper sets both to 1."
+            raise SpecError("weights of at least 0, one above 0", given=given, where="GeneralDistillation", fix=fix)
+        if not 0 <= self.mask_probability < 1:
+            given, fix = str(self.mask_probability), "The published value is 0."
+            raise SpecError("a probability from 0 to below 1", given=given, where="GeneralDistillation", fix=fix)
+
+    def stage(self, kept: tuple[int, ...], depth: int, widths: tuple[int, int]) -> Stage:
+        """The one stage.
+
+        Args:
+            kept: for each layer of the student, the teacher's layer that it is matched with.
+            depth: layers of the teacher.
+            widths: of the hidden states of student and teacher; where they differ, a projection is learned.
+        """
+        terms = feature_terms(kept, depth, self.layer_map, self.hidden_weight, self.attention_weight)
+        begin: tuple[AddProjection, ...] = ()
+        if widths[0] != widths[1]:
+            begin = (AddProjection("projection", *widths),)
+            terms = tuple(replace(term, through="projection") for term in terms)
+        return Stage(
+            "general distillation",
+            train=("student", "projection") if begin else ("student",),
+            terms=terms,
+            epochs=self.epochs if self.steps is None else None,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            optimizer=AdamW(WarmupLinear(self.lr, warmup=self.warmup), weight_decay=self.weight_decay),
+            clip_norm=self.clip_norm,
+            augment=self.mask_probability > 0,
+            validations=self.validations,
+            begin=begin,
+        )

@@ -1,0 +1,251 @@
+"""A corpus of plain text as packed sequences of tokens on disk, read once as a stream and mapped into memory from then on.
+
+Documents are tokenized in order, joined with a separator, and cut into sequences of one length, so that nothing is padding.
+They are appended to one file, `tokens.bin`; `tokens.json` says how much of it counts and how many documents that was, so that
+a run that was stopped goes on behind them. Neither the corpus nor its tokens are ever in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bitstill.artifact.files import write_file
+from bitstill.errors import DataError, need_package
+from bitstill.tasks.sources import quiet
+
+TOKENS, MANIFEST, VERSION = "tokens.bin", "tokens.json", 1
+DOCUMENTS = 500
+"""Documents that are tokenized at once, between two writes."""
+_BYTES = 4
+_KINDS = {".parquet": "parquet", ".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where a corpus comes from and how it is cut.
+
+    Args:
+        source: a file, a folder with train* files (parquet, text, JSON, CSV), or a name on the hub, "owner/name" or
+            "owner/name:configuration".
+        column: with the text.
+        length: of each sequence in tokens, special ones included.
+        limit: characters that are read at most; None reads all.
+    """
+
+    source: str
+    column: str = "text"
+    length: int = 128
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("length", 8), ("limit", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                fix = "Common lengths are 128 and 512."
+                raise DataError(f"a {name} of at least {least}", given=str(value), where="corpus", fix=fix)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """What turns documents into sequences.
+
+    Args:
+        encode: texts -> token ids of each, without special tokens.
+        separator: the id between documents.
+        prefix, suffix: special ids that the model wants around a sequence.
+        about: what decides its answers, as plain values.
+    """
+
+    encode: Callable[[list[str]], list[list[int]]]
+    separator: int
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    about: Mapping[str, Any]
+
+    def sequences(self, ids: Sequence[int], length: int) -> list[list[int]]:
+        """As many whole sequences of that length as `ids` are enough for."""
+        body = self.body(length)
+        starts = range(0, len(ids) - body + 1, body)
+        return [[*self.prefix, *ids[start : start + body], *self.suffix] for start in starts]
+
+    def body(self, length: int) -> int:
+        """How many ids of the corpus a sequence of that length holds."""
+        return length - len(self.prefix) - len(self.suffix)
+
+
+def pack_corpus(corpus: Corpus, encoder: Encoder, folder: Path, *, progress: bool = True) -> Tensor:
+    """Tokenize the corpus into `folder`, or go on where that was left off, and map it into memory.
+
+    Args:
+        corpus: what to read.
+        encoder: the model's.
+        folder: new, empty, or one in which this very work was begun.
+        progress: show a progress bar.
+
+    Returns:
+        int32 (sequences, length), read from disk where it is looked at.
+
+    Raises:
+        DataError: the corpus is empty, cannot be read or lacks the column; or the folder is of another corpus, or damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"version": VERSION, "source": corpus.source, "column": corpus.column, "length": corpus.length}
+    about |= {"limit": corpus.limit, "tokenizer": dict(encoder.about)}
+    state = _claim(folder, about)
+    if not state["finished"]:
+        _extend(corpus, encoder, folder, about, state, progress)
+        state = _state(folder)
+    if not state["sequences"]:
+        fix = "Check the corpus: it has hardly any text."
+        raise DataError(f"text for at least one sequence of {corpus.length} tokens", given="less", where=corpus.source, fix=fix)
+    count = state["sequences"] * corpus.length
+    if (folder / TOKENS).stat().st_size != count * _BYTES:
+        raise _damaged(folder, f"{(folder / TOKENS).stat().st_size:,} bytes instead of {count * _BYTES:,}")
+    return torch.from_file(str(folder / TOKENS), shared=False, size=count, dtype=torch.int32).reshape(-1, corpus.length)
+
+
+def _extend(
+    corpus: Corpus, encoder: Encoder, folder: Path, about: dict[str, Any], state: dict[str, Any], progress: bool
+) -> None:
+    documents, characters, carry = state["documents"], state["characters"], list(state["carry"])
+    sequences = state["sequences"]
+    bar = tqdm(desc="tokenizing the corpus", unit="token", unit_scale=True, leave=False, disable=not progress)
+    with open(folder / TOKENS, "r+b") as file, bar:
+        file.seek(sequences * corpus.length * _BYTES)
+        for texts in _chunks(_documents(corpus, documents)):
+            if corpus.limit is not None:
+                texts = _at_most(texts, corpus.limit - characters)
+            if not texts:
+                break
+            for ids in encoder.encode(texts):
+                if ids:
+                    carry += [*ids, encoder.separator]
+            rows = encoder.sequences(carry, corpus.length)
+            carry = carry[len(rows) * encoder.body(corpus.length) :]
+            if rows:
+                table = torch.tensor(rows, dtype=torch.int32)
+                file.write(table.numpy().tobytes())
+                bar.update(table.numel())
+            sequences += len(rows)
+            documents += len(texts)
+            characters += sum(map(len, texts))
+            file.flush()
+            os.fsync(file.fileno())
+            _note(folder, about, sequences, documents, characters, carry)
+        file.truncate(sequences * corpus.length * _BYTES)
+    if not documents:
+        raise DataError("a corpus with text", given="no documents", where=corpus.source, fix="Check the files.")
+    _note(folder, about, sequences, documents, characters, carry, finished=True)
+
+
+def _documents(corpus: Corpus, skip: int) -> Iterator[str]:
+    """The texts of the corpus behind the first `skip`, one at a time; empty ones count and are yielded too."""
+    datasets = need_package("datasets", extra="all", purpose="a corpus")
+    try:
+        with quiet(datasets):
+            stream = _open(datasets, corpus).skip(skip)
+            for row in stream:
+                if not isinstance(row.get(corpus.column), str):
+                    given = f"columns {', '.join(row)}" if corpus.column not in row else repr(row[corpus.column])
+                    fix = "Name the column with --text-column."
+                    raise DataError(f"a text in column {corpus.column!r}", given=given, where=corpus.source, fix=fix)
+                yield row[corpus.column]
+    except DataError:
+        raise
+    except Exception as error:  # readers of files and of the hub raise whatever their libraries do
+        given = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fix = "Check the path, or the connection where it is a name on the hub."
+        raise DataError("a corpus that can be read", given=given, where=corpus.source, fix=fix) from error
+
+
+def _open(datasets: Any, corpus: Corpus) -> Any:
+    path = Path(corpus.source)
+    if path.exists():
+        files = [path] if path.is_file() else sorted(file for file in path.glob("train*") if file.suffix in _KINDS)
+        kinds = {_KINDS.get(file.suffix) for file in files}
+        if len(kinds) != 1 or None in kinds:
+            given = ", ".join(file.name for file in files) or "none"
+            fix = "Name one file, or a folder with train files of one kind."
+            raise DataError("train*.parquet, .txt, .jsonl or .csv", given=given, where=corpus.source, fix=fix)
+        kind = kinds.pop()
+        names = [str(file) for file in files]
+        more = {"sample_by": "paragraph"} if kind == "text" else {}
+        return datasets.load_dataset(kind, data_files=names, split="train", streaming=True, **more)
+    name, _, configuration = corpus.source.partition(":")
+    return datasets.load_dataset(name, configuration or None, split="train", streaming=True)
+
+
+def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for text in texts:
+        chunk.append(text)
+        if len(chunk) == DOCUMENTS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _at_most(texts: Sequence[str], characters: int) -> list[str]:
+    found: list[str] = []
+    for text in texts:
+        if characters <= 0:
+            break
+        found.append(text[:characters])
+        characters -= len(found[-1])
+    return found
+
+
+def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Say in the folder what will be in it; refuse one that says something else."""
+    if not (folder / MANIFEST).exists():
+        if any(not entry.name.startswith(".") for entry in folder.iterdir()):  # a half-written file of ours may be left
+            fix = "Choose another folder, so that nothing of yours is overwritten."
+            raise DataError("a new or an empty folder", given="something else", where=str(folder), fix=fix)
+        _note(folder, about, 0, 0, 0, [])
+    state = _state(folder)
+    for key, value in about.items():
+        if state[key] != value:
+            fix = "Choose another folder, or the settings with which it was begun."
+            raise DataError(f"tokens of {key} {value!r}", given=f"{key} {state[key]!r}", where=str(folder), fix=fix)
+    if not state["sequences"]:
+        (folder / TOKENS).touch()
+    if not (folder / TOKENS).exists():
+        raise _damaged(folder, "no tokens")
+    return state
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    wanted = ("version", "source", "column", "length", "limit", "tokenizer", "finished", "sequences", "documents", "characters")
+    try:
+        state = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {key: state[key] for key in (*wanted, "carry")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _note(
+    folder: Path,
+    about: dict[str, Any],
+    sequences: int,
+    documents: int,
+    characters: int,
+    carry: list[int],
+    finished: bool = False,
+) -> None:
+    state = {"finished": finished, "sequences": sequences, "documents": documents, "characters": characters, "carry": carry}
+    write_file(folder / MANIFEST, json.dumps({**about, **state}).encode())
+
+
+def _damaged(folder: Path, given: str) -> DataError:
+    fix = "Delete the folder and run the same command again: the corpus is tokenized anew."
+    return DataError("a whole file of tokens", given=given, where=str(folder), fix=fix)
