@@ -19,6 +19,7 @@ from bitstill.recipes import BinaryBERT
 from bitstill.schedules import WarmupLinear
 from bitstill.specs import Binary, Compression, QuantizeInput, SplitBinary, Ternary
 from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
+from bitstill.train.adaptive import SplitWithin
 from bitstill.train.optim import AdamW
 
 from .encoders import QUIET, bert, encoder, task
@@ -155,6 +156,7 @@ def test_regression_and_a_new_teacher():
         ({"width": 1.5}, "a width above 0"),
         ({"logit_weight": 0.0}, "a weight above 0 for each of the two stages"),
         ({"hidden_weight": -1.0}, "a weight above 0 for each of the two stages"),
+        ({"budget": 1.0, "split": False}, "with a budget"),
         ({"hidden_weight": 0.0, "attention_weight": 0.0}, "a weight above 0 for each of the two stages"),
     ],
 )
@@ -214,9 +216,26 @@ def test_every_term_of_a_regression_has_a_gradient():
     assert len({entry["stage"] for entry in result.report["history"]}) == 6
 
 
-@pytest.mark.parametrize("place", range(6))
+def test_a_budget_decides_what_is_split(tmp_path):
+    (*_, stage, _) = stages(BinaryBERT(budget=0.5))
+    (action,) = stage.begin
+    assert isinstance(action, SplitWithin) and action.budget == 500_000
+    assert [(t.loss, t.teacher) for t in action.terms] == [*features("small"), *logits("small")]
+    recipe = BinaryBERT(**SHORT, budget=0.0016)
+    result = bitstill.compress(recipe, task(), {"teacher": bert()}, settings=QUIET, out=tmp_path / "out")
+    layers = result.report["size"]["layers"]
+    assert {layer["quantizer"] for layer in layers} == {"binary", "split binary"}
+    assert sum(layer["bytes"]["codes"] + layer["bytes"]["scales"] for layer in layers) <= 1600
+    (decided,) = [entry["decided"]["SplitWithin"] for entry in result.report["history"] if "decided" in entry]
+    assert set(decided["split"]) == {layer["name"] for layer in layers if layer["quantizer"] == "split binary"}
+    with pytest.raises(SpecError, match="one bit for each weight"):
+        bitstill.compress(replace(recipe, budget=0.001), task(), {"teacher": bert()}, settings=QUIET)
+
+
+@pytest.mark.parametrize("place", range(7))
 def test_a_run_killed_in_any_stage_and_resumed_delivers_the_same_bytes(tmp_path, monkeypatch, place):
-    recipe = BinaryBERT(**{**SHORT, "steps": 2})
+    recipe = BinaryBERT(**{**SHORT, "steps": 2}, budget=0.0016 if place == 6 else None)
+    place = min(place, 5)
     settings = replace(QUIET, checkpoint_every=1)
 
     def run(folder, resume):

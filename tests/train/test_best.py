@@ -129,7 +129,9 @@ def test_every_model_that_learns_goes_back_and_no_other() -> None:
     assert best < 14
     teacher = copy.deepcopy(kept["teacher"].state_dict())
     train([Stage(**{**vars(both), "steps": best, "keep": "last"})], stopped, task(), settings)
-    assert same(state({"student": kept["student"], "peer": kept["peer"]}), state({n: stopped[n] for n in ("student", "peer")}))
+    # Within rounding: a teacher that is asked once for all samples answers in other batches than one that is asked anew.
+    ours, wanted = (state({name: found[name] for name in ("student", "peer")}) for found in (kept, stopped))
+    assert ours.keys() == wanted.keys() and all(torch.allclose(ours[name], wanted[name], atol=1e-5) for name in ours)
     assert all(torch.equal(tensor, teacher[name]) for name, tensor in network(6).state_dict().items())
 
 

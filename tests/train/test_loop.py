@@ -98,6 +98,16 @@ def test_without_augmentation_the_teacher_runs_once_over_the_data() -> None:
     assert calls == [96]
 
 
+def test_in_a_stage_of_less_than_two_epochs_a_teacher_is_asked_batch_by_batch() -> None:
+    """The whole split would be asked for far more than the stage looks at."""
+    calls: list[int] = []
+    teacher = network(1)
+    teacher.register_forward_pre_hook(lambda _module, args: calls.append(len(args[0])))
+    stage = Stage("s", terms=(Term(KL(), teacher="teacher"),), steps=3, batch_size=32)
+    train([stage], {"teacher": teacher, "student": network(2)}, task(), QUIET)
+    assert calls == [32, 32, 32]
+
+
 def test_cached_and_fresh_teacher_outputs_train_alike() -> None:
     results = []
     for augment in (False, True):  # the task has no augmentation that changes anything when u is ignored

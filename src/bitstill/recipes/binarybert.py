@@ -25,6 +25,7 @@ from bitstill.specs import Binary, Compression, QuantizeInput, ScaleDtype, Terna
 from bitstill.surgery.blocks import Choice
 from bitstill.surgery.width import attention_layers
 from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
+from bitstill.train.adaptive import SplitWithin
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Action, Stage, Term
 
@@ -37,6 +38,8 @@ class BinaryBERT:
         bits: where the chain ends: 1, or "ternary" for the model before splitting; None stops at the small float student.
         split: make the binary model of the ternary one by splitting (paper); otherwise binarize the float student, in one step
             and with one plane, which is the paper's baseline.
+        budget: megabytes (10^6 bytes) that codes and scales of the binary model may take: only the matrices that gain most for
+            their bytes are split, the others keep one plane (adaptive splitting); None splits all.
         granularity: which weights of a matrix share a scale (paper: `PerTensor()`).
         scale_dtype: precision of scales on disk and in training (paper: "float32").
         ternary_iterations: 0 places the ternary threshold by its formula (TWN, paper); 10 is the loss-aware variant in the
@@ -70,6 +73,7 @@ class BinaryBERT:
 
     bits: Bits | None = 1
     split: bool = True
+    budget: float | None = None
     granularity: Granularity = PerChannel()
     scale_dtype: ScaleDtype = "float16"
     ternary_iterations: int = 0
@@ -106,6 +110,9 @@ class BinaryBERT:
         if self.bits not in (1, "ternary", None):
             fix = "Other numbers of bits are XTC's, or those of QuantizedDistillation."
             raise SpecError("bits of 1, 'ternary' or None", given=repr(self.bits), where="BinaryBERT", fix=fix)
+        if self.budget is not None and (self.bits != 1 or not self.split):
+            given, fix = f"bits={self.bits}, split={self.split}", "A budget says how much may be split."
+            raise SpecError("bits=1 and split=True with a budget", given=given, where="BinaryBERT budget", fix=fix)
         if not 0 < self.width <= 1:
             given, fix = str(self.width), "0.5 keeps every other head."
             raise SpecError("a width above 0 and at most 1", given=given, where="BinaryBERT width", fix=fix)
@@ -152,7 +159,7 @@ class BinaryBERT:
         if self.bits == "ternary" or (self.bits == 1 and self.split):
             compress = Compress("student", self._rules("ternary", models))
             found += self._run("ternary", terms, self.ternary_epochs, self.ternary_lr, (*begin, compress))
-            begin = (SplitTernary("student"),)
+            begin = (self._splitting(tuple(dict.fromkeys(term for part in terms.values() for term in part))),)
         elif self.bits == 1:
             begin = (*begin, Compress("student", self._rules(1, models)))
         if self.bits == 1:
@@ -161,6 +168,11 @@ class BinaryBERT:
             fix = "Set bits, or a width or layers to make the student smaller in float."
             raise SpecError("something to do with the student", given="bits=None", where="BinaryBERT", fix=fix)
         return tuple(found)
+
+    def _splitting(self, terms: tuple[Term, ...]) -> Action:
+        if self.budget is None:
+            return SplitTernary("student")
+        return SplitWithin("student", round(1e6 * self.budget), terms, batch_size=self.batch_size)
 
     def _birth(self, given: bool, depth: int, kept: tuple[int, ...], narrow: bool) -> tuple[Action, ...]:
         begin: list[Action] = []

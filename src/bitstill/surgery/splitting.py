@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
@@ -9,10 +11,10 @@ from bitstill.errors import SpecError
 from bitstill.nn.layers import CompressedLayer, CompressedTransposedLinear, is_compressed
 from bitstill.nn.transform import WeightTransform
 from bitstill.ops.split import split_ternary
-from bitstill.quantizers import SECOND, Clipped, SplitBinary, Ternary
+from bitstill.quantizers import SECOND, Binary, Clipped, SplitBinary, Ternary
 
 
-def split_model(model: nn.Module) -> tuple[str, ...]:
+def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[str, ...]:
     """Split every ternary weight of `model` into two binary ones, in place (Bai et al. 2021): outputs stay as they are.
 
     Input quantizers, biases and everything else stay too: what the published code halves or copies is here one layer with a
@@ -20,21 +22,26 @@ def split_model(model: nn.Module) -> tuple[str, ...]:
 
     Args:
         model: prepared, with `Ternary` layers.
+        only: names of layers to split; the other ternary ones become binary with one plane, and what they compute changes.
 
     Returns:
-        The names of the layers.
+        The names of the layers that were split.
 
     Raises:
         SpecError: there is no ternary layer, or one whose scale is learned, which no two binary scales add up to.
     """
-    found = [(name, layer, transform) for name, layer in model.named_modules() if (transform := _ternary(layer)) is not None]
+    found = [(name, layer, transform) for name, (layer, transform) in ternary_layers(model).items()]
     if not found:
         fix = "Compress it to ternary first: bits='ternary'."
         raise SpecError("a model with ternary layers", given="none", where=f"splitting {type(model).__name__}", fix=fix)
     halves: dict[nn.Parameter, tuple[Ternary, nn.Parameter]] = {}
+    chosen = tuple(name for name, _, _ in found if only is None or name in only)
     for name, layer, transform in found:
         spec = transform.spec
         assert isinstance(spec, Ternary) and isinstance(layer.weight, nn.Parameter)
+        if name not in chosen:
+            transform.spec = one_plane(spec)
+            continue
         if spec.learned_scale:
             fix = "Train the ternary model with learned_scale=False."
             raise SpecError("scales that follow the weights", given="learned ones", where=f"splitting {name}", fix=fix)
@@ -46,7 +53,17 @@ def split_model(model: nn.Module) -> tuple[str, ...]:
         new, second = _split(layer, transform, spec, None if known is None else known[1])
         layer.weight_transform = new
         halves[layer.weight] = (spec, second)
-    return tuple(name for name, _, _ in found)
+    return chosen
+
+
+def one_plane(spec: Ternary) -> Binary:
+    """The binary quantizer of the same scales."""
+    return Binary(spec.granularity, spec.gradient, spec.scale_dtype)
+
+
+def ternary_layers(model: nn.Module) -> dict[str, tuple[CompressedLayer, WeightTransform]]:
+    """The ternary layers of a prepared model by name, with their transforms."""
+    return {name: (layer, t) for name, layer in model.named_modules() if (t := _ternary(layer)) is not None}
 
 
 def _split(

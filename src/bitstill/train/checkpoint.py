@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from bitstill.errors import CheckpointError
 from bitstill.nn.tensors import stored_tensors
 
 _KEY = "bitstill_checkpoint"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass
@@ -35,12 +35,14 @@ class Position:
         step: optimizer steps of it that are done.
         begun: whether that stage's `begin` actions have been applied.
         history: what has been logged.
+        decisions: what actions have chosen by looking at numbers, as plain values, by stage and place.
     """
 
     stage: int = 0
     step: int = 0
     begun: bool = False
     history: list[dict[str, Any]] | None = None
+    decisions: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def save(
         "step": position.step,
         "begun": position.begun,
         "history": position.history or [],
+        "decisions": position.decisions,
         "optimizer": numbers,
         "best": None if best is None else {"step": best.step, "value": best.value},
     }
@@ -149,7 +152,7 @@ class Checkpoint:
                 fix="It was written by another version of bitstill: finish it there, or delete it to start again.",
             )
         _compare(content["identity"], json.loads(json.dumps(dict(identity))), path)
-        self.position = Position(content["stage"], content["step"], content["begun"], content["history"])
+        self.position = Position(content["stage"], content["step"], content["begun"], content["history"], content["decisions"])
         self._numbers: dict[str, Any] = content["optimizer"]
         kept = {name.removeprefix("best/"): t for name, t in self.tensors.items() if name.startswith("best/")}
         self.best = None if content["best"] is None else Best(**content["best"], tensors=kept)

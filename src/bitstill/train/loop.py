@@ -26,7 +26,7 @@ from bitstill.train.checkpoint import Best, Checkpoint, Position
 from bitstill.train.keys import derive, uniform
 from bitstill.train.optim import parameter_groups, set_learning_rate
 from bitstill.train.sampler import Sampler, steps_per_epoch
-from bitstill.train.stage import Stage
+from bitstill.train.stage import Deciding, Stage
 from bitstill.train.step import TrainingStep, check_gradients
 from bitstill.train.task import Batch, Task, evaluate
 from bitstill.train.teachers import Teachers, fast_bf16
@@ -136,8 +136,7 @@ def train(
         for index in range(run.position.stage, len(stages)):
             stage = stages[index]
             if not run.position.begun:
-                for action in stage.begin:
-                    action.apply(run.models, task, derive(settings.seed, stage.name))
+                _begin(run, stage)
                 run.position.begun = True
                 run.save()
             stage.check_models(run.models)
@@ -146,7 +145,7 @@ def train(
                 if finished is not None and run.accelerator.is_main_process:
                     finished(stage)
             loaded = None
-            run.position = Position(index + 1, 0, False, run.history)
+            run.position = Position(index + 1, 0, False, run.history, run.position.decisions)
             run.save()
     if settings.trackers:
         run.accelerator.end_training()
@@ -194,11 +193,26 @@ def _restore(run: Run, path: Path) -> Checkpoint:
     run.position = loaded.position
     last = run.position.stage + (1 if run.position.begun else 0)
     for stage in run.stages[:last]:
-        for action in stage.begin:
-            action.replay(run.models, run.task)
+        for place, action in enumerate(stage.begin):
+            if isinstance(action, Deciding):
+                action.repeat(run.models, run.position.decisions[f"{stage.name}/{place}"])
+            else:
+                action.replay(run.models, run.task)
     loaded.restore_models(run.models)
     run.best = loaded.best
     return loaded
+
+
+def _begin(run: Run, stage: Stage) -> None:
+    for place, action in enumerate(stage.begin):
+        seed = derive(run.settings.seed, stage.name)
+        if not isinstance(action, Deciding):
+            action.apply(run.models, run.task, seed)
+            continue
+        decision = action.decide(run.models, run.task, seed)
+        action.repeat(run.models, decision)
+        run.position.decisions[f"{stage.name}/{place}"] = decision
+        run.history.append({"stage": stage.name, "step": 0, "decided": {type(action).__name__: decision}})
 
 
 def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:

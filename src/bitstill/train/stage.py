@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -68,6 +68,17 @@ class Action(Protocol):
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """Change the structure of `models` only."""
+
+
+@runtime_checkable
+class Deciding(Action, Protocol):
+    """An action that looks at numbers to choose what it does; a checkpoint keeps the choice, and a resumed run repeats it."""
+
+    def decide(self, models: dict[str, nn.Module], task: Task, seed: int) -> Any:
+        """Choose, as plain values."""
+
+    def repeat(self, models: dict[str, nn.Module], decision: Any) -> None:
+        """Do what was decided."""
 
 
 @dataclass(frozen=True)

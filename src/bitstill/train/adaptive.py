@@ -1,0 +1,125 @@
+"""Adaptive splitting (Bai et al. 2021, section 3.3): which ternary matrices are worth two binary planes, within a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitstill.errors import SpecError
+from bitstill.granularity import grid_of
+from bitstill.nn.modes import evaluating
+from bitstill.nn.transform import WeightTransform
+from bitstill.ops.knapsack import knapsack
+from bitstill.quantizers import Ternary
+from bitstill.surgery.splitting import one_plane, split_model, ternary_layers
+from bitstill.train.keys import permutation
+from bitstill.train.stage import Stage, Term
+from bitstill.train.step import TrainingStep
+from bitstill.train.task import Task
+from bitstill.train.teachers import Teachers
+
+
+@dataclass(frozen=True)
+class SplitWithin:
+    """Split those ternary matrices that gain most for their bytes; the others become binary with one plane.
+
+    The gain of a matrix is what the loss rises when it alone becomes binary, the others staying ternary, on a part of the
+    training data. Which matrices are split is a 0/1 knapsack over gains and bytes.
+
+    Args:
+        model: its name.
+        budget: bytes that codes and scales of its ternary matrices may take once they are binary.
+        terms: the loss, whose student is `model`.
+        batches: how many minibatches to average over.
+        batch_size: samples in each.
+    """
+
+    model: str
+    budget: int
+    terms: tuple[Term, ...]
+    batches: int = 4
+    batch_size: int = 32
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Decide, and split the model in place."""
+        self.repeat(models, self.decide(models, task, seed))
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """Split all that could be: the structure to rehearse with. The budget must allow at least one plane for each matrix."""
+        self._smallest(models[self.model])
+        split_model(models[self.model])
+
+    def decide(self, models: dict[str, nn.Module], task: Task, seed: int) -> Any:
+        """The names of the layers to split, with what each would gain and cost.
+
+        Raises:
+            SpecError: even with one plane each the matrices take more than the budget.
+        """
+        model = models[self.model]
+        units = _units(model)
+        spare = self.budget - self._smallest(model)
+        base = self._loss(models, task, seed)
+        gains, costs = [], []
+        for names in units:
+            transforms = [ternary_layers(model)[name][1] for name in names]
+            specs = [transform.spec for transform in transforms]
+            for transform in transforms:
+                assert isinstance(transform.spec, Ternary)
+                transform.spec = one_plane(transform.spec)
+            gains.append(self._loss(models, task, seed) - base)
+            for transform, spec in zip(transforms, specs, strict=True):
+                transform.spec = spec
+            costs.append(_plane_bytes(*ternary_layers(model)[names[0]]))
+        chosen = knapsack(gains, costs, spare)
+        table = {unit[0]: {"gain": gain, "bytes": cost} for unit, gain, cost in zip(units, gains, costs, strict=True)}
+        return {"split": [name for index in chosen for name in units[index]], "units": table}
+
+    def repeat(self, models: dict[str, nn.Module], decision: Any) -> None:
+        """Split the layers that were decided on."""
+        split_model(models[self.model], only=decision["split"])
+
+    def _smallest(self, model: nn.Module) -> int:
+        layers = ternary_layers(model)
+        smallest = sum(_plane_bytes(*layers[names[0]]) for names in _units(model))
+        if smallest > self.budget:
+            given = f"{self.budget:,} bytes"
+            fix = f"{2 * smallest:,} bytes split everything; or make the student narrower, or of fewer layers."
+            wanted = f"a budget of at least {smallest:,} bytes, one bit for each weight"
+            raise SpecError(wanted, given=given, where="splitting within a budget", fix=fix)
+        return smallest
+
+    def _loss(self, models: dict[str, nn.Module], task: Task, seed: int) -> float:
+        stage = Stage("sensitivity", train=(self.model,), terms=self.terms, steps=1, augment=False)
+        device = next(models[self.model].parameters()).device
+        teachers = Teachers(stage, models, task, device, False)
+        step = TrainingStep(stage, models, task)
+        order = permutation(len(task.train), seed, "sensitivity")
+        total = 0.0
+        with evaluating(models[self.model]), torch.no_grad():
+            step.eval()
+            for index in range(self.batches):
+                start = index * self.batch_size % max(1, len(order) - self.batch_size + 1)
+                batch = {k: v.to(device) for k, v in task.train.take(order[start : start + self.batch_size]).items()}
+                total += float(step(batch, teachers(batch), 0.0, False)[0])
+        return total / self.batches
+
+
+def _units(model: nn.Module) -> list[tuple[str, ...]]:
+    """Names of the ternary layers, those that share a weight together."""
+    units: dict[int, list[str]] = {}
+    for name, (layer, _) in ternary_layers(model).items():
+        units.setdefault(id(layer.weight), []).append(name)
+    return [tuple(names) for names in units.values()]
+
+
+def _plane_bytes(layer: nn.Module, transform: WeightTransform) -> int:
+    """Codes and scales of one binary plane, as they will be stored."""
+    assert isinstance(transform.spec, Ternary) and isinstance(layer.weight, torch.Tensor)
+    shape = layer.weight.shape
+    flip = type(layer).__name__ == "CompressedTransposedLinear"
+    grid = grid_of(shape[::-1] if flip else shape, transform.spec.granularity)
+    scale = 2 if transform.spec.scale_dtype == "float16" else 4
+    return grid.rows * -(-grid.length // 8) + grid.rows * grid.groups * scale
