@@ -33,7 +33,18 @@ if TYPE_CHECKING:
         QuantizedDistillation,
     )
     from bitstill.recipes.general_distillation import GeneralDistillation
-    from bitstill.specs import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, SplitBinary, Ternary, Uniform
+    from bitstill.specs import (
+        Binary,
+        Compression,
+        LearnedStep,
+        Points,
+        Prune,
+        QuantizeAttention,
+        QuantizeInput,
+        SplitBinary,
+        Ternary,
+        Uniform,
+    )
     from bitstill.tasks.augmentation import Augmentation
     from bitstill.tasks.corpus import Corpus
     from bitstill.tasks.text import TextOptions
@@ -60,6 +71,7 @@ _HOMES = {
     "Points": "bitstill.specs",
     "PostTraining": "bitstill.recipes",
     "Prune": "bitstill.specs",
+    "QuantizeAttention": "bitstill.specs",
     "QuantizeInput": "bitstill.specs",
     "QuantizedDistillation": "bitstill.recipes",
     "Result": "bitstill.api",
@@ -106,6 +118,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "Points",
     "PostTraining",
     "Prune",
+    "QuantizeAttention",
     "QuantizeInput",
     "QuantizedDistillation",
     "Result",

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from bitstill.errors import need_package
+from bitstill.nn import attention
 from bitstill.nn.resize import KEY
 from bitstill.tasks import models as own
 
@@ -14,10 +15,11 @@ from bitstill.tasks import models as own
 def architecture_of(model: nn.Module) -> dict[str, Any]:
     """What `config.json` says about the architecture, so that `from_architecture` can rebuild it; a note if it cannot.
 
-    A network that structured pruning has made narrower is described as it was, with a record of what is narrower.
+    A network that structured pruning has made narrower is described as it was, with a record of what is narrower, and one whose
+    attention quantizes its operands with a record of that.
     """
-    resized = model.__dict__.get(KEY)
-    return {**_architecture_of(model), **({KEY: resized} if resized else {})}
+    more = {KEY: model.__dict__.get(KEY), attention.KEY: attention.attention_record(model)}
+    return {**_architecture_of(model), **{key: value for key, value in more.items() if value}}
 
 
 def _architecture_of(model: nn.Module) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.errors import DataError, MatchError, SpecError
+from bitstill.nn.attention import attention_record, remove_transforms
 from bitstill.nn.inputs import InputTransform
 from bitstill.nn.layers import (
     COMPRESSED_KINDS,
@@ -199,6 +200,10 @@ def unpack(packed: nn.Module) -> nn.Module:
                     fix="Keep the packed model, whose layers quantize their inputs.",
                 )
             replacements[module] = _plain(module)
+    if attention_record(plain):
+        fix = "Keep the packed model, which quantizes them."
+        where = next(iter(attention_record(plain)))
+        raise SpecError("attention with float operands", given="quantized ones", where=where, fix=fix)
     swap(plain, replacements)
     return plain
 
@@ -216,6 +221,7 @@ def uncompressed(model: nn.Module) -> nn.Module:
             del original.__dict__["original_class"]
             replacements[module] = original
     swap(plain, replacements)
+    remove_transforms(plain)
     return plain
 
 

@@ -226,8 +226,4 @@ def _from_artifact(folder: str | Path | nn.Module, role: str) -> nn.Module:
             where=role,
             fix="Start from the float network, or from an artifact delivered with bits=None (--bits none).",
         )
-    if "model_type" in archive.config:
-        from bitstill.hf import attention
-
-        attention.use(loaded)
     return loaded.requires_grad_(role == "student")

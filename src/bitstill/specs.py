@@ -58,6 +58,24 @@ class QuantizeInput:
 
 
 @dataclass(frozen=True)
+class QuantizeAttention:
+    """How the operands of a transformer's two attention products are quantized (Bai et al. 2021).
+
+    Args:
+        products: queries and keys before their product, and values before theirs.
+        probabilities: after the softmax, before the product with the values; they are not negative.
+    """
+
+    products: QuantizeInput = QuantizeInput()
+    probabilities: QuantizeInput = QuantizeInput(symmetric=False)
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return f"queries, keys and values {self.products.name}; probabilities {self.probabilities.name}"
+
+
+@dataclass(frozen=True)
 class Prune:
     """Keep the weights of largest magnitude. A stage's `Pruning` may move the mask while it trains.
 
@@ -121,6 +139,6 @@ class Compression:
 
 __all__ = [
     "Binary", "Bucket", "Clipped", "Compression", "ExactScale", "Gradient", "Granularity", "LearnedStep", "PerChannel",
-    "PerGroup", "PerTensor", "Points", "Prune", "QuantizeInput", "Quantizer", "ScaleDtype", "SplitBinary", "StraightThrough",
-    "Ternary", "Uniform", "quantizer",
+    "PerGroup", "PerTensor", "Points", "Prune", "QuantizeAttention", "QuantizeInput", "Quantizer", "ScaleDtype",
+    "SplitBinary", "StraightThrough", "Ternary", "Uniform", "quantizer",
 ]  # fmt: skip

@@ -7,8 +7,9 @@ import torch
 
 from bitstill.distill.layer_maps import hidden_pairs, score_pairs
 from bitstill.distill.losses import Pair
-from bitstill.distill.taps import SCORES, tap
+from bitstill.distill.taps import tap
 from bitstill.errors import BitstillError, MatchError
+from bitstill.surgery.attention import SCORES
 from bitstill.surgery.blocks import choose, reduced
 from tests.recipes.encoders import encoder, forward, task
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers import AttentionMaskInterface
 
-from bitstill.distill.taps import SCORES, tap
+from bitstill.distill.taps import tap
 from bitstill.errors import MatchError
 from bitstill.hf import attention
+from bitstill.surgery.attention import SCORES
 from bitstill.surgery.blocks import blocks
 from bitstill.train.step import run
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitstill.distill.taps import SCORES
+from bitstill.surgery.attention import SCORES
 from bitstill.train.loop import Settings
 from bitstill.train.task import Batch, Split, Task
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.errors import MatchError, suggest
+from bitstill.surgery.attention import SCORES
 from bitstill.surgery.blocks import Blocks, blocks
 
 
@@ -42,8 +43,6 @@ class Output:
 
 
 _BY_NUMBER = ("hidden", "scores")
-SCORES = "_bitstill_scores"
-"""The attribute of an attention module under which its attention function finds where to leave its scores."""
 
 
 @contextlib.contextmanager

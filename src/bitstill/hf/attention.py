@@ -1,8 +1,9 @@
 """An attention function that can tell its scores, registered the way transformers offers; no model class is patched.
 
-While nobody asks, it is transformers' own fused attention. While a tap asks (`distill.taps`), it is the same attention written
-out, which leaves its scores before mask and softmax with the tap. Its mask function is registered too: transformers makes no
-mask at all for an attention it does not know, and padding would silently be attended to.
+While nobody asks, it is transformers' own fused attention. While a tap asks (`distill.taps`), or where the operands of its
+products are quantized (`nn.attention`), it is the same attention written out, which leaves its scores before mask and softmax
+with the tap. Its mask function is registered too: transformers makes no mask at all for an attention it does not know, and
+padding would silently be attended to.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from bitstill.distill.taps import SCORES
+from bitstill.nn.attention import ATTRIBUTE, AttentionTransform
+from bitstill.surgery.attention import SCORES
 
 NAME = "bitstill"
 
@@ -43,29 +45,38 @@ def attention(
     Returns:
         (batch, positions, heads, width), and None for the probabilities.
     """
-    receive = module.__dict__.get(SCORES)
-    if receive is None or kwargs.get("position_bias") is not None:
+    receive, transform = module.__dict__.get(SCORES), module._modules.get(ATTRIBUTE)
+    if (receive is None and transform is None) or kwargs.get("position_bias") is not None:
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if isinstance(transform, AttentionTransform):
+        query, key, value = transform.query(query), transform.key(key), transform.value(value)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     causal = kwargs.get("is_causal")
     if getattr(module, "is_causal", False) if causal is None else causal:
         # transformers leaves the mask out where it says no more than this; what no query may see is nothing to imitate.
-        receive(scores.tril())
+        _tell(receive, scores.tril())
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
     else:
-        receive(scores)
+        _tell(receive, scores)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = torch.where(attention_mask, scores, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
     probabilities = F.dropout(scores.softmax(-1), dropout, module.training)
+    if isinstance(transform, AttentionTransform):
+        probabilities = transform.probabilities(probabilities)
     return (probabilities @ value).transpose(1, 2).contiguous(), None
+
+
+def _tell(receive: Any, scores: Tensor) -> None:
+    if receive is not None:
+        receive(scores)
 
 
 def use(model: Any) -> None:

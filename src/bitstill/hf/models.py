@@ -128,6 +128,7 @@ def from_config(config: dict[str, Any]) -> nn.Module:
             where="config.json",
             fix="Upgrade transformers, or pass the network: bitstill.load(folder, model=network).",
         ) from error
+    attention.use(model)
     return model
 
 

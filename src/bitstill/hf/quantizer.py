@@ -15,6 +15,8 @@ from bitstill.artifact.format import FORMAT_VERSION, LayerRecord
 from bitstill.artifact.reader import Archive, read
 from bitstill.artifact.restore import original_layers, restored_layer
 from bitstill.errors import ArtifactError, SpecError
+from bitstill.nn.attention import KEY as ATTENTION
+from bitstill.nn.attention import attention_record, restore_transforms
 from bitstill.nn.layers import adopt
 from bitstill.nn.resize import KEY, resize
 from bitstill.surgery.swap import swap
@@ -68,6 +70,7 @@ class BitstillQuantizer(HfQuantizer):
         self.archive = read(Path(checkpoint_files[0]).parent)
         _check_class(model, self.archive)
         resize(model, self.archive.config.get(KEY))
+        restore_transforms(model, self.archive.config.get(ATTENTION))
         originals = original_layers(model, self.archive)
         slots = {original: _slot(original, self.archive.layers[name], self.archive) for name, original in originals.items()}
         swap(model, slots)
@@ -82,6 +85,10 @@ class BitstillQuantizer(HfQuantizer):
                 slot._buffers.pop(tensor.removeprefix(f"{name}."))
             replacements[slot] = restored_layer(slot, record, self.archive).to(device)
         swap(model, replacements)
+        if attention_record(model):
+            from bitstill.hf import attention  # needs all of transformers, which may be importing this
+
+            attention.use(model)
         return model.eval().requires_grad_(False)
 
     def is_serializable(self) -> bool:

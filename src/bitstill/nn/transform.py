@@ -87,7 +87,7 @@ class WeightTransform(nn.Module):
 def belongs_to_quantizer(parameter: str) -> bool:
     """Whether the parameter of that name is a number of a quantizer (a scale, a step, a bound), and not a weight."""
     *owners, leaf = parameter.split(".")
-    return ("weight_transform" in owners or "input_transform" in owners) and leaf != SECOND
+    return bool({"weight_transform", "input_transform", "attention_transform"} & set(owners)) and leaf != SECOND
 
 
 def layer_mask(weight: Tensor, prune: Prune, sparsity: float) -> Tensor:

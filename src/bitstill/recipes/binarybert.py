@@ -21,10 +21,10 @@ from bitstill.recipes.encoders import Bits, encoder_rules, feature_terms, kept_l
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.schedules import WarmupLinear
-from bitstill.specs import Binary, Compression, QuantizeInput, ScaleDtype, Ternary
+from bitstill.specs import Binary, Compression, QuantizeAttention, QuantizeInput, ScaleDtype, Ternary
 from bitstill.surgery.blocks import Choice
 from bitstill.surgery.width import attention_layers
-from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
+from bitstill.train.actions import Compress, CompressAttention, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
 from bitstill.train.adaptive import SplitWithin
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Action, Stage, Term
@@ -46,6 +46,8 @@ class BinaryBERT:
             paper's code, which fits levels and scale to the weights.
         input: input quantization of the layers whose weights are quantized; None keeps inputs in float (paper:
             `QuantizeInput(per="tensor", range="clip")`).
+        attention: quantization of the operands of the attention products; None keeps them in float (paper:
+            `QuantizeAttention()`, 8 bits, or 4 bits with learned steps).
         embeddings: quantize the word embeddings too, one scale per row; they are split like the others.
         width: fraction of the heads and feed-forward neurons that the student keeps; hidden states stay as wide (paper: 0.5). A
             given student is narrowed too, unless it has other heads than the teacher already.
@@ -78,6 +80,7 @@ class BinaryBERT:
     scale_dtype: ScaleDtype = "float16"
     ternary_iterations: int = 0
     input: QuantizeInput | None = field(default_factory=QuantizeInput)
+    attention: QuantizeAttention | None = None
     embeddings: bool = True
     width: float = 0.5
     layers: int | tuple[int, ...] | None = None
@@ -157,11 +160,11 @@ class BinaryBERT:
             teacher, matched = "small", (tuple(range(len(kept))), len(kept))
         terms = self._terms(*matched, teacher, regression, attention=True)
         if self.bits == "ternary" or (self.bits == 1 and self.split):
-            compress = Compress("student", self._rules("ternary", models))
-            found += self._run("ternary", terms, self.ternary_epochs, self.ternary_lr, (*begin, compress))
+            begin = (*begin, *self._compress("ternary", models))
+            found += self._run("ternary", terms, self.ternary_epochs, self.ternary_lr, begin)
             begin = (self._splitting(tuple(dict.fromkeys(term for part in terms.values() for term in part))),)
         elif self.bits == 1:
-            begin = (*begin, Compress("student", self._rules(1, models)))
+            begin = (*begin, *self._compress(1, models))
         if self.bits == 1:
             found += self._run("binary", terms, self.binary_epochs, self.binary_lr, begin)
         if not any("student" in stage.train for stage in found):
@@ -218,6 +221,10 @@ class BinaryBERT:
 
     def _optimizer(self, lr: float) -> AdamW:
         return AdamW(WarmupLinear(lr, warmup=self.warmup), weight_decay=self.weight_decay)
+
+    def _compress(self, bits: Bits, models: Models) -> tuple[Action, ...]:
+        weights = Compress("student", self._rules(bits, models))
+        return (weights,) if self.attention is None else (weights, CompressAttention("student", self.attention))
 
     def _rules(self, bits: Bits, models: Models) -> tuple[Compression, ...]:
         student: nn.Module = models.get("student", models["teacher"])

@@ -20,7 +20,8 @@ from bitstill.nn.modes import evaluating
 from bitstill.nn.transform import WeightTransform
 from bitstill.nn.view import DenseView
 from bitstill.ops.points import initial_points, share_points
-from bitstill.specs import Compression, Points
+from bitstill.specs import Compression, Points, QuantizeAttention
+from bitstill.surgery.attention import quantize_attention
 from bitstill.surgery.blocks import reduced
 from bitstill.surgery.select import first_and_last_tensor, layers_in_order, norms
 from bitstill.surgery.splitting import split_model
@@ -57,6 +58,22 @@ class Compress:
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """The same: which layers are swapped does not depend on their numbers."""
+        self.apply(models, task, 0)
+
+
+@dataclass(frozen=True)
+class CompressAttention:
+    """Quantize the operands of a transformer's attention products: `surgery.attention.quantize_attention`."""
+
+    model: str
+    spec: QuantizeAttention
+
+    def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
+        """Change the model in place."""
+        quantize_attention(_named(models, self.model), self.spec, run_once_on(task))
+
+    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
+        """The same; the numbers come from the checkpoint."""
         self.apply(models, task, 0)
 
 

@@ -1,8 +1,8 @@
 """What frozen teachers say about a batch: without gradient, in bf16 where that is fast, and only once where it can be kept.
 
-Without augmentation a teacher sees the same picture every epoch, so in a stage of more than one its logits are computed once for the
-whole training split, in fixed batches, and looked up by sample index from then on. They are recomputed, not saved, when a run
-resumes.
+Without augmentation a teacher sees the same picture every epoch, so in a stage of more than one its logits are computed once,
+for all training samples in fixed batches, and looked up by sample index from then on. They are recomputed, not saved, when a
+run resumes.
 """
 
 from __future__ import annotations
