@@ -10,18 +10,19 @@ they finish; a run that was stopped continues with the row it was in, from that 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
+import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import bitstill
-from bitstill.delivery import environment
 from bitstill.recipes import PostTraining, Recipe
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from rows import fill  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,10 @@ def run(row: Row, work: Path) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: dict[str, dict[str, Any]]) -> str:
     """One line for each network and setting: means over seeds, and what phase 2 gained over phase 1 alone."""
     groups: dict[tuple[str, int, float, str], dict[int, dict[str, Any]]] = {}
-    for row in results["rows"].values():
+    for row in results.values():
         groups.setdefault((row["model"], row["bits"], row["sparsity"], row["method"]), {})[row["seed"]] = row
 
     def mean(rows_: dict[int, dict[str, Any]], what: str) -> float:
@@ -176,20 +177,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=HERE / "work" / "pqk")
     parser.add_argument("--result", type=Path, default=HERE / "results" / "pqk.json")
-    parser.add_argument("--only", nargs="*", default=[], help="parts of keys, all of which a row's key must contain")
+    parser.add_argument("--only", nargs="*", help="parts of keys, such as res8-narrow")
     arguments = parser.parse_args()
-    os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
-    results = json.loads(arguments.result.read_text()) if arguments.result.exists() else {"rows": {}}
-    results |= {"command": "python benchmarks/pqk.py", **environment()}
-    for row in rows():
-        if row.key in results["rows"] or not all(part in row.key for part in arguments.only):
-            continue
-        results["rows"][row.key] = run(row, arguments.work)
-        arguments.result.parent.mkdir(parents=True, exist_ok=True)
-        arguments.result.write_text(json.dumps(results, indent=1) + "\n")
-        arguments.result.with_suffix(".md").write_text(table(results))
-        found = results["rows"][row.key]
-        print(f"{row.key}: {found['value']:.2f} %, {found['file_bytes']:,} bytes, {found['minutes']:.1f} min", flush=True)
+    made = {row.key: partial(run, row, arguments.work) for row in rows()}
+    fill(made, arguments.result, table, about={"command": "python benchmarks/pqk.py"}, only=arguments.only)
 
 
 if __name__ == "__main__":

