@@ -11,8 +11,8 @@ from torch import nn
 
 import bitstill
 import bitstill.train.loop as loop
-from bitstill.distill.layer_maps import hidden_pairs, score_pairs
-from bitstill.distill.losses import AttentionScoreMSE, FeatureMSE, MeanSquaredError, SoftCrossEntropy
+from bitstill.distill.layer_maps import head_pairs, hidden_pairs, score_pairs
+from bitstill.distill.losses import AttentionRelation, AttentionScoreMSE, FeatureMSE, MeanSquaredError, SoftCrossEntropy
 from bitstill.errors import SpecError
 from bitstill.granularity import PerChannel
 from bitstill.recipes import BinaryBERT
@@ -118,6 +118,16 @@ def test_the_binary_baseline_has_one_plane():
 def test_without_scores_no_copy_of_the_float_student_is_needed():
     found = stages(BinaryBERT(attention_weight=0))
     assert found[2].begin == (Compress("student", rules(TERNARY)),) and terms(found[2]) == features("teacher", scores=False)
+
+
+def test_relations_let_a_narrow_student_learn_from_the_teacher_itself():
+    found = stages(BinaryBERT(relation_heads=4))
+    assert found[2].begin == (Compress("student", rules(TERNARY)),), "no copy: the teacher's relations can be compared"
+    relation = AttentionRelation(head_pairs(ALL), 4)
+    for stage in found[::2]:
+        assert terms(stage) == [(FeatureMSE(hidden_pairs(ALL, 4)), "teacher"), (relation, "teacher")]
+    result = bitstill.compress(BinaryBERT(**SHORT, relation_heads=2), task(), {"teacher": bert()}, settings=QUIET)
+    assert "small" not in result.models and result.report["size"]["nominal_bits"] == 2.0
 
 
 def test_a_given_student_learns_in_float_first_and_keeps_its_own_layers():

@@ -1,8 +1,8 @@
 """Which layer of the teacher each layer of the student is matched to, and what such a match is called.
 
 `hidden:0` is what enters the first block and `hidden:i` what leaves block i (counted from 1); `scores:i` are the attention
-scores before the softmax of block i (counted from 0), (batch, heads, queries, keys). `tap` understands these names for any
-network with repeated blocks.
+scores before the softmax of block i (counted from 0), (batch, heads, queries, keys), and `heads:i` its queries, keys and
+values, (3, batch, heads, positions, width). `tap` understands these names for any network with repeated blocks.
 """
 
 from __future__ import annotations
@@ -44,3 +44,8 @@ def hidden_pairs(layers: Sequence[int], depth: int, layer_map: LayerMap = "last"
 def score_pairs(layers: Sequence[int]) -> tuple[Pair, ...]:
     """Pairs of attention scores: each block with the one it was copied from."""
     return tuple(Pair(f"scores:{i}", f"scores:{layer}") for i, layer in enumerate(layers))
+
+
+def head_pairs(layers: Sequence[int]) -> tuple[Pair, ...]:
+    """Pairs of queries, keys and values: each block with the one it was copied from."""
+    return tuple(Pair(f"heads:{i}", f"heads:{layer}") for i, layer in enumerate(layers))

@@ -110,6 +110,32 @@ class _MaskedMSE(Function):
         return difference * (2.0 * grads[0] / ctx.count), None, None
 
 
+def attention_relations(x: Tensor, relation_heads: int, real: Tensor | None) -> Tensor:
+    """Log softmax of x x^T / sqrt(width) within each relation head (Wang et al. 2021, MiniLMv2, eqs. 3 to 6).
+
+    Args:
+        x: queries, keys or values (batch, heads, positions, width of a head), which are put side by side and cut anew.
+        relation_heads: into how many, whatever the number of heads was.
+        real: bool (batch, positions), False where there is padding, which is related to nothing; None where nothing is.
+
+    Returns:
+        (batch, relation heads, positions, positions).
+
+    Raises:
+        DataError: all heads together are not that many times as wide as one of them.
+    """
+    flat = x.float().transpose(1, 2).flatten(2)
+    if flat.shape[-1] % relation_heads:
+        fix = "Choose a number that divides both models' widths."
+        given = f"heads of width {flat.shape[-1]} together"
+        raise DataError(f"a width that {relation_heads} relation heads share", given=given, where="AttentionRelation", fix=fix)
+    cut = flat.unflatten(-1, (relation_heads, -1)).transpose(1, 2)
+    products = cut @ cut.transpose(-1, -2) / cut.shape[-1] ** 0.5
+    if real is not None:
+        products = products.masked_fill(~real[:, None, None, :], torch.finfo(products.dtype).min)
+    return F.log_softmax(products, -1)
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy with the labels, mean over the batch. No teacher."""
@@ -262,6 +288,42 @@ class AttentionScoreMSE:
         return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
 
 
+@dataclass(frozen=True)
+class AttentionRelation:
+    """KL of how queries relate to queries, keys to keys and values to values (Wang et al. 2021, MiniLMv2, eq. 2).
+
+    The two models may differ in heads and in width. Mean over the batch, relation heads and real positions; summed over the
+    three and over pairs.
+
+    Args:
+        pairs: attention layers, by `layer_maps.head_pairs`.
+        relation_heads: into how many heads the relations are cut.
+    """
+
+    pairs: tuple[Pair, ...]
+    relation_heads: int = 12
+    needs_teacher = True
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        real, losses = student.positions, []
+        for pair in self.pairs:
+            for ours, theirs in zip(student.features[pair.student], target.features[pair.teacher], strict=True):
+                one, other = (attention_relations(x, self.relation_heads, real) for x in (ours, theirs))
+                divergence = (other.exp() * (other - one)).sum(-1)
+                losses.append(divergence.mean() if real is None else _mean_over(divergence, real))
+        return torch.stack(losses).sum()
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The attention layers on either side."""
+        return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
+
+
+def _mean_over(values: Tensor, real: Tensor) -> Tensor:
+    """Mean of (batch, heads, positions) over real positions."""
+    return values.masked_fill(~real.unsqueeze(1), 0.0).sum() / (real.sum() * values.shape[1])
+
+
 def _matched(pair: Pair, student: Output, target: Output, loss: str, fix: str) -> tuple[Tensor, Tensor]:
     ours, theirs = student.features[pair.student], target.features[pair.teacher]
     if ours.shape != theirs.shape:
@@ -270,4 +332,13 @@ def _matched(pair: Pair, student: Output, target: Output, loss: str, fix: str) -
     return ours, theirs
 
 
-Loss = CrossEntropy | MeanSquaredError | KL | SoftCrossEntropy | AttentionTransfer | FeatureMSE | AttentionScoreMSE
+Loss = (
+    CrossEntropy
+    | MeanSquaredError
+    | KL
+    | SoftCrossEntropy
+    | AttentionTransfer
+    | FeatureMSE
+    | AttentionScoreMSE
+    | AttentionRelation
+)

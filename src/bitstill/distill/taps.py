@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.errors import MatchError, suggest
-from bitstill.surgery.attention import SCORES
+from bitstill.surgery.attention import HEADS, SCORES
 from bitstill.surgery.blocks import Blocks, blocks
 
 
@@ -42,7 +42,8 @@ class Output:
         return [self.logits, *self.features.values()]
 
 
-_BY_NUMBER = ("hidden", "scores")
+_LEFT_BY_ATTENTION = {"scores": SCORES, "heads": HEADS}
+_BY_NUMBER = ("hidden", *_LEFT_BY_ATTENTION)
 
 
 @contextlib.contextmanager
@@ -53,7 +54,8 @@ def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         model: what will run.
         names: modules by dotted name (their output, or the first element of a tuple); "hidden:i", the hidden states before the
             first (i = 0) or after the i-th repeated block; "scores:i", the attention scores before the softmax of block i,
-            counted from 0, for models that were loaded through `bitstill.hf`.
+            counted from 0, and "heads:i", its queries, keys and values (3, batch, heads, positions, width), both for models
+            that were loaded through `bitstill.hf`.
 
     Yields:
         A dict that fills as the model runs, by name.
@@ -79,7 +81,8 @@ def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
             elif kind == "hidden":
                 stack.callback(_hook_hidden(layers, name, _number(name, rest), receive))
             else:
-                stack.callback(_hook_scores(_block(layers, name, _number(name, rest)), receive))
+                block = _block(layers, name, _number(name, rest))
+                stack.callback(_hook_attention(block, _LEFT_BY_ATTENTION[kind], receive))
         yield found
 
 
@@ -97,15 +100,15 @@ def _hook_hidden(layers: Blocks, name: str, index: int, receive: Callable[[objec
     return _block(layers, name, 0).register_forward_pre_hook(before, with_kwargs=True).remove
 
 
-def _hook_scores(block: nn.Module, receive: Callable[[object], None]) -> Callable[[], None]:
-    """Every module of the block learns where scores go; the one that computes attention leaves them there."""
+def _hook_attention(block: nn.Module, attribute: str, receive: Callable[[object], None]) -> Callable[[], None]:
+    """Every module of the block learns where it goes; the one that computes attention leaves it there."""
     modules = list(block.modules())
     for module in modules:
-        module.__dict__[SCORES] = receive
+        module.__dict__[attribute] = receive
 
     def remove() -> None:
         for module in modules:
-            module.__dict__.pop(SCORES, None)
+            module.__dict__.pop(attribute, None)
 
     return remove
 

@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from bitstill.nn.attention import ATTRIBUTE, AttentionTransform
-from bitstill.surgery.attention import SCORES
+from bitstill.surgery.attention import HEADS, SCORES
 
 NAME = "bitstill"
 
@@ -45,6 +45,9 @@ def attention(
     Returns:
         (batch, positions, heads, width), and None for the probabilities.
     """
+    if HEADS in module.__dict__:
+        groups = getattr(module, "num_key_value_groups", 1)
+        module.__dict__[HEADS](torch.stack((query, repeat_kv(key, groups), repeat_kv(value, groups))))
     receive, transform = module.__dict__.get(SCORES), module._modules.get(ATTRIBUTE)
     if (receive is None and transform is None) or kwargs.get("position_bias") is not None:
         output: tuple[Tensor, None] = sdpa_attention_forward(

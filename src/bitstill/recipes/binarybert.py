@@ -57,7 +57,9 @@ class BinaryBERT:
         hidden_weight: of the squared error of hidden states, mean over real positions and width, summed over layers (paper: 1).
         attention_weight: of the squared error of attention scores before the softmax, mean over heads and pairs of real
             positions, summed over layers (paper: 1, padding included). Where the student has fewer heads than the teacher,
-            its scores cannot be compared: the quantized models then learn from the small float student.
+            its scores cannot be compared: the quantized models then learn from the small float student (paper).
+        relation_heads: compare relations within queries, keys and values, cut into that many heads, instead of attention scores
+            (MiniLMv2); heads may then differ, and all models learn from the teacher itself. None compares scores (paper).
         logit_weight: of the soft cross-entropy with the teacher in Stage II (regression: squared error; paper: 1).
         joint: both stages at once, in the time of the two (paper: no).
         reduction: of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does not.
@@ -88,6 +90,7 @@ class BinaryBERT:
     layer_map: LayerMap = "last"
     hidden_weight: float = 1.0
     attention_weight: float = 1.0
+    relation_heads: int | None = None
     logit_weight: float = 1.0
     joint: bool = False
     reduction: Reduction = "mean"
@@ -145,7 +148,8 @@ class BinaryBERT:
             found.append(stage)
         narrow = given and _heads(models["student"]) != _heads(models["teacher"])
         begin = self._birth(given, depth, kept, narrow)
-        teacher, own_heads = "teacher", bool(self.attention_weight) and (narrow or self.width < 1)
+        scores = bool(self.attention_weight) and self.relation_heads is None
+        teacher, own_heads = "teacher", scores and (narrow or self.width < 1)
         matched = (kept, depth)
         if (given or self.width < 1 or len(kept) < depth) and self.float_epochs:
             terms = self._terms(*matched, teacher, regression, attention=not own_heads)
@@ -192,7 +196,7 @@ class BinaryBERT:
     ) -> dict[str, tuple[Term, ...]]:
         """The terms of each stage, by the stage's name."""
         weight = self.attention_weight if attention else 0.0
-        features = feature_terms(kept, depth, self.layer_map, self.hidden_weight, weight, teacher)
+        features = feature_terms(kept, depth, self.layer_map, self.hidden_weight, weight, teacher, self.relation_heads)
         logits = logit_terms(self.logit_weight, regression, self.reduction, teacher)
         if not features:
             fix = "Set hidden_weight above 0."

@@ -6,8 +6,16 @@ from typing import Literal
 
 from torch import nn
 
-from bitstill.distill.layer_maps import LayerMap, hidden_pairs, score_pairs
-from bitstill.distill.losses import AttentionScoreMSE, FeatureMSE, Loss, MeanSquaredError, Reduction, SoftCrossEntropy
+from bitstill.distill.layer_maps import LayerMap, head_pairs, hidden_pairs, score_pairs
+from bitstill.distill.losses import (
+    AttentionRelation,
+    AttentionScoreMSE,
+    FeatureMSE,
+    Loss,
+    MeanSquaredError,
+    Reduction,
+    SoftCrossEntropy,
+)
 from bitstill.errors import SpecError
 from bitstill.granularity import PerChannel
 from bitstill.recipes.protocol import Models
@@ -56,12 +64,23 @@ def logit_terms(weight: float, regression: bool, reduction: Reduction, teacher: 
 
 
 def feature_terms(
-    kept: tuple[int, ...], depth: int, layer_map: LayerMap, hidden: float, attention: float, teacher: str = "teacher"
+    kept: tuple[int, ...],
+    depth: int,
+    layer_map: LayerMap,
+    hidden: float,
+    attention: float,
+    teacher: str = "teacher",
+    relation_heads: int | None = None,
 ) -> tuple[Term, ...]:
-    """Hidden states and attention scores, with their weights; a weight of 0 leaves a term out."""
+    """Hidden states and attention, with their weights; a weight of 0 leaves a term out.
+
+    Attention is its scores, or with `relation_heads` relations within queries, keys and values.
+    """
+    scores: Loss = AttentionScoreMSE(score_pairs(kept))
+    relations: Loss | None = None if relation_heads is None else AttentionRelation(head_pairs(kept), relation_heads)
     losses: tuple[tuple[Loss, float], ...] = (
         (FeatureMSE(hidden_pairs(kept, depth, layer_map)), hidden),
-        (AttentionScoreMSE(score_pairs(kept)), attention),
+        (relations or scores, attention),
     )
     return tuple(Term(loss, teacher=teacher, weight=weight) for loss, weight in losses if weight)
 

@@ -49,6 +49,8 @@ class XTC:
         hidden_weight: of the squared error of hidden states, mean over real positions and width, summed over layers (paper: 1).
         attention_weight: of the squared error of attention scores before the softmax, mean over heads and pairs of real
             positions, summed over layers (paper: 1, padding included).
+        relation_heads: compare relations within queries, keys and values, cut into that many heads, instead of attention scores
+            (MiniLMv2; paper: no).
         label_weight: of the loss on the labels (paper: 0).
         reduction: of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does not.
         epochs, batch_size, lr, weight_decay, warmup: AdamW, linear warm-up over that fraction, then linear decay to 0 (paper:
@@ -77,6 +79,7 @@ class XTC:
     logit_weight: float = 1.0
     hidden_weight: float = 1.0
     attention_weight: float = 1.0
+    relation_heads: int | None = None
     label_weight: float = 0.0
     reduction: Reduction = "mean"
     epochs: float = 6
@@ -171,7 +174,8 @@ class XTC:
     def _parts(self, kept: tuple[int, ...], depth: int, regression: bool) -> dict[str, tuple[Term, ...]]:
         """The terms of each part of a stage, by the part's name."""
         logits = logit_terms(self.logit_weight, regression, self.reduction)
-        features = feature_terms(kept, depth, self.layer_map, self.hidden_weight, self.attention_weight)
+        weights = (self.hidden_weight, self.attention_weight)
+        features = feature_terms(kept, depth, self.layer_map, *weights, relation_heads=self.relation_heads)
         labels = (Term(label_loss(regression), weight=self.label_weight),) if self.label_weight else ()
         together = (*logits, *features, *labels)
         return {

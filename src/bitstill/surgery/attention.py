@@ -15,6 +15,8 @@ from bitstill.surgery.select import RunOnce
 
 SCORES = "_bitstill_scores"
 """The attribute of an attention layer under which its attention function finds where to leave its scores."""
+HEADS = "_bitstill_heads"
+"""The same for its queries, keys and values."""
 
 
 def quantize_attention(model: nn.Module, spec: QuantizeAttention, run_once: RunOnce) -> tuple[str, ...]:

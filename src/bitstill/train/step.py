@@ -83,7 +83,7 @@ def run(model: nn.Module, task: Task, batch: Batch, names: tuple[str, ...]) -> O
                 given=repr(name),
                 where=f"layer pair, {type(model).__name__}",
                 fix="Attention scores need a model loaded by bitstill.hf whose attention is dispatched (DeBERTa's is not)."
-                if name.startswith("scores:")
+                if name.startswith(("scores:", "heads:"))
                 else "Name a module that the forward pass calls.",
             )
     mask = batch.get("attention_mask")
