@@ -28,6 +28,7 @@ from bitstill.delivery import deliver, environment, measure
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.lifecycle import PrepareReport, report, uncompressed
 from bitstill.loading import task_for
+from bitstill.nn.attention import attention_record
 from bitstill.nn.packed import is_packed
 from bitstill.recipes import Recipe, recipe_name, recipe_named
 from bitstill.roles import ModelLike, rehearse, resolve_models, stages_for
@@ -186,7 +187,12 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     archive = read(folder)
     network = from_architecture(archive.config) if model is None else copy.deepcopy(model)
-    return load_into(network, archive)
+    loaded = load_into(network, archive)
+    if attention_record(loaded):
+        from bitstill.hf.attention import require
+
+        require(loaded)
+    return loaded
 
 
 def stage_folder(out: Path, stage: Stage) -> Path:

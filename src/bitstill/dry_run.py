@@ -27,10 +27,12 @@ def dry_run(
     storage: Storage,
     data: str | None = None,
     text: TextOptions | None = None,
+    augmented: str | None = None,
 ) -> dict[str, Any]:
     """Plan the run, compress the untrained student and pack it: its bytes are those of the trained one.
 
-    Only entropy coding and points shared out by gradient depend on training; with them the bytes are an estimate.
+    Only entropy coding, points shared out by gradient and what is split within a budget depend on training; with them the bytes
+    are an estimate.
 
     Returns:
         Stages with their steps, every parameter with what would happen to it, and the size report.
@@ -38,7 +40,7 @@ def dry_run(
     Raises:
         BitstillError: what `compress` would refuse before it trains, but for an untrained student, which has the same bytes.
     """
-    task = task_for(task_name, models, data, text)
+    task = task_for(task_name, models, data, text, augmented=augmented)
     cast = resolve_models(recipe, models, settings.seed, task)
     stages = stages_for(recipe, cast, task, untrained=True)
     student = rehearse(stages, cast.networks, task)["student"]

@@ -17,12 +17,12 @@ from bitstill.delivery import environment
 from bitstill.errors import SpecError, need_package
 from bitstill.recipes.encoders import kept_layers
 from bitstill.recipes.general_distillation import GeneralDistillation
-from bitstill.roles import readable_tokens, rehearse
-from bitstill.tasks.corpus import Corpus, pack_corpus
+from bitstill.roles import check_rows, readable_tokens, rehearse
+from bitstill.tasks.corpus import Corpus, pack_corpus, wait_until_packed
 from bitstill.train.actions import ReduceLayers, SetDropout
 from bitstill.train.checkpoint import checkpoint_beside
 from bitstill.train.identity import identity_of
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import Settings, accelerator, train
 from bitstill.train.stage import Action
 from bitstill.train.task import evaluate
 
@@ -66,26 +66,34 @@ def distill_encoder(
     from bitstill.hf.text import check_same_vocabulary, load_tokenizer
 
     recipe, settings, target = recipe or GeneralDistillation(), settings or Settings(), Path(out).resolve()
+    corpus = Corpus(corpus) if isinstance(corpus, str) else corpus
+    about = {"teacher": teacher, "student": student, "corpus": encode(corpus), "recipe": encode(recipe), "seed": settings.seed}
+    if resume and (target / REPORT).exists():
+        return _finished(target, about)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         fix = "Choose another --out, so that nothing of yours is overwritten."
         raise SpecError("a new or an empty folder", given="something else", where=str(target), fix=fix)
     check_target(target)
-    corpus = Corpus(corpus) if isinstance(corpus, str) else corpus
+    accelerator(replace(settings, trackers=()))  # settles the device, before anything asks for it
+    several = PartialState()
     tokenizer = load_tokenizer(teacher)
     networks: dict[str, nn.Module] = {"teacher": load_encoder(teacher, "teacher").model}
     if student is not None:
-        networks["student"] = load_encoder(student, "student", settings.seed).model
-        if any((Path(student) / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+        loaded = load_encoder(student, "student", settings.seed)
+        networks["student"] = loaded.model
+        if not loaded.new:
             check_same_vocabulary(tokenizer, load_tokenizer(student), (teacher, student))
     for name, network in networks.items():
+        check_rows(name, network, len(tokenizer) - 1, "corpus")
         limit = readable_tokens(network)
         if limit is not None and limit < corpus.length:
             fix = "Cut the corpus into shorter sequences: --length."
             raise SpecError(f"sequences of at most {limit} tokens", given=str(corpus.length), where=name, fix=fix)
     depth, kept = kept_layers(recipe.layers, recipe.choice, networks, "GeneralDistillation")
     tokens = Path(cache) if cache is not None else target.with_name(f"{target.name}.tokens")
-    with PartialState().main_process_first():
-        sequences = pack_corpus(corpus, encoder_of(tokenizer), tokens, progress=settings.progress)
+    if not several.is_main_process:
+        wait_until_packed(tokens)  # not at a barrier, whose patience a large corpus would exhaust
+    sequences = pack_corpus(corpus, encoder_of(tokenizer), tokens, progress=settings.progress)
     task = corpus_task(sequences, tokenizer, networks["teacher"], recipe.mask_probability)
     wide = hidden_width(networks["teacher"])
     stage = recipe.stage(kept, depth, (hidden_width(networks["student"]) if student else wide, wide))
@@ -94,7 +102,6 @@ def distill_encoder(
     identity = identity_of(encode(recipe), stages, task, networks, settings)
     work = checkpoint_beside(target, resume)
     history = train(stages, networks, task, settings, identity=identity, checkpoint_path=work, resume=resume)
-    several = PartialState()
     report: dict[str, Any] = {}
     if several.is_main_process:
         with replaced_folder(target) as folder:
@@ -104,11 +111,9 @@ def distill_encoder(
                 task.preprocessor.save(folder)
             delivered = load_encoder(str(folder), "distilled model").model
             report = {
-                "recipe": encode(recipe),
-                "corpus": encode(corpus),
+                **about,
                 "sequences": len(task.train),
                 "settings": encode(settings),
-                "teacher": teacher,
                 "parameters": {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()},
                 "history": history,
                 "delivered": {"metric": task.metric_name, "test": evaluate(delivered, task, task.test)},
@@ -119,6 +124,18 @@ def distill_encoder(
         work.unlink(missing_ok=True)
     several.wait_for_everyone()
     return report or dict(json.loads((target / REPORT).read_text()))
+
+
+def _finished(target: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The report of a run that is finished, if it is the one that was asked for."""
+    report: dict[str, Any] = json.loads((target / REPORT).read_text(encoding="utf-8"))
+    for key, wanted in json.loads(json.dumps(about)).items():
+        if report.get(key) != wanted:
+            fix = "Choose another --out, or delete that folder to distil anew."
+            given = f"one with {key} {report.get(key)}"
+            raise SpecError(f"an encoder distilled with {key} {wanted}", given=given, where=str(target), fix=fix)
+    checkpoint_beside(target, resume=True).unlink(missing_ok=True)
+    return report
 
 
 def _birth(recipe: GeneralDistillation, given: bool, depth: int, kept: tuple[int, ...]) -> tuple[Action, ...]:

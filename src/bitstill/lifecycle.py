@@ -209,11 +209,18 @@ def unpack(packed: nn.Module) -> nn.Module:
 
 
 def uncompressed(model: nn.Module) -> nn.Module:
-    """A copy of a prepared model made of the layers it had before, with their latent weights: the float architecture."""
+    """A copy of a prepared model made of the layers it had before, with their latent weights: the float architecture.
+
+    Of a split weight it is the sum of the two.
+    """
     plain = copy.deepcopy(model)
     replacements: dict[nn.Module, nn.Module] = {}
+    whole: set[int] = set()
     for module in plain.modules():
         if is_compressed(module):
+            if id(module.weight) not in whole:
+                _add_second(module)
+                whole.add(id(module.weight))
             kind: type[nn.Module] = module.__dict__["original_class"]
             original = adopt(module, kind)
             for name in ("weight_transform", "input_transform"):
@@ -225,12 +232,23 @@ def uncompressed(model: nn.Module) -> nn.Module:
     return plain
 
 
+def _add_second(module: nn.Module) -> None:
+    """Make the weight of a layer the sum of its latent weights."""
+    transform = module.weight_transform
+    if isinstance(transform, WeightTransform) and SECOND in transform.learned:
+        assert isinstance(module.weight, Tensor)
+        second = transform.learned[SECOND].detach()
+        module.weight.data += second.T if isinstance(module, CompressedTransposedLinear) else second
+
+
 def _freeze_layer(name: str, module: CompressedLayer) -> None:
     transform = module.weight_transform
     assert isinstance(transform, WeightTransform)
     transposed = isinstance(module, CompressedTransposedLinear)
     latent = module.weight.detach()
     check_finite(latent, f"{name}.weight")
+    if SECOND in transform.learned:
+        check_finite(transform.learned[SECOND], f"{name}, second latent weight")
     quantized = transform.quantize(latent.T if transposed else latent)
     effective = quantized.dequantize()
     module.weight = nn.Parameter(effective.T.contiguous() if transposed else effective, requires_grad=False)

@@ -156,22 +156,32 @@ def check_model(name: str, network: nn.Module, task: Task) -> None:
 
 
 def _check_vocabulary(name: str, network: nn.Module, task: Task) -> None:
-    table = word_embeddings(network)
-    if table is None or "input_ids" not in task.train.inputs:
+    if word_embeddings(network) is None or "input_ids" not in task.train.inputs:
         return
     largest = max(int(split.inputs["input_ids"].max()) for split in (task.train, task.validation, task.test))
-    weight = network.get_submodule(table).weight
-    assert isinstance(weight, Tensor)
-    rows = len(weight)
     limit = readable_tokens(network)
     longest = max(split.inputs["input_ids"].shape[1] for split in (task.train, task.validation, task.test))
     if limit is not None and limit < longest:
         fix = f"Set --max-length to at most {limit}, or choose a model that reads longer texts."
         raise DataError(f"texts of at most {limit} tokens", given=f"{longest}", where=f"{name}, {task.name}", fix=fix)
-    if largest >= rows:
+    check_rows(name, network, largest, task.name)
+
+
+def check_rows(name: str, network: nn.Module, largest: int, data: str) -> None:
+    """Refuse a model whose word embeddings have no row for token `largest` of the data.
+
+    Raises:
+        DataError: naming the model.
+    """
+    table = word_embeddings(network)
+    if table is None:
+        return
+    weight = network.get_submodule(table).weight
+    assert isinstance(weight, Tensor)
+    if largest >= len(weight):
         fix = "Teacher, student and tokenizer must share one vocabulary."
-        given = f"an embedding of {rows} rows"
-        raise DataError(f"a model that knows token {largest}", given=given, where=f"{name}, {task.name}", fix=fix)
+        given = f"an embedding of {len(weight)} rows"
+        raise DataError(f"a model that knows token {largest}", given=given, where=f"{name}, {data}", fix=fix)
 
 
 def readable_tokens(network: nn.Module) -> int | None:

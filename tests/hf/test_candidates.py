@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bitstill.errors import DataError
-from bitstill.hf.candidates import MaskedLanguageModel, Neighbours, neighbours_from_file, own_neighbours, whole_words
+from bitstill.hf.candidates import MaskedLanguageModel, Neighbours, _around, neighbours_from_file, own_neighbours, whole_words
 from bitstill.tasks.augmentation import exchangeable
 from tests.hf import tiny
 
@@ -55,11 +55,26 @@ def test_words_of_several_tokens_get_neighbours_of_their_pieces(language_model, 
     assert language_model.propose([word], 4) == [wanted]
 
 
-def test_where_the_text_is_cut_off_before_the_mask_there_is_nothing_to_propose(language_model):
-    text = " ".join(["film"] * 60) + " good"
-    words = exchangeable(text)
-    found = language_model.propose([words[0], words[-1]], 3)
-    assert found[0] and found[1] == []
+def test_of_a_long_text_what_is_around_the_word_is_read(language_model):
+    """The tokenizer would cut its end off, mask and all."""
+    text = " ".join(["film"] * 60) + " good " + " ".join(["film"] * 60)
+    words = [word for word in exchangeable(text) if str(word) == "good"]
+    (found,) = language_model.propose(words, 3)
+    limit = tiny.LIMIT
+    around, word = _around(words[0], limit)
+    assert str(word) == "good" and len(around) <= 2 * limit + 4 and around.split() == ["film"] * 6 + ["good"] + ["film"] * 6
+    assert found == language_model.propose([word], 3)[0] and found
+
+
+@pytest.mark.parametrize("characters", [0, 1, 3, 7, 100])
+def test_a_text_is_cut_at_spaces(characters):
+    text = "ab cde good fgh i"
+    for word in exchangeable(text):
+        around, place = _around(word, characters)
+        assert str(place) == str(word) and around in text and len(around) <= len(str(word)) + 2 * characters
+        start = word.start - place.start
+        if " " in text[max(0, word.start - characters) : word.start]:
+            assert start == 0 or text[start - 1] == " "
 
 
 def test_neighbours_are_the_nearest_by_cosine_without_the_word_itself():
@@ -78,9 +93,9 @@ def test_neighbours_are_the_nearest_by_cosine_without_the_word_itself():
 
 def test_a_file_of_embeddings(tmp_path):
     path = tmp_path / "glove.txt"
-    path.write_text("good 1.0 0.0\nfine 0.9 0.1\nbad -1.0 0.0\n. 0.9 0.0\n")
+    path.write_text("good 1.0 0.0\nfine 0.9 0.1\nat a place 0.0 1.0\nbad -1.0 0.0\n. 0.9 0.0\n")
     table = neighbours_from_file(path)
-    assert table.words == ["good", "fine", "bad", "."]
+    assert table.words == ["good", "fine", "at a place", "bad", "."], "as a few lines of published tables are"
     assert table.propose(exchangeable("good"), 2) == [[".", "fine"]]
 
 

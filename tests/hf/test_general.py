@@ -114,6 +114,18 @@ def _interrupted(*_arguments, **_options):
     raise KeyboardInterrupt
 
 
+def test_a_finished_run_is_taken_as_it_is_if_it_is_the_same(teacher, corpus, tmp_path):
+    """Also where it was killed between the delivery and the end."""
+    out = tmp_path / "out"
+    report = distil(teacher, corpus, out)
+    checkpoint = tmp_path / ".out.checkpoint.safetensors"
+    checkpoint.write_bytes(b"left over")
+    assert distil(teacher, corpus, out, resume=True) == report and not checkpoint.exists()
+    for change in ({"recipe": replace(SHORT, lr=1.0)}, {"settings": replace(tiny.QUIET, seed=5)}, {"student": teacher}):
+        with pytest.raises(SpecError, match="an encoder distilled with"):
+            distil(teacher, corpus, out, resume=True, **change)
+
+
 def test_a_student_of_another_width_learns_through_a_projection(teacher, corpus, tmp_path):
     shape = tiny.config("bert", hidden_size=8, num_hidden_layers=1, intermediate_size=12)
     shape.save_pretrained(tmp_path / "shape")
@@ -206,6 +218,19 @@ def test_what_does_not_fit_is_refused(teacher, corpus, tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path / "words alone")
     with pytest.raises(DataError, match="a pretrained encoder"):
         distil(str(tmp_path / "words alone"), corpus, tmp_path / "out")
+    model = tiny.model("bert")
+    (tmp_path / "pickled").mkdir()
+    model.config.save_pretrained(tmp_path / "pickled")
+    tiny.tokenizer().save_pretrained(tmp_path / "pickled")
+    with pytest.raises(DataError, match="without weights"):
+        distil(str(tmp_path / "pickled"), corpus, tmp_path / "out")
+    torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(DataError, match="a pretrained encoder"):
+        distil(str(tmp_path / "pickled"), corpus, tmp_path / "out")
+    few = tiny.config("bert", num_hidden_layers=1, vocab_size=20)
+    few.save_pretrained(tmp_path / "few")
+    with pytest.raises(DataError, match="a model that knows token"):
+        distil(teacher, corpus, tmp_path / "out", student=str(tmp_path / "few"), recipe=replace(SHORT, layers=None))
     shape = tiny.config("bert", num_hidden_layers=1, num_attention_heads=4)
     shape.save_pretrained(tmp_path / "shape")
     with pytest.raises(DataError, match="equally many heads"):

@@ -87,6 +87,19 @@ def test_it_is_delivered_and_read_back_by_every_way_of_loading(spec, tmp_path):
         assert torch.equal(run(pack(freeze(model))), wanted)
 
 
+def test_a_network_that_is_handed_in_is_made_to_quantize_or_refused(tmp_path):
+    model = network()
+    prepare(model, Compression(weight=Binary(), targets=("bert.encoder.*",)))
+    quantize_attention(model, QuantizeAttention(), run)
+    save(model, tmp_path / "out", tokenizer=tiny.tokenizer())
+    with torch.no_grad():
+        assert torch.equal(run(bitstill.load(tmp_path / "out", model=tiny.model("bert", "sdpa"))), run(model))
+    other = tiny.model("bert")
+    other.set_attn_implementation = lambda name: None
+    with pytest.raises(ArtifactError, match="whose attention can be quantized"):
+        bitstill.load(tmp_path / "out", model=other)
+
+
 def test_what_is_learned_belongs_to_the_quantizers():
     model = network()
     quantize_attention(model, SPECS["clip"], run)

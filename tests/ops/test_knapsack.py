@@ -27,6 +27,11 @@ def test_nothing_that_fits_is_worth_more(things, budget):
     assert all(things[index][0] > 0 for index in chosen)
 
 
+def test_what_fits_exactly_is_taken_whole_however_coarse_the_units():
+    assert knapsack([1.0] * 70, [40_001] * 70, 70 * 40_001) == tuple(range(70))
+    assert knapsack([1.0, 2.0, 1.0], [20_001, 20_001, 20_001], 40_003) == (0, 1)
+
+
 @settings(max_examples=100, deadline=None)
 @given(THINGS, st.integers(0, 10**9))
 def test_with_coarse_units_it_still_fits(things, budget):

@@ -95,6 +95,7 @@ def test_each_stretch_alone(options, names):
     assert [stage.name for stage in found] == names
     if options.get("joint"):
         assert terms(found[-1]) == [*features("small"), *logits("small")] and found[-1].epochs == 4
+        assert found[-1].optimizer.lr.peak == 5e-5, "that of Stage II"
 
 
 def test_a_student_of_all_heads_learns_from_the_teacher_itself():
@@ -137,6 +138,13 @@ def test_a_given_student_learns_in_float_first_and_keeps_its_own_layers():
     assert straight[0].name == "ternary I" and straight[0].begin == (RESTING, Compress("student", rules(TERNARY)))
 
 
+def test_a_given_student_of_fewer_layers_is_narrowed_too():
+    """Its number of heads in each layer counts, not how many layers there are."""
+    models = {"teacher": bert(), "student": bert(1, layers=2)}
+    found = BinaryBERT().stages(train_teacher=False, models=models)
+    assert found[0].begin == (ReduceWidth("student", 0.5), RESTING) and found[2].begin[0] == Copy("student", "small")
+
+
 def test_a_given_student_is_narrowed_unless_it_is_narrow_already():
     wide, narrow = bert(1), bert(1)
     ReduceWidth("student", 0.5).apply({"student": narrow}, task(), 0)
@@ -161,6 +169,7 @@ def test_regression_and_a_new_teacher():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"relation_heads": 0}, "at least one relation head"),
         ({"bits": 4}, "bits of 1, 'ternary' or None"),
         ({"width": 0.0}, "a width above 0"),
         ({"width": 1.5}, "a width above 0"),
@@ -172,7 +181,7 @@ def test_regression_and_a_new_teacher():
 )
 def test_settings_that_mean_nothing(options, message):
     with pytest.raises(SpecError, match=message):
-        BinaryBERT(**options)
+        stages(BinaryBERT(**options))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from .encoders import QUIET, bert, encoder, minus_squared_error, task
 DATA = task(regression=True)
 SHORT = {"steps": 3, "batch_size": 16}
 CASES: dict[str, dict[str, Any]] = {
+    "binarybert": {**SHORT, "width": 1.0, "validations": 1},
+    "binarybert, not split": {**SHORT, "width": 1.0, "split": False, "joint": True, "validations": 1},
     "differentiable-quantization": {**SHORT, "float_epochs": 0.5, "granularity": bitstill.PerChannel()},
     "differentiable-quantization by labels": {**SHORT, "float_epochs": 0, "kd_weight": 0, "share_points": True},
     "differentiable-quantization under the teacher": {**SHORT, "teacher": "teacher", "float_epochs": 0, "kd_weight": 0.5},

@@ -12,9 +12,9 @@ from bitstill.artifact.reader import read
 from bitstill.artifact.restore import load_into
 from bitstill.artifact.size import size_report
 from bitstill.artifact.writer import Storage, write_weights
-from bitstill.errors import SpecError
+from bitstill.errors import DataError, SpecError
 from bitstill.granularity import PerChannel, PerGroup
-from bitstill.lifecycle import freeze, pack, prepare, report
+from bitstill.lifecycle import freeze, pack, prepare, report, uncompressed
 from bitstill.specs import Binary, Clipped, Compression, Prune, QuantizeInput, SplitBinary, Ternary
 from bitstill.surgery.splitting import split_model
 from bitstill.train.optim import AdamW, parameter_groups
@@ -56,6 +56,33 @@ def test_inputs_are_quantized_once_for_both_planes():
     assert (
         model[0].input_transform is transform and len([n for n, _ in model.named_parameters() if "input_transform" in n]) == 2
     )
+
+
+def test_the_float_network_has_the_sum_of_both():
+    model = zoo()
+    prepare(model, Compression(weight=Ternary()))
+    latent = model[5].weight.detach().clone()
+    split_model(model)
+    assert torch.allclose(uncompressed(model)[5].weight, latent, atol=1e-6)
+
+
+def test_the_row_of_padding_stays_what_it_is():
+    model = nn.Sequential(nn.Embedding(20, 12, padding_idx=3))
+    prepare(model, Compression(weight=Ternary()))
+    split_model(model)
+    model(torch.tensor([[1, 3, 5], [7, 3, 3]])).sum().backward()
+    for parameter in model.parameters():
+        assert parameter.grad.abs().sum(1).nonzero().flatten().tolist() == [1, 5, 7]
+    model(torch.tensor([[1, 2]])).sum().backward()
+
+
+def test_a_second_weight_that_is_not_finite_is_refused():
+    model = nn.Sequential(nn.Linear(8, 4))
+    prepare(model, Compression(weight=Ternary()))
+    split_model(model)
+    model[0].weight_transform.learned["second"].data[0, 0] = torch.nan
+    with pytest.raises(DataError, match="second latent weight"):
+        freeze(model)
 
 
 def test_both_halves_learn_as_weights_do():
@@ -123,8 +150,9 @@ def test_what_cannot_be_split_says_so():
     with pytest.raises(SpecError, match="a model with ternary layers"):
         split_model(model)
     prepare(model, Compression(weight=Ternary(learned_scale=True)))
-    with pytest.raises(SpecError, match="scales that follow the weights"):
-        split_model(model)
+    for only in (None, ()):
+        with pytest.raises(SpecError, match="scales that follow the weights"):
+            split_model(model, only)
 
 
 def test_split_binary_on_any_weight_starts_with_what_the_first_plane_leaves_over():

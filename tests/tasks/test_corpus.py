@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from bitstill.errors import DataError
 from bitstill.tasks import corpus as module
-from bitstill.tasks.corpus import MANIFEST, TOKENS, Corpus, Encoder, pack_corpus
+from bitstill.tasks.corpus import MANIFEST, TOKENS, Corpus, Encoder, pack_corpus, wait_until_packed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:datasets.*")
 SEPARATOR, START, END = 1, 2, 3
@@ -168,6 +169,23 @@ def test_tokens_that_are_damaged(tmp_path, damage):
         (folder / MANIFEST).write_text(json.dumps(state))
     with pytest.raises(DataError, match="a whole file of tokens"):
         pack_corpus(corpus, ENCODER, folder, progress=False)
+
+
+def test_a_corpus_that_was_edited_is_another_one(tmp_path):
+    corpus, folder = write(tmp_path / "texts", TEXTS), tmp_path / "out"
+    pack_corpus(corpus, ENCODER, folder, progress=False)
+    write(tmp_path / "texts", [*TEXTS, "thirteen"])
+    with pytest.raises(DataError, match="tokens of files"):
+        pack_corpus(corpus, ENCODER, folder, progress=False)
+
+
+def test_the_others_wait_for_the_main_process(tmp_path):
+    folder = tmp_path / "out"
+    waiting = threading.Thread(target=wait_until_packed, args=(folder, 0.01))
+    waiting.start()
+    pack_corpus(write(tmp_path / "texts", TEXTS), ENCODER, folder, progress=False)
+    waiting.join(timeout=30)
+    assert not waiting.is_alive()
 
 
 def test_tokens_of_something_else_are_left_alone(tmp_path):

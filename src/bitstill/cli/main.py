@@ -130,7 +130,11 @@ def compress(
     wanted = read_run(run_file, overrides, chosen)
     built = wanted.build_recipe()
     if dry_run:
-        planned = look(built, wanted.task, wanted.models(built), wanted.settings, wanted.storage, wanted.data, wanted.text)
+        if wanted.corpus is not None:
+            fix = "Leave --corpus out, or give what `bitstill distill` has made as --student."
+            raise SpecError("no --corpus", given="one", where="--dry-run, which trains nothing", fix=fix)
+        more = (wanted.data, wanted.text, wanted.augmented)
+        planned = look(built, wanted.task, wanted.models(built), wanted.settings, wanted.storage, *more)
         if as_json:
             _print_json(planned)
         else:
@@ -374,8 +378,9 @@ def _with_general(wanted: RunFile, recipe: Any, resume: bool) -> dict[str, str]:
     if general.layers is None:
         general = replace(general, layers=recipe.layers, choice=recipe.choice)
     folder = Path(f"{wanted.out}-general")
-    if not (folder / REPORT).exists():
-        run(source, wanted.corpus, folder, recipe=general, settings=wanted.settings, resume=resume)
+    # One that is there is taken, if it is what this run would make.
+    again = resume or (folder / REPORT).exists()
+    run(source, wanted.corpus, folder, recipe=general, settings=wanted.settings, resume=again)
     return {**models, "student": str(folder)}
 
 

@@ -304,6 +304,11 @@ class AttentionRelation:
     relation_heads: int = 12
     needs_teacher = True
 
+    def __post_init__(self) -> None:
+        if self.relation_heads < 1:
+            given, fix = str(self.relation_heads), "12 suits most encoders."
+            raise SpecError("at least one relation head", given=given, where="AttentionRelation", fix=fix)
+
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
         assert target is not None
         real, losses = student.positions, []

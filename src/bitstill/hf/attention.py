@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from bitstill.errors import ArtifactError
 from bitstill.nn.attention import ATTRIBUTE, AttentionTransform
 from bitstill.surgery.attention import HEADS, SCORES
 
@@ -75,6 +76,21 @@ def attention(
     if isinstance(transform, AttentionTransform):
         probabilities = transform.probabilities(probabilities)
     return (probabilities @ value).transpose(1, 2).contiguous(), None
+
+
+def require(model: Any) -> None:
+    """Let `model`, some of whose layers quantize the operands of their products, compute attention by `attention`.
+
+    Raises:
+        ArtifactError: it cannot, and would compute with operands in float.
+    """
+    if hasattr(model, "set_attn_implementation"):
+        use(model)
+    found = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if found != NAME:
+        fix = "Load it without model=, so that it is built from its config.json."
+        given = f"{type(model).__name__} with attention {found!r}"
+        raise ArtifactError("a network whose attention can be quantized", given=given, where="load", fix=fix)
 
 
 def _tell(receive: Any, scores: Tensor) -> None:

@@ -106,22 +106,22 @@ class MaskedLanguageModel:
         return [found[place] for place in range(len(words))]
 
     def _predict(self, words: Sequence[Word], count: int) -> list[list[str]]:
-        masked = [word.text[: word.start] + self.tokenizer.mask_token + word.text[word.end :] for word in words]
         limit = min(LONGEST, self.tokenizer.model_max_length)
-        originals = [word.text for word in words]
-        # The second text gives way first: where the mask is, matters more.
-        inputs = self.tokenizer(
-            masked, originals, truncation="longest_first", max_length=limit, padding=True, return_tensors="pt"
-        ).to(self.device)
+        # Of a long text only so much on either side that two copies of it fit: most tokens are four letters or more.
+        around = [_around(word, limit) for word in words]
+        masked = [text[: word.start] + self.tokenizer.mask_token + text[word.end :] for text, word in around]
+        originals = [text for text, _ in around]
+        inputs = self.tokenizer(masked, originals, truncation=True, max_length=limit, padding=True, return_tensors="pt")
+        here = inputs["input_ids"] == self.tokenizer.mask_token_id
         with torch.inference_mode():
-            logits = self.model(**inputs).logits.float().cpu()
-        here = inputs["input_ids"].cpu() == self.tokenizer.mask_token_id
+            logits = self.model(**inputs.to(self.device)).logits
+            rows = logits[torch.arange(len(words)), here.int().argmax(1)].float().cpu()
         found: list[list[str]] = []
-        for word, row, places in zip(words, logits, here, strict=True):
-            if not bool(places.any()):  # cut off
+        for word, row, there in zip(words, rows, here.any(1).tolist(), strict=True):
+            if not there:  # cut off all the same
                 found.append([])
                 continue
-            best = row[int(places.int().argmax())].topk(min(count + 1, row.shape[-1])).indices.tolist()
+            best = row.topk(min(count + 1, row.shape[-1])).indices.tolist()
             named = [self.whole[token] for token in best if token in self.whole]
             found.append([other for other in named if other.lower() != str(word).lower()][:count])
         return found
@@ -129,6 +129,18 @@ class MaskedLanguageModel:
     def _token(self, word: str) -> int | None:
         ids = self.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         return ids[0] if len(ids) == 1 else None
+
+
+def _around(word: Word, characters: int) -> tuple[str, Word]:
+    """A text with at most so many characters on either side of a word, cut at spaces, and the word in it."""
+    start, end = max(0, word.start - characters), min(len(word.text), word.end + characters)
+    if start > 0:
+        start = max(start, word.text.find(" ", start, word.start) + 1)
+    if end < len(word.text):
+        space = word.text.rfind(" ", word.end, end)
+        end = space if space >= 0 else end
+    text = word.text[start:end]
+    return text, Word(text, word.start - start, word.end - start)
 
 
 def own_neighbours(source: str) -> Neighbours:
@@ -162,7 +174,8 @@ def neighbours_from_file(path: Path) -> Neighbours:
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
-                word, *numbers = line.rstrip("\n").split(" ")
+                line = line.rstrip("\n")  # a few words of published tables have spaces in them
+                word, *numbers = line.rsplit(" ", width) if width else line.split(" ")
                 vector = np.array(numbers, dtype=np.float32)
                 width = width or len(vector)
                 if len(vector) != width or not width or not np.isfinite(vector).all():

@@ -23,6 +23,9 @@ HELD_OUT = 256
 """Sequences on which student and teacher are compared."""
 
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt")
+
+
 @dataclass(frozen=True)
 class Body:
     """An encoder.
@@ -45,7 +48,10 @@ def load_encoder(source: str, role: str, seed: int = 0) -> Body:
         DataError: there is no such model, or parts of it are missing.
     """
     folder = Path(source)
-    bare = folder.is_dir() and not any(folder.glob("*.safetensors*"))
+    bare = folder.is_dir() and not any(file.suffix in _WEIGHTS for file in folder.iterdir())
+    if bare and role != "student":
+        fix = "Only a student may begin with random weights."
+        raise DataError("a pretrained encoder", given="a folder without weights", where=f"{role} {source!r}", fix=fix)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "init", role))

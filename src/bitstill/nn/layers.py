@@ -91,9 +91,16 @@ class CompressedEmbedding(nn.Embedding):
         transform = self.weight_transform
         if isinstance(transform, WeightTransform) and transform.by_row:
             unique, position = input.unique(return_inverse=True)
-            rows = transform.rows(F.embedding(unique, self.weight, self.padding_idx), unique)
-            return F.embedding(position, rows)
+            rows = transform.rows(F.embedding(unique, self.weight), unique)
+            return F.embedding(position, rows, self._padding_among(unique))
         return F.embedding(input, self.effective_weight(), self.padding_idx)
+
+    def _padding_among(self, rows: Tensor) -> int | None:
+        """Where the row of padding, which does not learn, is among `rows` (sorted ids); None if it is not."""
+        if self.padding_idx is None:
+            return None
+        place = int((rows < self.padding_idx).sum())
+        return place if place < len(rows) and int(rows[place]) == self.padding_idx else None
 
 
 class CompressedTransposedLinear(nn.Module):

@@ -10,11 +10,12 @@ import numpy as np
 def knapsack(gains: Sequence[float], costs: Sequence[int], budget: int, *, steps: int = 20_000) -> tuple[int, ...]:
     """Maximise the sum of gains of what is taken, with costs that add up to at most `budget` (0/1 knapsack).
 
-    By dynamic programming over the budget. Where it is more than `steps`, costs are rounded up to a common unit, so that the
-    answer always fits and is at most a few units short of the best.
+    Everything that is worth something, where it fits; else by dynamic programming over the budget. Where that is more than
+    `steps`, costs are rounded up to a common unit, so that the answer always fits; what then still fits is added, most gain
+    first.
 
     Args:
-        gains: what each thing is worth; what is worth nothing, or less, is never taken.
+        gains: finite; what each thing is worth. What is worth nothing, or less, is never taken.
         costs: at least 0.
         budget: at least 0.
         steps: into how many units the budget is divided at most.
@@ -22,6 +23,9 @@ def knapsack(gains: Sequence[float], costs: Sequence[int], budget: int, *, steps
     Returns:
         Indices of what is taken, ascending.
     """
+    worth = [index for index, gain in enumerate(gains) if gain > 0]
+    if sum(costs[index] for index in worth) <= budget:
+        return tuple(worth)
     unit = max(1, -(-budget // steps))
     capacity = budget // unit
     best = np.zeros(capacity + 1)
@@ -39,4 +43,9 @@ def knapsack(gains: Sequence[float], costs: Sequence[int], budget: int, *, steps
         if taken[index, left]:
             chosen.append(index)
             left -= needed[index]
-    return tuple(reversed(chosen))
+    rest = budget - sum(costs[index] for index in chosen)
+    for index in sorted(set(worth) - set(chosen), key=lambda index: -gains[index]):
+        if costs[index] <= rest:
+            chosen.append(index)
+            rest -= costs[index]
+    return tuple(sorted(chosen))

@@ -46,9 +46,10 @@ class BinaryBERT:
             paper's code, which fits levels and scale to the weights.
         input: input quantization of the layers whose weights are quantized; None keeps inputs in float (paper:
             `QuantizeInput(per="tensor", range="clip")`).
-        attention: quantization of the operands of the attention products; None keeps them in float (paper:
-            `QuantizeAttention()`, 8 bits, or 4 bits with learned steps).
-        embeddings: quantize the word embeddings too, one scale per row; they are split like the others.
+        attention: quantization of the operands of the attention products; None keeps them in float (paper: per tensor, with
+            learned clips at 8 bits and learned steps at 4).
+        embeddings: quantize the word embeddings too, one scale per row; they are split like the others. Pooler and classifier
+            stay in float (paper: the classifier alone).
         width: fraction of the heads and feed-forward neurons that the student keeps; hidden states stay as wide (paper: 0.5). A
             given student is narrowed too, unless it has other heads than the teacher already.
         layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all (paper).
@@ -61,7 +62,7 @@ class BinaryBERT:
         relation_heads: compare relations within queries, keys and values, cut into that many heads, instead of attention scores
             (MiniLMv2); heads may then differ, and all models learn from the teacher itself. None compares scores (paper).
         logit_weight: of the soft cross-entropy with the teacher in Stage II (regression: squared error; paper: 1).
-        joint: both stages at once, in the time of the two (paper: no).
+        joint: both stages at once, in the time of the two and at the rate of Stage II (paper: no).
         reduction: of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does not.
         float_epochs, ternary_epochs, binary_epochs: of each model on the way, shared equally by Stage I and Stage II; the small
             float student is trained only where it is smaller than the teacher, or given.
@@ -213,7 +214,7 @@ class BinaryBERT:
                 epochs=epochs / len(parts) if self.steps is None else None,
                 steps=self.steps,
                 batch_size=self.batch_size,
-                optimizer=self._optimizer(lr if part == "II" else lr * self.feature_lr_scale),
+                optimizer=self._optimizer(lr * self.feature_lr_scale if part == "I" else lr),
                 clip_norm=self.clip_norm,
                 augment=self.augment,
                 validations=self.validations,
@@ -239,8 +240,8 @@ class BinaryBERT:
         return encoder_rules(student, matrices, self.input, embeddings=rows, scale_dtype=self.scale_dtype)
 
 
-def _heads(model: nn.Module) -> list[int]:
-    """Of each attention layer that can be told apart; for others the config's number."""
-    found = [each.heads for each in attention_layers(model)]
+def _heads(model: nn.Module) -> set[int]:
+    """How many heads attention layers have, where they can be told apart; for others the config's number."""
+    found = {each.heads for each in attention_layers(model)}
     declared = getattr(getattr(model, "config", None), "num_attention_heads", None)
-    return found or ([declared] if isinstance(declared, int) else [])
+    return found or ({declared} if isinstance(declared, int) else set())

@@ -39,12 +39,12 @@ def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[
     for name, layer, transform in found:
         spec = transform.spec
         assert isinstance(spec, Ternary) and isinstance(layer.weight, nn.Parameter)
-        if name not in chosen:
-            transform.spec = one_plane(spec)
-            continue
         if spec.learned_scale:
             fix = "Train the ternary model with learned_scale=False."
             raise SpecError("scales that follow the weights", given="learned ones", where=f"splitting {name}", fix=fix)
+        if name not in chosen:
+            transform.spec = one_plane(spec)
+            continue
         known = halves.get(layer.weight)
         if known is not None and known[0] != spec:
             given = f"{known[0].granularity} and {spec.granularity}"

@@ -7,8 +7,10 @@ a run that was stopped goes on behind them. Neither the corpus nor its tokens ar
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ TOKENS, MANIFEST, VERSION = "tokens.bin", "tokens.json", 1
 DOCUMENTS = 500
 """Documents that are tokenized at once, between two writes."""
 _BYTES = 4
+_END = 1 << 20
 _KINDS = {".parquet": "parquet", ".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
@@ -100,6 +103,9 @@ def pack_corpus(corpus: Corpus, encoder: Encoder, folder: Path, *, progress: boo
     folder.mkdir(parents=True, exist_ok=True)
     about = {"version": VERSION, "source": corpus.source, "column": corpus.column, "length": corpus.length}
     about |= {"limit": corpus.limit, "tokenizer": dict(encoder.about)}
+    there, finished = _files(corpus), _finished(folder)
+    # A finished folder may outlive the files that it was made of; where they are, they must still be the same.
+    about["files"] = finished["files"] if finished is not None and not there else there
     state = _claim(folder, about)
     if not state["finished"]:
         _extend(corpus, encoder, folder, about, state, progress)
@@ -111,6 +117,12 @@ def pack_corpus(corpus: Corpus, encoder: Encoder, folder: Path, *, progress: boo
     if (folder / TOKENS).stat().st_size != count * _BYTES:
         raise _damaged(folder, f"{(folder / TOKENS).stat().st_size:,} bytes instead of {count * _BYTES:,}")
     return torch.from_file(str(folder / TOKENS), shared=False, size=count, dtype=torch.int32).reshape(-1, corpus.length)
+
+
+def wait_until_packed(folder: Path, seconds: float = 1.0) -> None:
+    """Wait, in the other processes of a run, until the main one has finished `folder`."""
+    while _finished(folder) is None:
+        time.sleep(seconds)
 
 
 def _extend(
@@ -167,10 +179,27 @@ def _documents(corpus: Corpus, skip: int) -> Iterator[str]:
         raise DataError("a corpus that can be read", given=given, where=corpus.source, fix=fix) from error
 
 
+def _local_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.glob("train*") if file.suffix in _KINDS)
+
+
+def _files(corpus: Corpus) -> dict[str, str]:
+    """Name, size and a digest of both ends of each local file: a corpus that was edited is another one."""
+    found = {}
+    for path in _local_files(Path(corpus.source)):
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            ends = file.read(_END)
+            file.seek(max(0, size - _END))
+            ends += file.read(_END)
+        found[path.name] = f"{size} bytes, {hashlib.blake2b(ends, digest_size=8).hexdigest()}"
+    return found
+
+
 def _open(datasets: Any, corpus: Corpus) -> Any:
     path = Path(corpus.source)
     if path.exists():
-        files = [path] if path.is_file() else sorted(file for file in path.glob("train*") if file.suffix in _KINDS)
+        files = _local_files(path)
         kinds = {_KINDS.get(file.suffix) for file in files}
         if len(kinds) != 1 or None in kinds:
             given = ", ".join(file.name for file in files) or "none"
@@ -221,14 +250,23 @@ def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
         (folder / TOKENS).touch()
     if not (folder / TOKENS).exists():
         raise _damaged(folder, "no tokens")
+    size, least = (folder / TOKENS).stat().st_size, state["sequences"] * state["length"] * _BYTES
+    if size < least:
+        raise _damaged(folder, f"{size:,} bytes instead of {least:,} or more")
     return state
 
 
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """What the folder says of itself, if it is finished."""
+    state = _state(folder) if (folder / MANIFEST).exists() else None
+    return state if state is not None and state["finished"] else None
+
+
 def _state(folder: Path) -> dict[str, Any]:
-    wanted = ("version", "source", "column", "length", "limit", "tokenizer", "finished", "sequences", "documents", "characters")
+    wanted = ("version", "source", "files", "column", "length", "limit", "tokenizer", "finished", "sequences", "documents")
     try:
         state = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {key: state[key] for key in (*wanted, "carry")}
+        return {key: state[key] for key in (*wanted, "characters", "carry")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from bitstill.errors import SpecError
+from bitstill.errors import SpecError, TrainingError
 from bitstill.granularity import grid_of
 from bitstill.nn.modes import evaluating
 from bitstill.nn.transform import WeightTransform
@@ -48,9 +49,16 @@ class SplitWithin:
         self.repeat(models, self.decide(models, task, seed))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """Split all that could be: the structure to rehearse with. The budget must allow at least one plane for each matrix."""
-        self._smallest(models[self.model])
-        split_model(models[self.model])
+        """Split what fits, in the order of the model: about as many bytes as will be delivered, whatever the gains will be."""
+        model = models[self.model]
+        left = self.budget - self._smallest(model)
+        split: list[str] = []
+        for names in _units(model):
+            cost = _plane_bytes(*ternary_layers(model)[names[0]])
+            if cost <= left:
+                left -= cost
+                split += names
+        split_model(model, only=split)
 
     def decide(self, models: dict[str, nn.Module], task: Task, seed: int) -> Any:
         """The names of the layers to split, with what each would gain and cost.
@@ -73,6 +81,9 @@ class SplitWithin:
             for transform, spec in zip(transforms, specs, strict=True):
                 transform.spec = spec
             costs.append(_plane_bytes(*ternary_layers(model)[names[0]]))
+        if not all(math.isfinite(gain) for gain in gains):
+            fix = "Lower the learning rate of the stage before, or set clip_norm."
+            raise TrainingError("a finite loss", given="NaN or infinity", where="splitting within a budget", fix=fix)
         chosen = knapsack(gains, costs, spare)
         table = {unit[0]: {"gain": gain, "bytes": cost} for unit, gain, cost in zip(units, gains, costs, strict=True)}
         return {"split": [name for index in chosen for name in units[index]], "units": table}

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from bitstill.train.teachers import Teachers, fast_bf16
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+T = TypeVar("T")
 PROBED_STEPS = 10
 """Steps within which every term must have shown a gradient."""
 
@@ -209,7 +210,7 @@ def _begin(run: Run, stage: Stage) -> None:
         if not isinstance(action, Deciding):
             action.apply(run.models, run.task, seed)
             continue
-        decision = action.decide(run.models, run.task, seed)
+        decision = _of_the_first(run, action.decide(run.models, run.task, seed))
         action.repeat(run.models, decision)
         run.position.decisions[f"{stage.name}/{place}"] = decision
         run.history.append({"stage": stage.name, "step": 0, "decided": {type(action).__name__: decision}})
@@ -264,6 +265,16 @@ def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
             run.best = None
 
 
+def _of_the_first(run: Run, value: T) -> T:
+    """What the main process has: the others may differ in the last bit, and must not decide otherwise."""
+    if run.accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    found: T = broadcast_object_list([value])[0]
+    return found
+
+
 def _trained(run: Run, stage: Stage) -> dict[str, nn.Module]:
     return {name: run.models[name] for name in stage.train}
 
@@ -273,10 +284,7 @@ def _keep_best(run: Run, stage: Stage, step: int, validation: float | None) -> N
 
     Of equals the later is kept: where the metric is saturated, the first has hardly trained.
     """
-    if run.accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        validation = broadcast_object_list([validation])[0]
+    validation = _of_the_first(run, validation)
     assert validation is not None
     if math.isfinite(validation) and (run.best is None or validation >= run.best.value):
         run.best = Best.of(_trained(run, stage), step, validation)
