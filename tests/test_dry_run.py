@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bitstill.artifact.writer import Storage
-from bitstill.distill.losses import Pair
+from bitstill.distill.features import Pair
 from bitstill.dry_run import dry_run
 from bitstill.errors import MatchError, SpecError
 from bitstill.granularity import PerGroup

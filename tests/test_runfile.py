@@ -7,7 +7,7 @@ import yaml
 
 from bitstill.artifact.writer import Storage
 from bitstill.decode import encode
-from bitstill.distill.losses import Pair
+from bitstill.distill.features import Pair
 from bitstill.errors import SpecError
 from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
 from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation, recipe_name

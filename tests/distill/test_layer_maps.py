@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bitstill.distill.features import Pair
 from bitstill.distill.layer_maps import hidden_pairs, score_pairs
-from bitstill.distill.losses import Pair
 from bitstill.distill.taps import tap
 from bitstill.errors import BitstillError, MatchError
 from bitstill.surgery.attention import SCORES

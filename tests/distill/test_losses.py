@@ -9,18 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitstill.distill.losses import (
-    KL,
-    AttentionTransfer,
-    CrossEntropy,
-    FeatureMSE,
-    MeanSquaredError,
-    Pair,
-    SoftCrossEntropy,
-    attention_transfer,
-    kl_divergence,
-    soft_cross_entropy,
-)
+from bitstill.distill.features import AttentionTransfer, FeatureMSE, Pair, attention_transfer
+from bitstill.distill.losses import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy, kl_divergence, soft_cross_entropy
 from bitstill.distill.taps import Output
 from bitstill.errors import DataError, SpecError
 from bitstill.schedules import Linear

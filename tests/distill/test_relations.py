@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitstill.distill.losses import AttentionRelation, Pair, attention_relations
+from bitstill.distill.features import AttentionRelation, Pair, attention_relations
 from bitstill.distill.taps import Output, tap
 from bitstill.errors import DataError
 from bitstill.hf import attention

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitstill.distill.losses import AttentionScoreMSE, FeatureMSE, Pair, masked_mse
+from bitstill.distill.features import AttentionScoreMSE, FeatureMSE, Pair, masked_mse
 from bitstill.distill.taps import Output
 from bitstill.errors import DataError
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitstill.distill.losses import FeatureMSE, Pair
+from bitstill.distill.features import FeatureMSE, Pair
 from bitstill.distill.taps import Output, as_logits, tap
 from bitstill.errors import MatchError
 from bitstill.train.stage import Stage, Term

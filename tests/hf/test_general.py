@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertMode
 
 import bitstill
 import bitstill.train.loop as loop
-from bitstill.distill.losses import AttentionScoreMSE, FeatureMSE, Pair
+from bitstill.distill.features import AttentionScoreMSE, FeatureMSE, Pair
 from bitstill.distill.projection import Projection
 from bitstill.distill.taps import Output
 from bitstill.errors import DataError, SpecError

@@ -7,8 +7,9 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import bitstill
+from bitstill.distill.features import AttentionScoreMSE, FeatureMSE
 from bitstill.distill.layer_maps import hidden_pairs, score_pairs
-from bitstill.distill.losses import AttentionScoreMSE, CrossEntropy, FeatureMSE, SoftCrossEntropy
+from bitstill.distill.losses import CrossEntropy, SoftCrossEntropy
 from bitstill.errors import SpecError, TrainingError
 from bitstill.hf.trainer import Deliver, DistillationLoss
 from bitstill.schedules import Linear

@@ -11,8 +11,9 @@ from torch import nn
 
 import bitstill
 import bitstill.train.loop as loop
+from bitstill.distill.features import AttentionRelation, AttentionScoreMSE, FeatureMSE
 from bitstill.distill.layer_maps import head_pairs, hidden_pairs, score_pairs
-from bitstill.distill.losses import AttentionRelation, AttentionScoreMSE, FeatureMSE, MeanSquaredError, SoftCrossEntropy
+from bitstill.distill.losses import MeanSquaredError, SoftCrossEntropy
 from bitstill.errors import SpecError
 from bitstill.granularity import PerChannel
 from bitstill.recipes import BinaryBERT

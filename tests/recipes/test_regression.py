@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import bitstill
-from bitstill.distill.losses import KL, AttentionScoreMSE, CrossEntropy, FeatureMSE, MeanSquaredError, SoftCrossEntropy
+from bitstill.distill.features import AttentionScoreMSE, FeatureMSE
+from bitstill.distill.losses import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy
 from bitstill.errors import DataError, TrainingError
 from bitstill.recipes import RECIPES, DifferentiableQuantization, QuantizedDistillation
 from bitstill.roles import needed_roles, rehearse

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bitstill
-from bitstill.distill.losses import Pair
+from bitstill.distill.features import Pair
 from bitstill.errors import MatchError, SpecError
 from bitstill.granularity import PerGroup, PerTensor
 from bitstill.lifecycle import freeze, pack, prepare

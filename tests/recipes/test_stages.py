@@ -7,7 +7,8 @@ import copy
 import pytest
 from torch import nn
 
-from bitstill.distill.losses import KL, AttentionTransfer, CrossEntropy, Pair
+from bitstill.distill.features import AttentionTransfer, Pair
+from bitstill.distill.losses import KL, CrossEntropy
 from bitstill.errors import SpecError
 from bitstill.granularity import Bucket, PerGroup, PerTensor
 from bitstill.recipes import (

@@ -12,8 +12,9 @@ from torch import nn
 
 import bitstill
 import bitstill.train.loop as loop
+from bitstill.distill.features import AttentionScoreMSE, FeatureMSE, Pair
 from bitstill.distill.layer_maps import hidden_pairs, score_pairs
-from bitstill.distill.losses import AttentionScoreMSE, CrossEntropy, FeatureMSE, MeanSquaredError, Pair, SoftCrossEntropy
+from bitstill.distill.losses import CrossEntropy, MeanSquaredError, SoftCrossEntropy
 from bitstill.errors import ArtifactError, DataError, MatchError, SpecError, TrainingError
 from bitstill.granularity import PerChannel, PerTensor
 from bitstill.lifecycle import freeze, pack, prepare, report

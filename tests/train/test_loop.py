@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bitstill.distill.losses import KL, CrossEntropy, FeatureMSE, MeanSquaredError, Pair, SoftCrossEntropy
+from bitstill.distill.features import FeatureMSE, Pair
+from bitstill.distill.losses import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy
 from bitstill.errors import CheckpointError, DataError, MatchError, SpecError, TrainingError
 from bitstill.granularity import Bucket
 from bitstill.nn.transform import WeightTransform

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from bitstill.distill.losses import Pair
+from bitstill.distill.features import Pair
 
 LayerMap = Literal["last", "paper"]
 

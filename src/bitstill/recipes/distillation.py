@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bitstill.distill.losses import KL, AttentionTransfer, CrossEntropy, Loss, MeanSquaredError, Pair, Reduction
+from bitstill.distill.features import AttentionTransfer, Pair
+from bitstill.distill.losses import KL, CrossEntropy, Loss, MeanSquaredError, Reduction
 from bitstill.errors import SpecError
 from bitstill.schedules import Cosine
 from bitstill.train.optim import SGD

@@ -6,16 +6,9 @@ from typing import Literal
 
 from torch import nn
 
+from bitstill.distill.features import AttentionRelation, AttentionScoreMSE, FeatureMSE
 from bitstill.distill.layer_maps import LayerMap, head_pairs, hidden_pairs, score_pairs
-from bitstill.distill.losses import (
-    AttentionRelation,
-    AttentionScoreMSE,
-    FeatureMSE,
-    Loss,
-    MeanSquaredError,
-    Reduction,
-    SoftCrossEntropy,
-)
+from bitstill.distill.losses import Loss, MeanSquaredError, Reduction, SoftCrossEntropy
 from bitstill.errors import SpecError
 from bitstill.granularity import PerChannel
 from bitstill.recipes.protocol import Models

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bitstill.distill.losses import Pair, Reduction
+from bitstill.distill.features import Pair
+from bitstill.distill.losses import Reduction
 from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerGroup
 from bitstill.recipes.distillation import check_kd_weight, distillation_terms, teacher_stage
