@@ -61,7 +61,7 @@ def test_the_whole_chain_is_the_published_one():
     found = stages(BinaryBERT())
     assert [stage.name for stage in found] == ["float I", "float II", "ternary I", "ternary II", "binary I", "binary II"]
     assert [stage.begin for stage in found] == [
-        (Copy("teacher", "student"), ReduceWidth("student", 0.5), RESTING),
+        (Copy("teacher", "student"), ReduceWidth("student", 0.5, importance="gradient"), RESTING),
         (),
         (Copy("student", "small"), Compress("student", rules(TERNARY))),
         (),
@@ -170,6 +170,7 @@ def test_regression_and_a_new_teacher():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"importance": "looks"}, "a known importance"),
         ({"relation_heads": 0}, "at least one relation head"),
         ({"bits": 4}, "bits of 1, 'ternary' or None"),
         ({"width": 0.0}, "a width above 0"),

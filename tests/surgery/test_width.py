@@ -164,3 +164,20 @@ def test_a_network_without_inner_layers_is_refused():
     model = nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(MatchError, match="a layer that can be narrowed, got none"):
         reduce_width(model, lambda network: network(torch.randn(2, 4)), 0.5, keep=("0",))
+
+
+def test_by_gradient_what_the_loss_would_miss_least_goes():
+    """Neurons whose weights are large but whose gradients are small are the first to go."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    gradients = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        model[0].weight[:4] *= 10
+        model[2].weight[:, :4] *= 10
+    for name in ("0.weight", "0.bias"):
+        gradients[name][:4] = 0.0
+    gradients["2.weight"][:, :4] = 0.0
+    kept = model[0].weight[4:].detach().clone()
+    reduce_width(model, lambda m: m(torch.randn(2, 4)), 0.5, keep=("2",), gradients=gradients)
+    assert torch.equal(model[0].weight, kept), "by magnitude it would be the other half"
+    assert all(parameter.grad is None for parameter in model.parameters())

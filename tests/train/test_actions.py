@@ -13,7 +13,7 @@ from bitstill.granularity import PerChannel, PerTensor
 from bitstill.lifecycle import freeze, prepare, report, uncompressed
 from bitstill.nn.layers import CompressedLinear, is_compressed
 from bitstill.specs import Binary, Compression, Points, Prune, QuantizeInput, Ternary, Uniform
-from bitstill.train.actions import Compress, Copy, ReduceLayers, SetDropout, Uncompress
+from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, Uncompress
 from tests.recipes.encoders import bert, encoder, forward, task
 
 DATA = task()
@@ -280,3 +280,16 @@ def test_freezing_after_uncompressing_is_a_float_model():
     prepare(model, Compression(weight=Binary()))
     frozen = freeze(uncompressed(model))
     assert torch.equal(logits(frozen), logits(encoder())) and not isinstance(frozen.pooler, CompressedLinear)
+
+
+def test_widths_by_gradient_are_those_by_magnitude_and_depend_on_the_data():
+    """What stays differs, its shape does not: a resumed run may put the structure in place without the numbers."""
+    found = {}
+    for name in ("magnitude", "gradient", "replayed"):
+        models = {"student": bert()}
+        action = ReduceWidth("student", 0.5, importance="gradient" if name == "replayed" else name)
+        action.replay(models, task()) if name == "replayed" else action.apply(models, task(), 0)
+        found[name] = models["student"].state_dict()
+    shapes = [{key: tensor.shape for key, tensor in state.items()} for state in found.values()]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert any(not torch.equal(found["gradient"][key], found["magnitude"][key]) for key in found["gradient"])

@@ -9,7 +9,7 @@ from good practice, the default here is good practice and the published way is a
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -24,7 +24,16 @@ from bitstill.schedules import WarmupLinear
 from bitstill.specs import Binary, Compression, QuantizeAttention, QuantizeInput, ScaleDtype, Ternary
 from bitstill.surgery.blocks import Choice
 from bitstill.surgery.width import attention_layers
-from bitstill.train.actions import Compress, CompressAttention, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
+from bitstill.train.actions import (
+    Compress,
+    CompressAttention,
+    Copy,
+    Importance,
+    ReduceLayers,
+    ReduceWidth,
+    SetDropout,
+    SplitTernary,
+)
 from bitstill.train.adaptive import SplitWithin
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Action, Stage, Term
@@ -52,6 +61,8 @@ class BinaryBERT:
             stay in float (paper: the classifier alone).
         width: fraction of the heads and feed-forward neurons that the student keeps; hidden states stay as wide (paper: 0.5). A
             given student is narrowed too, unless it has other heads than the teacher already.
+        importance: which heads and neurons those are: "gradient", what the loss on the labels would miss most (paper:
+            DynaBERT's way), or "magnitude", the largest weights; always so for a given student, whose classifier may be new.
         layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all (paper).
         choice: which ones, where `layers` is a number: "skip" (every other one), "top" or "bottom".
         layer_map: "last" matches the student's last layer with the teacher's last, "paper" with the one it was copied from.
@@ -86,6 +97,7 @@ class BinaryBERT:
     attention: QuantizeAttention | None = None
     embeddings: bool = True
     width: float = 0.5
+    importance: Importance = "gradient"
     layers: int | tuple[int, ...] | None = None
     choice: Choice = "skip"
     layer_map: LayerMap = "last"
@@ -120,6 +132,9 @@ class BinaryBERT:
         if self.budget is not None and (self.bits != 1 or not self.split):
             given, fix = f"bits={self.bits}, split={self.split}", "A budget says how much may be split."
             raise SpecError("bits=1 and split=True with a budget", given=given, where="BinaryBERT budget", fix=fix)
+        if self.importance not in get_args(Importance):
+            fix = f"Valid: {', '.join(get_args(Importance))}."
+            raise SpecError("a known importance", given=repr(self.importance), where="BinaryBERT", fix=fix)
         if not 0 < self.width <= 1:
             given, fix = str(self.width), "0.5 keeps every other head."
             raise SpecError("a width above 0 and at most 1", given=given, where="BinaryBERT width", fix=fix)
@@ -187,7 +202,7 @@ class BinaryBERT:
         if not given:
             begin.append(Copy("teacher", "student") if len(kept) == depth else ReduceLayers("teacher", "student", kept))
         if self.width < 1 and not narrow:
-            begin.append(ReduceWidth("student", 1.0 - self.width))
+            begin.append(ReduceWidth("student", 1.0 - self.width, importance="magnitude" if given else self.importance))
         if self.dropout is not None:
             begin.append(SetDropout("student", self.dropout))
         return tuple(begin)

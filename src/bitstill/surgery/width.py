@@ -6,11 +6,12 @@ Which layers must shrink together is found by Torch-Pruning (Fang et al. 2023), 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bitstill.errors import MatchError, SpecError, need_package
 from bitstill.nn.modes import evaluating
@@ -19,9 +20,15 @@ from bitstill.surgery.blocks import blocks
 
 
 def reduce_width(
-    model: nn.Module, run_once: Callable[[nn.Module], Any], fraction: float, *, keep: Collection[str], multiple: int = 1
+    model: nn.Module,
+    run_once: Callable[[nn.Module], Any],
+    fraction: float,
+    *,
+    keep: Collection[str],
+    multiple: int = 1,
+    gradients: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Remove the `fraction` of each layer's output channels whose groups of weights are smallest, in place.
+    """Remove the `fraction` of each layer's output channels whose groups of weights are least important, in place.
 
     A group is everything that goes with a channel: its filter, its norm's parameters, and what later layers do with it. In a
     transformer whole heads leave, and the neurons between the two matrices of a feed-forward part; its hidden states, which all
@@ -33,6 +40,9 @@ def reduce_width(
         fraction: of channels to remove, 0 to below 1.
         keep: names of layers whose outputs stay as many as they are, such as the classifier.
         multiple: widths that are left are multiples of it, as hardware likes them.
+        gradients: of a loss, by parameter; a group's importance is then what the loss would change to first order without it,
+            the sum of |weight * gradient| (Molchanov et al. 2019; for heads and neurons of BERT, Hou et al. 2020, DynaBERT).
+            None takes the size of its weights.
 
     Raises:
         SpecError: a fraction out of range, or a model that the graph tracer cannot follow.
@@ -55,7 +65,7 @@ def reduce_width(
             pruner = pruning.pruner.BasePruner(
                 model,
                 example_inputs=None,
-                importance=pruning.importance.GroupMagnitudeImportance(p=2),
+                importance=_importance(pruning, model, gradients),
                 pruning_ratio=fraction,
                 ignored_layers=list(ignored),
                 round_to=multiple if multiple > 1 else None,
@@ -76,11 +86,20 @@ def reduce_width(
     finally:
         for parameter in model.parameters():
             parameter.requires_grad_(flags.get(parameter, True))
+            parameter.grad = None
     record = changes(before, sizes(model))
     if not record and fraction > 0:
         fix = "Remove more of them, or prune single weights."
         raise MatchError("a layer that can be narrowed", given="none", where=type(model).__name__, fix=fix)
     model.__dict__[KEY] = {**model.__dict__.get(KEY, {}), **record}
+
+
+def _importance(pruning: Any, model: nn.Module, gradients: Mapping[str, Tensor] | None) -> Any:
+    if gradients is None:
+        return pruning.importance.GroupMagnitudeImportance(p=2)
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradients.get(name, torch.zeros_like(parameter))
+    return pruning.importance.GroupTaylorImportance()
 
 
 def check_fraction(fraction: float, multiple: int) -> None:

@@ -30,6 +30,7 @@ from bitstill.train.keys import derive, permutation
 from bitstill.train.task import Task
 
 Skip = Literal["roles", "paper", "none"]
+Importance = Literal["magnitude", "gradient"]
 
 
 @dataclass(frozen=True)
@@ -124,24 +125,36 @@ class ReduceWidth:
         model: its name.
         fraction: of each layer's channels that are removed.
         multiple: widths that are left are multiples of it.
+        importance: "magnitude" removes what has the smallest weights, "gradient" what the loss on the labels would miss least,
+            to first order and on a part of the training data.
     """
 
     model: str
     fraction: float
     multiple: int = 1
+    importance: Importance = "magnitude"
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction, self.multiple)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Narrow the model in place."""
-        model, run_once = _named(models, self.model), run_once_on(task)
-        last = layers_in_order(model, run_once)[-1]
-        reduce_width(model, run_once, self.fraction, keep=(last,), multiple=self.multiple)
+        model = _named(models, self.model)
+        if self.importance == "magnitude":
+            self._reduce(model, task, None)
+            return
+        names, weights = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
+        gradients = _mean_gradients(model, list(weights), task, seed, 16, 32)
+        self._reduce(model, task, dict(zip(names, gradients, strict=True)))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """The same; widths do not depend on the numbers, which come from the checkpoint."""
-        self.apply(models, task, 0)
+        """Without looking at importance: widths do not depend on the numbers, which come from the checkpoint."""
+        self._reduce(_named(models, self.model), task, None)
+
+    def _reduce(self, model: nn.Module, task: Task, gradients: dict[str, Tensor] | None) -> None:
+        run_once = run_once_on(task)
+        last = layers_in_order(model, run_once)[-1]
+        reduce_width(model, run_once, self.fraction, keep=(last,), multiple=self.multiple, gradients=gradients)
 
 
 @dataclass(frozen=True)
@@ -323,8 +336,13 @@ def _mean_gradients(
             batch = {k: v.to(device) for k, v in task.train.take(order[start : start + batch_size]).items()}
             logits = as_logits(task.forward(model, batch)).float()
             labels = batch["labels"]
-            loss = F.mse_loss(logits.flatten(), labels) if labels.is_floating_point() else F.cross_entropy(logits, labels)
-            total = [t + g for t, g in zip(total, torch.autograd.grad(loss, weights), strict=True)]
+            loss = (
+                F.mse_loss(logits.flatten(), labels.flatten())
+                if labels.is_floating_point()
+                else F.cross_entropy(logits, labels)
+            )
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+            total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
     return total
 
 
