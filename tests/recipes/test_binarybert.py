@@ -73,8 +73,8 @@ def test_the_whole_chain_is_the_published_one():
     for first, second in (found[2:4], found[4:6]):
         assert terms(first) == features("small") and terms(second) == logits("small")
     assert all(stage.keep == "best" and stage.train == ("student",) and stage.epochs == 2 for stage in found)
-    rates = [2.5 * 5e-5, 5e-5] * 3
-    assert [s.optimizer for s in found] == [AdamW(WarmupLinear(lr, warmup=0.1), weight_decay=0.01) for lr in rates]
+    for stage, lr in zip(found, [2.5 * 5e-5, 5e-5] * 3, strict=True):
+        assert stage.optimizer == AdamW(WarmupLinear(lr, warmup=0.1), weight_decay=0.01, learned_lr_scale=1e-4 / lr)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,19 @@ def test_the_loss_aware_threshold_is_passed_on():
     assert found[0].begin[-1].compression[0].weight == replace(TERNARY, iterations=10)
 
 
+def test_the_second_matrix_of_a_feed_forward_part_may_have_an_input_of_its_own():
+    wide = QuantizeInput(symmetric=False)
+    (action,) = [a for a in stages(BinaryBERT(width=1.0, wide_input=wide))[0].begin if isinstance(a, Compress)]
+    names = tuple(f"blocks.{index}.narrow" for index in ALL)
+    inside, second, rows = action.compression
+    assert inside == Compression(weight=TERNARY, targets=("blocks.*",), ignore=names, input=QuantizeInput())
+    assert second == Compression(weight=TERNARY, targets=names, input=wide) and rows.targets == ("words",)
+    result = bitstill.compress(BinaryBERT(**SHORT, wide_input=wide), task(), {"teacher": bert()}, settings=QUIET)
+    layers = {name: m.input_transform for name, m in result.model.named_modules() if hasattr(m, "input_transform")}
+    inputs = {name: getattr(transform, "spec", None) for name, transform in layers.items()}
+    assert {n.rpartition("layer.")[2][2:] for n, spec in inputs.items() if spec == wide} == {"output.dense"}
+
+
 def test_regression_and_a_new_teacher():
     found = stages(BinaryBERT(), regression=True, train_teacher=True)
     assert found[0].name == "fine-tuning" and terms(found[2]) == [(MeanSquaredError(), "teacher")]
@@ -170,6 +183,7 @@ def test_regression_and_a_new_teacher():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"binary_lr": 0.0}, "learning rates above 0"),
         ({"importance": "looks"}, "a known importance"),
         ({"relation_heads": 0}, "at least one relation head"),
         ({"bits": 4}, "bits of 1, 'ternary' or None"),

@@ -55,6 +55,9 @@ class BinaryBERT:
             paper's code, which fits levels and scale to the weights.
         input: input quantization of the layers whose weights are quantized; None keeps inputs in float (paper:
             `QuantizeInput(per="tensor", range="clip")`).
+        wide_input: of the second matrix of each feed-forward part, whose inputs are mostly positive; None is `input` (paper:
+            not symmetric).
+        learned_lr: peak learning rate of learned clips and steps (paper: 1e-4).
         attention: quantization of the operands of the attention products; None keeps them in float (paper: per tensor, with
             learned clips at 8 bits and learned steps at 4).
         embeddings: quantize the word embeddings too, one scale per row; they are split like the others. Pooler and classifier
@@ -94,6 +97,8 @@ class BinaryBERT:
     scale_dtype: ScaleDtype = "float16"
     ternary_iterations: int = 0
     input: QuantizeInput | None = field(default_factory=QuantizeInput)
+    wide_input: QuantizeInput | None = None
+    learned_lr: float = 1e-4
     attention: QuantizeAttention | None = None
     embeddings: bool = True
     width: float = 0.5
@@ -129,6 +134,9 @@ class BinaryBERT:
         if self.bits not in (1, "ternary", None):
             fix = "Other numbers of bits are XTC's, or those of QuantizedDistillation."
             raise SpecError("bits of 1, 'ternary' or None", given=repr(self.bits), where="BinaryBERT", fix=fix)
+        if min(self.float_lr, self.ternary_lr, self.binary_lr, self.feature_lr_scale) <= 0:
+            given = f"{self.float_lr}, {self.ternary_lr}, {self.binary_lr}, times {self.feature_lr_scale}"
+            raise SpecError("learning rates above 0", given=given, where="BinaryBERT", fix="The paper uses 1e-5 to 1.25e-4.")
         if self.budget is not None and (self.bits != 1 or not self.split):
             given, fix = f"bits={self.bits}, split={self.split}", "A budget says how much may be split."
             raise SpecError("bits=1 and split=True with a budget", given=given, where="BinaryBERT budget", fix=fix)
@@ -240,7 +248,8 @@ class BinaryBERT:
         return [replace(stages[0], begin=begin), *stages[1:]]
 
     def _optimizer(self, lr: float) -> AdamW:
-        return AdamW(WarmupLinear(lr, warmup=self.warmup), weight_decay=self.weight_decay)
+        schedule = WarmupLinear(lr, warmup=self.warmup)
+        return AdamW(schedule, weight_decay=self.weight_decay, learned_lr_scale=self.learned_lr / lr)
 
     def _compress(self, bits: Bits, models: Models) -> tuple[Action, ...]:
         weights = Compress("student", self._rules(bits, models))
@@ -252,7 +261,9 @@ class BinaryBERT:
         if bits == "ternary":
             matrices = Ternary(self.granularity, scale_dtype=self.scale_dtype, iterations=self.ternary_iterations)
         rows: Literal[1, "ternary"] | None = None if not self.embeddings else "ternary" if bits == "ternary" else 1
-        return encoder_rules(student, matrices, self.input, embeddings=rows, scale_dtype=self.scale_dtype)
+        return encoder_rules(
+            student, matrices, self.input, embeddings=rows, scale_dtype=self.scale_dtype, wide_input=self.wide_input
+        )
 
 
 def _heads(model: nn.Module) -> set[int]:

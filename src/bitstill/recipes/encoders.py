@@ -9,7 +9,7 @@ from torch import nn
 from bitstill.distill.features import AttentionRelation, AttentionScoreMSE, FeatureMSE
 from bitstill.distill.layer_maps import LayerMap, head_pairs, hidden_pairs, score_pairs
 from bitstill.distill.losses import Loss, MeanSquaredError, Reduction, SoftCrossEntropy
-from bitstill.errors import SpecError
+from bitstill.errors import MatchError, SpecError
 from bitstill.granularity import PerChannel
 from bitstill.recipes.protocol import Models
 from bitstill.specs import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
@@ -85,6 +85,7 @@ def encoder_rules(
     *,
     embeddings: Bits | None,
     scale_dtype: ScaleDtype,
+    wide_input: QuantizeInput | None = None,
 ) -> tuple[Compression, ...]:
     """Matrices inside the blocks, and word embeddings with a scale per row; everything else stays in float.
 
@@ -94,9 +95,38 @@ def encoder_rules(
         input: of the blocks' matrices.
         embeddings: bits of the word embeddings; None leaves them in float.
         scale_dtype: of their scales.
+        wide_input: of the second matrix of each feed-forward part; None is `input`.
     """
-    inside = Compression(weight=matrices, targets=(f"{blocks(model).name}.*",), input=input)
+    every = (f"{blocks(model).name}.*",)
+    rules: list[Compression] = []
+    if wide_input is None or wide_input == input:
+        rules.append(Compression(weight=matrices, targets=every, input=input))
+    else:
+        wide = _second_matrices(model)
+        rules.append(Compression(weight=matrices, targets=every, ignore=wide, input=input))
+        rules.append(Compression(weight=matrices, targets=wide, input=wide_input))
     table = word_embeddings(model)
-    if embeddings is None or table is None:
-        return (inside,)
-    return (inside, Compression(weight=quantizer(embeddings, PerChannel(), scale_dtype=scale_dtype), targets=(table,)))
+    if embeddings is not None and table is not None:
+        rows = quantizer(embeddings, PerChannel(), scale_dtype=scale_dtype)
+        rules.append(Compression(weight=rows, targets=(table,)))
+    return tuple(rules)
+
+
+def _second_matrices(model: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that lead back from a feed-forward part's neurons: in each block, the one with the widest input.
+
+    Raises:
+        MatchError: no layer of the blocks has more inputs than outputs.
+    """
+    found = blocks(model)
+    names = []
+    for index, block in enumerate(found.modules):
+        linear = {name: layer for name, layer in block.named_modules() if isinstance(layer, nn.Linear)}
+        narrowing = {name: layer for name, layer in linear.items() if layer.in_features > layer.out_features}
+        if narrowing:
+            widest = max(narrowing, key=lambda name: narrowing[name].in_features)
+            names.append(f"{found.name}.{index}.{widest}")
+    if not names:
+        fix = "Leave wide_input out."
+        raise MatchError("feed-forward parts", given="none", where=f"wide_input, {type(model).__name__}", fix=fix)
+    return tuple(names)
