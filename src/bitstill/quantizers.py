@@ -150,9 +150,7 @@ class Binary:
 
     def initial(self, weight: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """The scales (rows, groups) float32, where they are learned: those the formula gives at the start."""
-        if not self.learned_scale:
-            return {}
-        return {"scale": self.quantize(weight, mask, {}).planes[0].scale_RG.clone()}
+        return _initial_scales(self, weight, mask)
 
     def quantize(self, weight: Tensor, mask: Tensor | None, learned: Learned, *, training: bool = False) -> Quantized:
         """`weight` on its two levels."""
@@ -164,10 +162,7 @@ class Binary:
         self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned, passes: Tensor | None
     ) -> Tensor:
         """`effective` with a gradient to `weight`, and to learned scales."""
-        passes = _inside(weight, self.gradient, passes)
-        if self.learned_scale:
-            return ste.through_scale(learned["scale"], weight, quantized, effective, passes)
-        return ste.straight_through(weight, effective, passes)
+        return _through_scales(self, weight, quantized, effective, learned, passes)
 
 
 @dataclass(frozen=True)
@@ -201,9 +196,7 @@ class Ternary:
 
     def initial(self, weight: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """The scales (rows, groups) float32, where they are learned: those the formula gives at the start."""
-        if not self.learned_scale:
-            return {}
-        return {"scale": self.quantize(weight, mask, {}).planes[0].scale_RG.clone()}
+        return _initial_scales(self, weight, mask)
 
     def quantize(self, weight: Tensor, mask: Tensor | None, learned: Learned, *, training: bool = False) -> Quantized:
         """`weight` on its three levels."""
@@ -221,10 +214,7 @@ class Ternary:
         self, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned, passes: Tensor | None
     ) -> Tensor:
         """`effective` with a gradient to `weight`, and to learned scales."""
-        passes = _inside(weight, self.gradient, passes)
-        if self.learned_scale:
-            return ste.through_scale(learned["scale"], weight, quantized, effective, passes)
-        return ste.straight_through(weight, effective, passes)
+        return _through_scales(self, weight, quantized, effective, learned, passes)
 
 
 @dataclass(frozen=True)
@@ -399,6 +389,21 @@ def quantizer(
         fix = "At 2 to 8 bits a range follows its weights; Points learns where levels lie."
         raise SpecError("1 bit or ternary for learned scales", given=f"{bits} bits", where="quantizer", fix=fix)
     return Uniform(bits=bits, granularity=granularity, scale_dtype=scale_dtype)
+
+
+def _initial_scales(spec: Binary | Ternary, weight: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    if not spec.learned_scale:
+        return {}
+    return {"scale": spec.quantize(weight, mask, {}).planes[0].scale_RG.clone()}
+
+
+def _through_scales(
+    spec: Binary | Ternary, weight: Tensor, quantized: Quantized, effective: Tensor, learned: Learned, passes: Tensor | None
+) -> Tensor:
+    passes = _inside(weight, spec.gradient, passes)
+    if spec.learned_scale:
+        return ste.through_scale(learned["scale"], weight, quantized, effective, passes)
+    return ste.straight_through(weight, effective, passes)
 
 
 def _clip(weight: Tensor, gradient: Gradient) -> Tensor:
