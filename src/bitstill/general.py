@@ -15,9 +15,11 @@ from bitstill.artifact.format import REPORT
 from bitstill.decode import encode
 from bitstill.delivery import environment
 from bitstill.errors import SpecError, need_package
+from bitstill.recipes import XTC, AnyRecipe, BinaryBERT
 from bitstill.recipes.encoders import kept_layers
 from bitstill.recipes.general_distillation import GeneralDistillation
 from bitstill.roles import check_rows, readable_tokens, rehearse
+from bitstill.runfile import RunFile
 from bitstill.tasks.corpus import Corpus, pack_corpus, wait_until_packed
 from bitstill.train.actions import ReduceLayers, SetDropout
 from bitstill.train.checkpoint import checkpoint_beside
@@ -124,6 +126,38 @@ def distill_encoder(
         work.unlink(missing_ok=True)
     several.wait_for_everyone()
     return report or dict(json.loads((target / REPORT).read_text()))
+
+
+def with_general(run: RunFile, recipe: AnyRecipe, resume: bool) -> dict[str, str]:
+    """The models of a run; where it names a corpus, the student is what general distillation on that has made, or makes now.
+
+    It is kept beside what the run delivers, in `out`-general, and taken from there if this run would make the same.
+
+    Args:
+        run: with `out`.
+        recipe: built from it.
+        resume: continue a distillation that was stopped.
+
+    Raises:
+        BitstillError: the recipe makes no smaller transformer, a student is given, or what `distill_encoder` raises.
+    """
+    models = run.models(recipe)
+    if run.corpus is None:
+        return models
+    if not isinstance(recipe, (XTC, BinaryBERT)) or "student" in models:
+        fix = "Use xtc or binarybert without --student; `bitstill distill` makes such a student for other uses."
+        given = "a student" if isinstance(recipe, (XTC, BinaryBERT)) else run.recipe
+        raise SpecError("a recipe that makes a smaller transformer of its teacher", given=given, where="--corpus", fix=fix)
+    source = run.model or run.teacher
+    if source is None:
+        raise SpecError("a model to distil", given="none", where="--corpus", fix="Add --model.")
+    general = run.general or GeneralDistillation()
+    if general.layers is None:
+        general = replace(general, layers=recipe.layers, choice=recipe.choice)
+    folder = Path(f"{run.out}-general")
+    again = resume or (folder / REPORT).exists()
+    distill_encoder(source, run.corpus, folder, recipe=general, settings=run.settings, resume=again)
+    return {**models, "student": str(folder)}
 
 
 def _finished(target: Path, about: dict[str, Any]) -> dict[str, Any]:

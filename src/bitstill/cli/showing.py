@@ -1,0 +1,79 @@
+"""The commands that show: the demonstration, artifacts and recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitstill.cli.options import DataOption, JsonFlag, SeedOption
+from bitstill.cli.printing import err, out, print_json
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where to write artifacts, report.json and report.html.")] = Path(
+        "demo"
+    ),
+    recipe: Annotated[
+        str, typer.Option(help="quantized-distillation: 32 to 1 bits under a teacher; pqk: pruned and quantized.")
+    ] = "quantized-distillation",
+    seed: SeedOption = 0,
+    epochs: Annotated[float | None, typer.Option(help="Of each row that trains; default is 60 (pqk: 40).")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare float, post-training and trained low-bit networks on handwritten digits, all read back from their files."""
+    from bitstill.demo import run_demo
+    from bitstill.report.tables import rich_table
+
+    result = run_demo(folder, recipe=recipe, seed=seed, epochs=epochs, say=lambda text: err.print(text, highlight=False))
+    if as_json:
+        print_json(result.report)
+        return
+    out.print(rich_table(result.rows, "accuracy"))
+    out.print(f"Open [bold]{folder / 'report.html'}[/]; artifacts are in the folders beside it.", highlight=False)
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="An artifact.")],
+    data: DataOption = None,
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure an artifact on its task."""
+    from bitstill.evaluate import evaluate_artifact
+
+    found = evaluate_artifact(folder, None if data is None else Path(data), split)
+    if as_json:
+        print_json(found)
+        return
+    out.print(
+        f"{found['metric']} on {found['samples']:,} {found['task']} {split} samples: [bold]{found['value']:.2f}[/]",
+        highlight=False,
+    )
+
+
+def inspect(folder: Annotated[Path, typer.Argument(help="An artifact.")], as_json: JsonFlag = False) -> None:
+    """Show every layer of an artifact: what was done to it, its bits and its bytes."""
+    from bitstill.evaluate import inspect_artifact
+    from bitstill.report.tables import size_table
+
+    found = inspect_artifact(folder)
+    if as_json:
+        print_json(found)
+        return
+    out.print(size_table(found))
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show the options of one recipe.")] = None, as_json: JsonFlag = False
+) -> None:
+    """List the recipes, or the options of one."""
+    from bitstill.recipes.catalogue import describe, describe_all
+
+    if as_json:
+        print_json(describe_all() if name is None else describe(name))
+        return
+    from bitstill.report.tables import options_table, recipes_table
+
+    out.print(recipes_table(describe_all()) if name is None else options_table(describe(name)))
