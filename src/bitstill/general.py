@@ -16,16 +16,14 @@ from bitstill.decode import encode
 from bitstill.delivery import environment
 from bitstill.errors import SpecError, need_package
 from bitstill.recipes import XTC, AnyRecipe, BinaryBERT
-from bitstill.recipes.encoders import kept_layers
+from bitstill.recipes.encoders import birth, kept_layers
 from bitstill.recipes.general_distillation import GeneralDistillation
 from bitstill.roles import check_rows, readable_tokens, rehearse
 from bitstill.runfile import RunFile
 from bitstill.tasks.corpus import Corpus, pack_corpus, wait_until_packed
-from bitstill.train.actions import ReduceLayers, SetDropout
 from bitstill.train.checkpoint import checkpoint_beside
 from bitstill.train.identity import identity_of
 from bitstill.train.loop import Settings, accelerator, train
-from bitstill.train.stage import Action
 from bitstill.train.task import evaluate
 
 
@@ -92,6 +90,9 @@ def distill_encoder(
             fix = "Cut the corpus into shorter sequences: --length."
             raise SpecError(f"sequences of at most {limit} tokens", given=str(corpus.length), where=name, fix=fix)
     depth, kept = kept_layers(recipe.layers, recipe.choice, networks, "GeneralDistillation")
+    if student is None and len(kept) == depth:
+        fix = "Set layers, or give a student."
+        raise SpecError("a smaller student", given="all of the teacher", where="GeneralDistillation", fix=fix)
     tokens = Path(cache) if cache is not None else target.with_name(f"{target.name}.tokens")
     if not several.is_main_process:
         wait_until_packed(tokens)  # not at a barrier, whose patience a large corpus would exhaust
@@ -99,7 +100,7 @@ def distill_encoder(
     task = corpus_task(sequences, tokenizer, networks["teacher"], recipe.mask_probability)
     wide = hidden_width(networks["teacher"])
     stage = recipe.stage(kept, depth, (hidden_width(networks["student"]) if student else wide, wide))
-    stages = (replace(stage, begin=(*_birth(recipe, student is not None, depth, kept), *stage.begin)),)
+    stages = (replace(stage, begin=(*birth(student is not None, kept, depth, recipe.dropout), *stage.begin)),)
     rehearse(stages, networks, task)
     identity = identity_of(encode(recipe), stages, task, networks, settings)
     work = checkpoint_beside(target, resume)
@@ -170,15 +171,3 @@ def _finished(target: Path, about: dict[str, Any]) -> dict[str, Any]:
             raise SpecError(f"an encoder distilled with {key} {wanted}", given=given, where=str(target), fix=fix)
     checkpoint_beside(target, resume=True).unlink(missing_ok=True)
     return report
-
-
-def _birth(recipe: GeneralDistillation, given: bool, depth: int, kept: tuple[int, ...]) -> tuple[Action, ...]:
-    begin: list[Action] = []
-    if not given:
-        if len(kept) == depth:
-            fix = "Set layers, or give a student."
-            raise SpecError("a smaller student", given="all of the teacher", where="GeneralDistillation", fix=fix)
-        begin.append(ReduceLayers("teacher", "student", kept))
-    if recipe.dropout is not None:
-        begin.append(SetDropout("student", recipe.dropout))
-    return tuple(begin)

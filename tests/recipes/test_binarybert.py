@@ -185,6 +185,9 @@ def test_regression_and_a_new_teacher():
     [
         ({"binary_lr": 0.0}, "learning rates above 0"),
         ({"importance": "looks"}, "a known importance"),
+        ({"choice": "middle"}, "BinaryBERT: wanted a known choice, got 'middle'. Valid: skip, top, bottom"),
+        ({"layer_map": "first"}, "a known layer_map"),
+        ({"reduction": "sum"}, "a known reduction"),
         ({"relation_heads": 0}, "at least one relation head"),
         ({"bits": 4}, "bits of 1, 'ternary' or None"),
         ({"width": 0.0}, "a width above 0"),

@@ -8,8 +8,8 @@ from good practice, the default here is good practice and the published way is a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from bitstill.distill.layer_maps import LayerMap
 from bitstill.distill.losses import Reduction
 from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerChannel
-from bitstill.recipes.encoders import Bits, encoder_rules, feature_terms, kept_layers, logit_terms
+from bitstill.recipes.encoders import Bits, birth, check_known, encoder_rules, feature_terms, in_parts, kept_layers, logit_terms
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.schedules import WarmupLinear
@@ -29,9 +29,7 @@ from bitstill.train.actions import (
     CompressAttention,
     Copy,
     Importance,
-    ReduceLayers,
     ReduceWidth,
-    SetDropout,
     SplitTernary,
 )
 from bitstill.train.adaptive import SplitWithin
@@ -140,9 +138,7 @@ class BinaryBERT:
         if self.budget is not None and (self.bits != 1 or not self.split):
             given, fix = f"bits={self.bits}, split={self.split}", "A budget says how much may be split."
             raise SpecError("bits=1 and split=True with a budget", given=given, where="BinaryBERT budget", fix=fix)
-        if self.importance not in get_args(Importance):
-            fix = f"Valid: {', '.join(get_args(Importance))}."
-            raise SpecError("a known importance", given=repr(self.importance), where="BinaryBERT", fix=fix)
+        check_known(self, "BinaryBERT", importance=Importance, choice=Choice, layer_map=LayerMap, reduction=Reduction)
         if not 0 < self.width <= 1:
             given, fix = str(self.width), "0.5 keeps every other head."
             raise SpecError("a width above 0 and at most 1", given=given, where="BinaryBERT width", fix=fix)
@@ -171,7 +167,10 @@ class BinaryBERT:
             stage = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr).stage("teacher", regression)
             found.append(stage)
         narrow = given and _heads(models["student"]) != _heads(models["teacher"])
-        begin = self._birth(given, depth, kept, narrow)
+        narrowing: tuple[Action, ...] = ()
+        if self.width < 1 and not narrow:
+            narrowing = (ReduceWidth("student", 1.0 - self.width, importance="magnitude" if given else self.importance),)
+        begin = birth(given, kept, depth, self.dropout, narrowing)
         scores = bool(self.attention_weight) and self.relation_heads is None
         teacher, own_heads = "teacher", scores and (narrow or self.width < 1)
         matched = (kept, depth)
@@ -181,8 +180,8 @@ class BinaryBERT:
             begin = ()
         elif own_heads:
             fix = "Train it: float_epochs above 0; or leave the scores out: attention_weight=0."
-            given_ = "one with other heads, untrained"
-            raise SpecError("a small float student whose scores can teach", given=given_, where="BinaryBERT", fix=fix)
+            untrained = "one with other heads, untrained"
+            raise SpecError("a small float student whose scores can teach", given=untrained, where="BinaryBERT", fix=fix)
         if own_heads:
             begin = (*begin, Copy("student", "small"))
             teacher, matched = "small", (tuple(range(len(kept))), len(kept))
@@ -205,16 +204,6 @@ class BinaryBERT:
             return SplitTernary("student")
         return SplitWithin("student", round(1e6 * self.budget), terms, batch_size=self.batch_size)
 
-    def _birth(self, given: bool, depth: int, kept: tuple[int, ...], narrow: bool) -> tuple[Action, ...]:
-        begin: list[Action] = []
-        if not given:
-            begin.append(Copy("teacher", "student") if len(kept) == depth else ReduceLayers("teacher", "student", kept))
-        if self.width < 1 and not narrow:
-            begin.append(ReduceWidth("student", 1.0 - self.width, importance="magnitude" if given else self.importance))
-        if self.dropout is not None:
-            begin.append(SetDropout("student", self.dropout))
-        return tuple(begin)
-
     def _terms(
         self, kept: tuple[int, ...], depth: int, teacher: str, regression: bool, *, attention: bool
     ) -> dict[str, tuple[Term, ...]]:
@@ -230,22 +219,21 @@ class BinaryBERT:
     def _run(
         self, name: str, parts: dict[str, tuple[Term, ...]], epochs: float, lr: float, begin: tuple[Action, ...]
     ) -> list[Stage]:
-        stages = [
-            Stage(
-                f"{name} {part}".strip(),
-                terms=terms,
-                epochs=epochs / len(parts) if self.steps is None else None,
-                steps=self.steps,
-                batch_size=self.batch_size,
-                optimizer=self._optimizer(lr * self.feature_lr_scale if part == "I" else lr),
-                clip_norm=self.clip_norm,
-                augment=self.augment,
-                validations=self.validations,
-                keep="best",
-            )
-            for part, terms in parts.items()
-        ]
-        return [replace(stages[0], begin=begin), *stages[1:]]
+        whole = Stage(
+            name,
+            terms=next(iter(parts.values())),
+            epochs=epochs if self.steps is None else None,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            clip_norm=self.clip_norm,
+            augment=self.augment,
+            validations=self.validations,
+            keep="best",
+            begin=begin,
+        )
+        rates = {"I": lr * self.feature_lr_scale}
+        different = {p: {"terms": terms, "optimizer": self._optimizer(rates.get(p, lr))} for p, terms in parts.items()}
+        return in_parts(whole, different)
 
     def _optimizer(self, lr: float) -> AdamW:
         schedule = WarmupLinear(lr, warmup=self.warmup)

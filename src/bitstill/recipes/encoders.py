@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -15,7 +17,8 @@ from bitstill.recipes.protocol import Models
 from bitstill.specs import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.surgery.blocks import Choice, blocks, check_choice, choose
 from bitstill.surgery.select import word_embeddings
-from bitstill.train.stage import Term
+from bitstill.train.actions import Copy, ReduceLayers, SetDropout
+from bitstill.train.stage import Action, Stage, Term
 
 Bits = int | Literal["ternary"]
 
@@ -48,6 +51,45 @@ def kept_layers(
         fix = "Leave `layers` out, or list the teacher's layer for each of the student's."
         raise SpecError(f"{own} layers, as the student has", given=str(len(kept)), where=f"{where} layers", fix=fix)
     return depth, kept if layers is not None else choose(depth, own, "skip")
+
+
+def check_known(recipe: object, where: str, **valid: object) -> None:
+    """Raise `SpecError` where a field of the recipe, named with its `Literal` type, holds none of its words."""
+    for name, literal in valid.items():
+        words, given = get_args(literal), getattr(recipe, name)
+        if given not in words:
+            raise SpecError(f"a known {name}", given=repr(given), where=where, fix=f"Valid: {', '.join(words)}.")
+
+
+def birth(
+    given: bool, kept: tuple[int, ...], depth: int, dropout: float | None, narrow: tuple[Action, ...] = ()
+) -> tuple[Action, ...]:
+    """What makes the student before it learns.
+
+    Args:
+        given: there is one already, which is not made of the teacher.
+        kept, depth: which of the teacher's so many blocks it is made of.
+        dropout: of the student while it learns; None leaves it as it is.
+        narrow: what makes it narrower.
+    """
+    made: Action = Copy("teacher", "student") if len(kept) == depth else ReduceLayers("teacher", "student", kept)
+    quiet = () if dropout is None else (SetDropout("student", dropout),)
+    return (*(() if given else (made,)), *narrow, *quiet)
+
+
+def in_parts(whole: Stage, parts: Mapping[str, Mapping[str, Any]]) -> list[Stage]:
+    """A stage cut into parts that follow each other and share its epochs equally; each takes all of its steps, if it has steps.
+
+    Args:
+        whole: what the parts have in common; what it begins with happens before the first.
+        parts: what is different in each, by what is added to the stage's name.
+    """
+    epochs = None if whole.epochs is None else whole.epochs / len(parts)
+    begins = [whole.begin, *[()] * (len(parts) - 1)]
+    return [
+        replace(whole, name=f"{whole.name} {part}".strip(), epochs=epochs, begin=begin, **different)
+        for (part, different), begin in zip(parts.items(), begins, strict=True)
+    ]
 
 
 def logit_terms(weight: float, regression: bool, reduction: Reduction, teacher: str = "teacher") -> tuple[Term, ...]:

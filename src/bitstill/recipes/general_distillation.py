@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from bitstill.distill.layer_maps import LayerMap
 from bitstill.errors import SpecError
-from bitstill.recipes.encoders import feature_terms
+from bitstill.recipes.encoders import check_known, feature_terms
 from bitstill.schedules import WarmupLinear
 from bitstill.surgery.blocks import Choice
 from bitstill.train.actions import AddProjection
@@ -61,6 +61,7 @@ class GeneralDistillation:
         if not 0 <= self.mask_probability < 1:
             given, fix = str(self.mask_probability), "The published value is 0."
             raise SpecError("a probability from 0 to below 1", given=given, where="GeneralDistillation", fix=fix)
+        check_known(self, "GeneralDistillation", choice=Choice, layer_map=LayerMap)
 
     def stage(self, kept: tuple[int, ...], depth: int, widths: tuple[int, int]) -> Stage:
         """The one stage.

@@ -7,21 +7,21 @@ published code differs from good practice, the default here is good practice and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal
 
 from bitstill.distill.layer_maps import LayerMap
 from bitstill.distill.losses import Reduction
 from bitstill.errors import SpecError
 from bitstill.granularity import Granularity, PerChannel
 from bitstill.recipes.distillation import label_loss
-from bitstill.recipes.encoders import Bits, encoder_rules, feature_terms, kept_layers, logit_terms
+from bitstill.recipes.encoders import Bits, birth, check_known, encoder_rules, feature_terms, in_parts, kept_layers, logit_terms
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.schedules import WarmupLinear
 from bitstill.specs import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.surgery.blocks import Choice
-from bitstill.train.actions import Compress, Copy, ReduceLayers, SetDropout, Uncompress
+from bitstill.train.actions import Compress, Uncompress
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Action, Stage, Term
 
@@ -106,10 +106,7 @@ class XTC:
         if self.schedule != "single" and not (self.logit_weight and (self.hidden_weight or self.attention_weight)):
             fix = "A schedule in parts separates them; use schedule='single'."
             raise SpecError("logits and hidden states or attention", given="only one of them", where="XTC schedule", fix=fix)
-        for name, chosen in (("schedule", Schedule), ("choice", Choice), ("layer_map", LayerMap)):
-            if getattr(self, name) not in get_args(chosen):
-                fix = f"Valid: {', '.join(get_args(chosen))}."
-                raise SpecError(f"a known {name}", given=repr(getattr(self, name)), where="XTC", fix=fix)
+        check_known(self, "XTC", schedule=Schedule, choice=Choice, layer_map=LayerMap, reduction=Reduction)
         if len(set(self._all_bits())) < len(self._all_bits()):
             fix = "Each is a stage of its own, named after its bits."
             raise SpecError("different bits", given=str(self._all_bits()), where="XTC progressive", fix=fix)
@@ -135,12 +132,7 @@ class XTC:
         """[teacher ->] [float student ->] quantized student, each in one, two or three parts."""
         depth, kept = kept_layers(self.layers, self.choice, models, "XTC")
         given = "student" in models
-        birth: tuple[Action, ...] = ()
-        if not given:
-            whole = len(kept) == depth
-            birth = (Copy("teacher", "student") if whole else ReduceLayers("teacher", "student", kept),)
-        if self.dropout is not None:
-            birth = (*birth, SetDropout("student", self.dropout))
+        begin = birth(given, kept, depth, self.dropout)
         parts = self._parts(kept, depth, regression)
         found: list[Stage] = []
         if train_teacher:
@@ -151,14 +143,14 @@ class XTC:
         if float_epochs is None:
             float_epochs = self.epochs if len(kept) < depth and not given else 0
         if float_epochs:
-            found += self._run("float student", parts, float_epochs, self.float_lr, birth)
-            birth = ()
+            found += self._run("float student", parts, float_epochs, self.float_lr, begin)
+            begin = ()
         bits = self._all_bits()
         for number, each in enumerate(bits):
             again = (Uncompress("student"),) if number else ()
-            begin = (*birth, *again, Compress("student", self._rules(each, models)))
+            begin = (*begin, *again, Compress("student", self._rules(each, models)))
             found += self._run(_named(each), parts, self.epochs / len(bits), self.lr, begin)
-            birth = ()
+            begin = ()
         if not any("student" in stage.train for stage in found):
             fix = "Set bits, or float_epochs to train the student as it is."
             raise SpecError("something to do with the student", given="neither bits nor epochs", where="XTC", fix=fix)
@@ -187,23 +179,20 @@ class XTC:
     def _run(
         self, name: str, parts: dict[str, tuple[Term, ...]], epochs: float, lr: float, begin: tuple[Action, ...]
     ) -> list[Stage]:
-        optimizer = AdamW(WarmupLinear(lr, warmup=self.warmup), weight_decay=self.weight_decay)
-        stages = [
-            Stage(
-                f"{name} {part}".strip(),
-                terms=terms,
-                epochs=epochs / len(parts) if self.steps is None else None,
-                steps=self.steps,
-                batch_size=self.batch_size,
-                optimizer=optimizer,
-                clip_norm=self.clip_norm,
-                augment=self.augment,
-                validations=self.validations,
-                keep="best" if part in ("", "logits") else "last",
-            )
-            for part, terms in parts.items()
-        ]
-        return [replace(stages[0], begin=begin), *stages[1:]]
+        whole = Stage(
+            name,
+            terms=next(iter(parts.values())),
+            epochs=epochs if self.steps is None else None,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            optimizer=AdamW(WarmupLinear(lr, warmup=self.warmup), weight_decay=self.weight_decay),
+            clip_norm=self.clip_norm,
+            augment=self.augment,
+            validations=self.validations,
+            begin=begin,
+        )
+        judged = ("", "logits")  # others do not try to be right on the task
+        return in_parts(whole, {p: {"terms": t, "keep": "best" if p in judged else "last"} for p, t in parts.items()})
 
     def _rules(self, bits: Bits, models: Models) -> tuple[Compression, ...]:
         student = models.get("student", models["teacher"])
