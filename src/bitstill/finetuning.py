@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bitstill.artifact.files import check_target, replaced_folder, write_file
+from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import REPORT
 from bitstill.decode import encode
 from bitstill.delivery import environment
@@ -53,13 +53,10 @@ def finetune(
     """
     started = time.perf_counter()
     need_package("transformers", extra="all", purpose="fine-tuning")
-    from bitstill.hf.models import load_pretrained, quiet
+    from bitstill.hf.models import load_pretrained, save_pretrained
 
     recipe, settings, target = recipe or FineTuning(), settings or Settings(), Path(out).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        fix = "Choose another --out, so that nothing of yours is overwritten."
-        raise SpecError("a new or an empty folder", given="something else", where=str(target), fix=fix)
-    check_target(target)
+    check_new(target)
     task = task_for(task_name, {"student": model}, data, text)
     cast = resolve_models(recipe, {"student": model}, settings.seed, task)
     if "student" not in cast.notes:
@@ -70,10 +67,7 @@ def finetune(
     work = checkpoint_beside(target, resume)
     history = train(stages, cast.networks, task, settings, identity=identity, checkpoint_path=work, resume=resume)
     with replaced_folder(target) as folder:
-        with quiet():
-            cast.networks["student"].save_pretrained(str(folder))  # type: ignore[operator]
-        if task.preprocessor is not None:
-            task.preprocessor.save(folder)
+        save_pretrained(cast.networks["student"], task, folder)
         delivered = load_pretrained(str(folder), task, "fine-tuned model").model
         report = {
             "recipe": encode(recipe),

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from bitstill.artifact.files import check_target, replaced_folder, write_file
+from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import REPORT
 from bitstill.decode import encode
 from bitstill.delivery import environment
@@ -62,7 +62,7 @@ def distill_encoder(
     from accelerate import PartialState
 
     from bitstill.hf.encoders import corpus_task, encoder_of, hidden_width, load_encoder
-    from bitstill.hf.models import quiet
+    from bitstill.hf.models import save_pretrained
     from bitstill.hf.text import check_same_vocabulary, load_tokenizer
 
     recipe, settings, target = recipe or GeneralDistillation(), settings or Settings(), Path(out).resolve()
@@ -70,10 +70,7 @@ def distill_encoder(
     about = {"teacher": teacher, "student": student, "corpus": encode(corpus), "recipe": encode(recipe), "seed": settings.seed}
     if resume and (target / REPORT).exists():
         return _finished(target, about)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        fix = "Choose another --out, so that nothing of yours is overwritten."
-        raise SpecError("a new or an empty folder", given="something else", where=str(target), fix=fix)
-    check_target(target)
+    check_new(target)
     accelerator(replace(settings, trackers=()))  # settles the device, before anything asks for it
     several = PartialState()
     tokenizer = load_tokenizer(teacher)
@@ -108,10 +105,7 @@ def distill_encoder(
     report: dict[str, Any] = {}
     if several.is_main_process:
         with replaced_folder(target) as folder:
-            with quiet():
-                networks["student"].save_pretrained(str(folder))  # type: ignore[operator]
-            if task.preprocessor is not None:
-                task.preprocessor.save(folder)
+            save_pretrained(networks["student"], task, folder)
             delivered = load_encoder(str(folder), "distilled model").model
             report = {
                 **about,

@@ -157,9 +157,9 @@ def test_another_seed_gives_other_variants(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda task, options: (task, replace(options, probability=0.5), Shouting()), "a folder for options"),
-        (lambda task, options: (task, options, Shouting("other")), "a folder for candidates from"),
-        (lambda task, options: (tiny.text_task(9), options, Shouting()), "a folder for data"),
+        (lambda task, options: (task, replace(options, probability=0.5), Shouting()), "variants of options"),
+        (lambda task, options: (task, options, Shouting("other")), "variants of candidates from"),
+        (lambda task, options: (tiny.text_task(9), options, Shouting()), "variants of data"),
     ],
 )
 def test_a_folder_of_other_variants_is_not_gone_on_with(tmp_path, change, message):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitstill.artifact.format import CONFIG, FILES
-from bitstill.errors import ArtifactError
+from bitstill.errors import ArtifactError, SpecError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -75,6 +75,19 @@ def check_target(target: Path) -> None:
     parent = next(p for p in (target.absolute().parent, *target.absolute().parent.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise unwritable(target, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def check_new(target: Path) -> None:
+    """Refuse a place where anything is, for what is never replaced.
+
+    Raises:
+        SpecError: there is something.
+        ArtifactError: as `check_target`.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        fix = "Choose another --out, so that nothing of yours is overwritten."
+        raise SpecError("a new or an empty folder", given="something else", where=str(target), fix=fix)
+    check_target(target)
 
 
 def _is_artifact(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -161,6 +162,14 @@ def _check_complete(model: nn.Module, report: dict[str, Any], task: Task, where:
         given = f"{len(lost)} missing, such as {lost[0]}"
         fix = "The folder holds another architecture than its config.json says, or only a part of it."
         raise DataError("all weights below the classifier", given=given, where=where, fix=fix)
+
+
+def save_pretrained(network: nn.Module, task: Task, folder: Path) -> None:
+    """Write a transformers model and the task's tokenizer to `folder`, as any tool reads them."""
+    with quiet():
+        network.save_pretrained(str(folder))  # type: ignore[operator]
+    if task.preprocessor is not None:
+        task.preprocessor.save(folder)
 
 
 @contextlib.contextmanager

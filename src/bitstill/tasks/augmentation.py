@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from bitstill.artifact.files import write_file
 from bitstill.errors import DataError, SpecError
+from bitstill.tasks.folders import check_same, check_unused
 from bitstill.tasks.text import TextSplit, TextTask
 from bitstill.train.keys import derive
 
@@ -250,17 +251,10 @@ def _about(task: TextTask, proposer: Proposer, options: Augmentation, count: int
 def _claim(folder: Path, about: dict[str, Any]) -> None:
     """Say in the folder what will be in it; refuse one that says something else."""
     if (folder / MANIFEST).exists():
-        there = {key: value for key, value in _read_manifest(folder).items() if key not in ("shards", "variants")}
-        if there != about:
-            key = next(key for key in {**about, **there} if about.get(key) != there.get(key))
-            fix = "Choose another --out, or the settings with which it was begun."
-            given = f"{key} {there.get(key)}"
-            raise DataError(f"a folder for {key} {about.get(key)}", given=given, where=str(folder), fix=fix)
-    elif any(not entry.name.startswith(".") for entry in folder.iterdir()):  # a half-written file of ours may be left
-        fix = "Choose another --out, so that nothing of yours is overwritten."
-        raise DataError("a new or an empty folder", given="something else", where=str(folder), fix=fix)
-    else:
-        write_file(folder / MANIFEST, json.dumps(about, indent=1, sort_keys=True).encode())
+        check_same(folder, about, _read_manifest(folder), "variants")
+        return
+    check_unused(folder)
+    write_file(folder / MANIFEST, json.dumps(about, indent=1, sort_keys=True).encode())
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

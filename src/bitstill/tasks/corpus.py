@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from bitstill.artifact.files import write_file
 from bitstill.errors import DataError, need_package
+from bitstill.tasks.folders import check_same, check_unused
 from bitstill.tasks.sources import quiet
 
 TOKENS, MANIFEST, VERSION = "tokens.bin", "tokens.json", 1
@@ -237,15 +238,10 @@ def _at_most(texts: Sequence[str], characters: int) -> list[str]:
 def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Say in the folder what will be in it; refuse one that says something else."""
     if not (folder / MANIFEST).exists():
-        if any(not entry.name.startswith(".") for entry in folder.iterdir()):  # a half-written file of ours may be left
-            fix = "Choose another folder, so that nothing of yours is overwritten."
-            raise DataError("a new or an empty folder", given="something else", where=str(folder), fix=fix)
+        check_unused(folder)
         _note(folder, about, 0, 0, 0, [])
     state = _state(folder)
-    for key, value in about.items():
-        if state[key] != value:
-            fix = "Choose another folder, or the settings with which it was begun."
-            raise DataError(f"tokens of {key} {value!r}", given=f"{key} {state[key]!r}", where=str(folder), fix=fix)
+    check_same(folder, about, state, "tokens")
     if not state["sequences"]:
         (folder / TOKENS).touch()
     if not (folder / TOKENS).exists():
