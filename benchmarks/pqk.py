@@ -34,6 +34,7 @@ class Network:
         model: its name.
         first, warm, mutual: epochs of PQK's stages; the float network and phase 1 alone get their sum.
         settings: bits and sparsities to compare.
+        batch_size: small, since these data sets are: what counts is the number of steps.
         seeds: how many.
     """
 
@@ -44,6 +45,7 @@ class Network:
     mutual: float
     settings: tuple[tuple[int, float], ...]
     seeds: int = 3
+    batch_size: int = 16
 
     @property
     def total(self) -> float:
@@ -53,9 +55,9 @@ class Network:
 
 GRID = tuple((bits, sparsity) for bits in (4, 2) for sparsity in (0.5, 0.8, 0.9))
 NETWORKS = (
-    Network("fsdd", "res8-narrow", 16, 4, 20, GRID),
-    Network("fsdd", "res8", 10, 3, 12, GRID),
-    Network("cifar10", "resnet-20", 5, 1, 6, ((4, 0.8),), seeds=1),
+    Network("fsdd", "res8-narrow", 12, 2, 11, GRID),
+    Network("fsdd", "res8", 6, 1, 5, GRID),
+    Network("cifar10", "resnet-20", 5, 1, 6, ((4, 0.8),), seeds=1, batch_size=64),
 )
 
 
@@ -98,6 +100,7 @@ def recipe_of(row: Row) -> Recipe:
         epochs=network.first,
         warmup_epochs=network.warm,
         mutual_epochs=network.mutual,
+        batch_size=network.batch_size,
     )
     match row.method:
         case "float":

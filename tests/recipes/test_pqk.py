@@ -73,6 +73,18 @@ def test_the_stages_are_those_of_the_paper():
     }  # fmt: skip
 
 
+def test_one_cosine_runs_through_phase_1_and_mutual_learning_unless_that_has_a_rate_of_its_own():
+    def rates(recipe):
+        return [stage.optimizer.lr for stage in recipe.stages(train_teacher=False)]
+
+    first, warm, mutual = rates(PQK(lr=0.4, epochs=1, warmup_epochs=1, mutual_epochs=1))
+    assert first(1.0) == mutual(0.0) == pytest.approx(0.2) and mutual(1.0) == 0.0 and warm(1.0) == 0.0
+    first, _, mutual = rates(PQK(lr=0.4, mutual_lr=0.1))
+    assert first(1.0) == 0.0 and max(mutual(n / 100) for n in range(100)) == pytest.approx(0.1)
+    (alone,) = rates(PQK(lr=0.4, warmup_epochs=0, mutual_epochs=0))
+    assert alone(1.0) == 0.0
+
+
 def test_phase_1_alone_has_no_dense_view():
     stages = PQK(warmup_epochs=0, mutual_epochs=0).stages(train_teacher=False)
     assert [stage.name for stage in stages] == ["prune and quantize"]

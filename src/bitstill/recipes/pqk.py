@@ -48,7 +48,9 @@ class PQK:
         kd_weight: of each distillation term beside the cross-entropy of each view (DCIL: 1).
         teacher_norms, teacher_head: the dense view has norm layers, and a classifier, of its own (DCIL: both).
         batch_size, lr, momentum, weight_decay: SGD with Nesterov momentum, cosine schedule (open).
-        warmup_lr, mutual_lr: peak learning rates of the two stages of phase 2 (open).
+        warmup_lr: peak learning rate of the warm-up, with a schedule of its own (open).
+        mutual_lr: the same of mutual learning; None goes on with phase 1's cosine, which then ends where mutual learning does, so
+            that the student is not shaken twice (open).
         optimizer: "sgd", or "adamw" for transformers (choose lr accordingly).
         validations: how often each stage's delivered form is judged; the last stage keeps the best.
         clip_norm: of the gradient.
@@ -79,7 +81,7 @@ class PQK:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_lr: float = 0.02
-    mutual_lr: float = 0.02
+    mutual_lr: float | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     validations: int = 20
     clip_norm: float | None = 5.0
@@ -108,12 +110,13 @@ class PQK:
     def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
         """Pruning and quantization [-> warm-up of the dense view -> mutual learning]."""
         labels = label_loss(regression)
+        handover = self._handover()
         first = Stage(
             "prune and quantize",
             terms=(Term(labels),),
             epochs=self.epochs,
             batch_size=self.batch_size,
-            optimizer=self._optimizer(self.lr),
+            optimizer=self._optimizer(Cosine(self.lr, handover, warmup=0.05)),
             clip_norm=self.clip_norm,
             augment=self.augment,
             validations=self.validations,
@@ -128,7 +131,7 @@ class PQK:
             train=("teacher",),
             terms=(Term(labels, student="teacher"),),
             epochs=self.warmup_epochs,
-            optimizer=self._optimizer(self.warmup_lr),
+            optimizer=self._optimizer(Cosine(self.warmup_lr, warmup=0.05)),
             validations=max(1, self.validations // 4),
             pruning=None,
             begin=(AddDenseView("student", "teacher", self.teacher_norms, self.teacher_head),),
@@ -145,15 +148,20 @@ class PQK:
                 Term(imitate, student="teacher", teacher="student", weight=self.kd_weight),
             ),
             epochs=self.mutual_epochs,
-            optimizer=self._optimizer(self.mutual_lr),
+            optimizer=self._optimizer(Cosine(handover) if self.mutual_lr is None else Cosine(self.mutual_lr, warmup=0.05)),
             keep="best",
             pruning=None,
             begin=(),
         )
         return (first, warm, mutual)
 
-    def _optimizer(self, lr: float) -> Optimizer:
-        schedule = Cosine(lr, warmup=0.05)
+    def _handover(self) -> float:
+        """The learning rate with which phase 1 ends: 0, or that of one cosine over phase 1 and mutual learning."""
+        if self.mutual_lr is not None or not self.mutual_epochs:
+            return 0.0
+        return Cosine(self.lr)(self.epochs / (self.epochs + self.mutual_epochs))
+
+    def _optimizer(self, schedule: Cosine) -> Optimizer:
         if self.optimizer == "adamw":
             return AdamW(schedule, weight_decay=self.weight_decay)
         return SGD(schedule, momentum=self.momentum, weight_decay=self.weight_decay)
