@@ -181,5 +181,7 @@ def test_a_layer_with_float_weights_cannot_be_delivered_and_says_so(zoo, tmp_pat
 
 
 def test_roles_in_prepare(zoo, ids):
-    made = prepare(zoo, Compression(weight=Binary(), ignore=("role:stem", "role:classifier")), lambda model: model(ids))
+    made = prepare(
+        zoo, Compression(weight=Binary(), ignore=("role:stem", "role:classifier")), run_once=lambda model: model(ids)
+    )
     assert made.quantized == ("conv1.weight", "conv2.weight")

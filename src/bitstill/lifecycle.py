@@ -71,7 +71,7 @@ class PrepareReport:
 
 
 def prepare(
-    model: nn.Module, compression: Compression | Sequence[Compression], run_once: RunOnce | None = None
+    model: nn.Module, compression: Compression | Sequence[Compression], *, run_once: RunOnce | None = None
 ) -> PrepareReport:
     """Swap compressed layers into `model`, in place; parameters stay the same objects under the same names.
 

@@ -49,8 +49,8 @@ class PQK:
         teacher_norms, teacher_head: the dense view has norm layers, and a classifier, of its own (DCIL: both).
         batch_size, lr, momentum, weight_decay: SGD with Nesterov momentum, cosine schedule (open).
         warmup_lr: peak learning rate of the warm-up, with a schedule of its own (open).
-        mutual_lr: the same of mutual learning; None goes on with phase 1's cosine, which then ends where mutual learning does, so
-            that the student is not shaken twice (open).
+        mutual_lr: the same of mutual learning; None goes on with phase 1's cosine, which then ends where mutual learning does,
+            so that the student is not shaken twice (open).
         optimizer: "sgd", or "adamw" for transformers (choose lr accordingly).
         validations: how often each stage's delivered form is judged; the last stage keeps the best.
         clip_norm: of the gradient.

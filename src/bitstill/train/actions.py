@@ -55,7 +55,7 @@ class Compress:
             "roles": ("role:stem", "role:classifier"), "paper": first_and_last_tensor(model), "none": (),
         }[self.skip]  # fmt: skip
         rules = (self.compression,) if isinstance(self.compression, Compression) else self.compression
-        prepare(model, [replace(rule, ignore=(*rule.ignore, *ignore)) for rule in rules], run_once_on(task))
+        prepare(model, [replace(rule, ignore=(*rule.ignore, *ignore)) for rule in rules], run_once=run_once_on(task))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """The same: which layers are swapped does not depend on their numbers."""
