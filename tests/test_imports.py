@@ -19,7 +19,7 @@ LAYERS: tuple[set[str], ...] = (
     {"distill", "train"},
     {"recipes"},
     {"architectures", "augmenting", "delivery", "finetuning", "general", "hf", "loading", "report", "roles", "runfile", "tasks"}
-    | {"api", "demo", "demo_plans", "dry_run", "evaluate"},
+    | {"api", "demo", "demo_plans", "dry_run", "evaluate", "exporting"},
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = ("errors", "granularity", "ops", "nn", "quantizers", "specs", "surgery.swap", "_version", "artifact")
@@ -33,6 +33,7 @@ OPTIONAL = {
     "tensorboard",
     "PIL",
     "onnx",
+    "onnxruntime",
     "triton",
 }
 REQUIRED = {"accelerate", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
@@ -129,6 +130,12 @@ def test_the_artifact_never_imports_training_code(name):
     assert not {other for other in _own(FILES[name]) if not allowed(other)}
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] == "export"])
+def test_exports_know_the_artifact_alone(name):
+    allowed = ("errors", "granularity", "ops", "artifact", "export")
+    assert not {other for other in _own(FILES[name]) if other.split(".")[0] not in allowed}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_imports_the_command_line(name):
     if not name.startswith("cli"):
@@ -152,7 +159,7 @@ def test_transformers_is_known_to_one_folder_only(name):
     assert not {module for module in at_top if module.split(".")[0] == "hf"}, "import it where it is used"
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
+@pytest.mark.parametrize("name", [*WITHOUT_TORCH, *(name for name in FILES if name.split(".")[0] == "export")])
 def test_what_reads_without_torch_reaches_no_torch(name):
     """Through everything that importing it imports in turn."""
     seen, queue = set(), [name]

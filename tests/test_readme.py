@@ -38,7 +38,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     script.write_text("\n".join(blocks("python")))
     runpy.run_path(str(script))
     assert "by_kind" not in capsys.readouterr().err
-    assert (tmp_path / "mine-2bit" / "model.safetensors").exists()
+    assert (tmp_path / "mine-2bit" / "model.safetensors").exists() and (tmp_path / "digits-onnx" / "model.onnx").exists()
 
 
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

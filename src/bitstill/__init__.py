@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bitstill.augmenting import augment
     from bitstill.delivery import save
     from bitstill.errors import BitstillError
+    from bitstill.exporting import export_artifact
     from bitstill.finetuning import finetune
     from bitstill.general import distill_encoder
     from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
@@ -87,6 +88,7 @@ _HOMES = {
     "augment": "bitstill.augmenting",
     "compress": "bitstill.api",
     "distill_encoder": "bitstill.general",
+    "export_artifact": "bitstill.exporting",
     "finetune": "bitstill.finetuning",
     "freeze": "bitstill.lifecycle",
     "load": "bitstill.api",
@@ -135,6 +137,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "augment",
     "compress",
     "distill_encoder",
+    "export_artifact",
     "finetune",
     "freeze",
     "load",

@@ -67,3 +67,12 @@ def test_options_of_a_recipe_are_listed(cli, name):
     text = cli("recipes", name).out
     assert found["name"] == name and found["options"]
     assert all(option["name"] in text for option in found["options"])
+
+
+def test_export_writes_another_runtime_s_file_and_says_how_close_it_is(cli, delivered, tmp_path):
+    text = cli("export", delivered, "--out", tmp_path / "onnx")
+    assert text.status == 0 and "have the same label" in text.out and (tmp_path / "onnx" / "model.onnx").exists()
+    found = json.loads(cli("export", delivered, "--out", tmp_path / "again", "--json").out)
+    assert found["compared"]["same_label"] == 1.0 and found["to"] == "onnx"
+    assert "float" not in cli("export", delivered, "--out", tmp_path / "torch", "--to", "torch").err
+    assert (tmp_path / "torch" / "model.safetensors").exists()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -30,3 +32,19 @@ def stoppable(advice: str = RESUME) -> Iterator[None]:
     except KeyboardInterrupt:
         err.print(f"Stopped. {advice}", highlight=False)
         raise typer.Exit(130) from None
+
+
+def export_text(found: dict[str, Any], folder: Path) -> str:
+    """What an export has come to, in a few lines."""
+    first = f"{found['file_bytes']:,} bytes (artifact: {found['artifact_bytes']:,}). Written to [bold]{escape(str(folder))}[/]"
+    if found["to"] == "torch":
+        dropped = len(found["inputs_no_longer_quantized"])
+        return first + (f"\nInputs of {dropped} layers are no longer quantized: outputs differ a little." if dropped else "")
+    kinds = Counter(found["arithmetic"].values())
+    compared, layers = found["compared"], ", ".join(f"{count} by {kind}" for kind, count in kinds.most_common())
+    changed = "" if found["activations"] == "trained" else " [yellow]Inputs are quantized otherwise than in training.[/]"
+    return (
+        f"{first}\nLayers: {layers}.{changed}\nOn {compared['samples']} random inputs outputs differ from the artifact's by at "
+        f"most {compared['largest_difference']:.2g} (largest output {compared['largest_output']:.2g}); "
+        f"{100 * compared['same_label']:.0f} % have the same label."
+    )

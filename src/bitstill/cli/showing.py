@@ -1,4 +1,4 @@
-"""The commands that show: the demonstration, artifacts and recipes."""
+"""The demonstration, and the commands that look at artifacts and recipes or carry an artifact elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bitstill.cli.options import DataOption, JsonFlag, SeedOption
-from bitstill.cli.printing import err, out, print_json
+from bitstill.cli.printing import err, export_text, out, print_json
 
 
 def demo(
@@ -63,6 +63,27 @@ def inspect(folder: Annotated[Path, typer.Argument(help="An artifact.")], as_jso
         print_json(found)
         return
     out.print(size_table(found))
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="An artifact.")],
+    target: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    to: Annotated[
+        str, typer.Option(help="onnx: packed weights for any ONNX Runtime; torch: float weights for anyone.")
+    ] = "onnx",
+    activations: Annotated[
+        str, typer.Option(help="trained: inputs quantized as in training; per-tensor: faster, and not quite the same.")
+    ] = "trained",
+    as_json: JsonFlag = False,
+) -> None:
+    """Write an artifact for another runtime, and check that it says the same there."""
+    from bitstill.exporting import export_artifact
+
+    found = export_artifact(folder, target, to=to, activations=activations)
+    if as_json:
+        print_json(found)
+        return
+    out.print(export_text(found, target), highlight=False)
 
 
 def recipes(

@@ -1,0 +1,160 @@
+"""Programs of transformer encoders with a classifier, from a Hugging Face `config.json`.
+
+Families differ in what they call their layers, in how places are counted and in what comes after the last block; the blocks
+themselves are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bitstill.errors import ArtifactError
+from bitstill.export.program import (
+    Activation,
+    Add,
+    Attention,
+    Embedding,
+    FirstToken,
+    Function,
+    Input,
+    LayerNorm,
+    Linear,
+    Positions,
+    Program,
+)
+
+_FUNCTIONS: dict[str, Function] = {
+    "relu": "relu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "tanh": "tanh",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one family calls its parts.
+
+    Args:
+        prefix: of everything but the head.
+        block: of each block; `{}` is its number.
+        query, key, value, attended, attention_norm, inner, outer, norm: layers of a block.
+        head: layers and activations behind the last block, which see the first token; names that are activations are those.
+        keys: of the config: number of blocks, heads, activation, width.
+        segments: whether there is a table of segments.
+        counts_padding: False where places are counted over real tokens, from the padding id on (RoBERTa).
+    """
+
+    prefix: str
+    block: str
+    query: str
+    key: str
+    value: str
+    attended: str
+    attention_norm: str
+    inner: str
+    outer: str
+    norm: str
+    head: tuple[str, ...]
+    keys: tuple[str, str, str, str] = ("num_hidden_layers", "num_attention_heads", "hidden_act", "hidden_size")
+    segments: bool = True
+    counts_padding: bool = True
+
+
+_BERT = Family(
+    "bert", "encoder.layer.{}", "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+    "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
+    ("bert.pooler.dense", "tanh", "classifier"),
+)  # fmt: skip
+FAMILIES: dict[str, Family] = {
+    "bert": _BERT,
+    "roberta": Family(
+        "roberta", _BERT.block, _BERT.query, _BERT.key, _BERT.value, _BERT.attended, _BERT.attention_norm, _BERT.inner,
+        _BERT.outer, _BERT.norm, ("classifier.dense", "tanh", "classifier.out_proj"), counts_padding=False,
+    ),
+    "electra": Family(
+        "electra", _BERT.block, _BERT.query, _BERT.key, _BERT.value, _BERT.attended, _BERT.attention_norm, _BERT.inner,
+        _BERT.outer, _BERT.norm, ("classifier.dense", "gelu", "classifier.out_proj"),
+    ),
+    "distilbert": Family(
+        "distilbert", "transformer.layer.{}", "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin",
+        "sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm", ("pre_classifier", "relu", "classifier"),
+        keys=("n_layers", "n_heads", "activation", "dim"), segments=False,
+    ),
+}  # fmt: skip
+"""By `model_type`."""
+
+
+def encoder(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Program:
+    """The program of an encoder that classifies, or scores, texts.
+
+    Args:
+        config: of `config.json`.
+        shapes: of every layer's weight, by the layer's name; heads that were pruned away are missing there.
+
+    Raises:
+        ArtifactError: the family, its head or its activation is not one of those that are known here.
+    """
+    kind = config["model_type"]
+    family = FAMILIES.get(kind)
+    if family is None:
+        raise _unknown(f"an encoder of {', '.join(FAMILIES)}", kind, "model_type")
+    classes = [name for name in config.get("architectures") or () if name.endswith("ForSequenceClassification")]
+    if not classes:
+        raise _unknown("a model for sequence classification", str(config.get("architectures")), "architectures")
+    layers, heads, act, width = (config[key] for key in family.keys)
+    if act not in _FUNCTIONS:
+        raise _unknown(f"an activation of {', '.join(_FUNCTIONS)}", act, family.keys[2])
+    texts: tuple[int | str, ...] = ("batch", "length")
+    names = ("input_ids", "attention_mask", *(("token_type_ids",) if family.segments else ()))
+    program = Program(tuple(Input(name, "int64", texts) for name in names))
+    value = _embedded(program, family, config, shapes)
+    for index in range(layers):
+        value = _block(program, family, f"{family.prefix}.{family.block.format(index)}", value, config, width // heads, shapes)
+    value = program.do(FirstToken(), value)
+    for part in family.head:
+        value = program.do(Activation(_FUNCTIONS[part]) if part in _FUNCTIONS else Linear(part), value)
+    return program
+
+
+def _embedded(program: Program, family: Family, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    tables, padding = f"{family.prefix}.embeddings", config.get("pad_token_id") or 0
+    places = Positions(f"{tables}.position_embeddings")
+    if not family.counts_padding:
+        places = Positions(places.layer, first=padding + 1, padding=padding)
+    value = program.do(Embedding(f"{tables}.word_embeddings"), "input_ids")
+    if family.segments:
+        kinds = program.do(Embedding(f"{tables}.token_type_embeddings"), "token_type_ids")
+        value = program.do(Add(), value, kinds)
+    value = program.do(Add(), value, program.do(places, "input_ids"))
+    value = program.do(LayerNorm(f"{tables}.LayerNorm", _epsilon(config)), value)
+    projection = f"{family.prefix}.embeddings_project"
+    return program.do(Linear(projection), value) if projection in shapes else value
+
+
+def _block(
+    program: Program,
+    family: Family,
+    here: str,
+    value: str,
+    config: Mapping[str, Any],
+    head_width: int,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> str:
+    query, key, values = (program.do(Linear(f"{here}.{name}"), value) for name in (family.query, family.key, family.value))
+    heads = shapes[f"{here}.{family.query}"][0] // head_width
+    attended = program.do(Attention(heads, head_width), query, key, values)
+    attended = program.do(Linear(f"{here}.{family.attended}"), attended)
+    value = program.do(LayerNorm(f"{here}.{family.attention_norm}", _epsilon(config)), program.do(Add(), attended, value))
+    inner = program.do(Activation(_FUNCTIONS[config[family.keys[2]]]), program.do(Linear(f"{here}.{family.inner}"), value))
+    outer = program.do(Linear(f"{here}.{family.outer}"), inner)
+    return program.do(LayerNorm(f"{here}.{family.norm}", _epsilon(config)), program.do(Add(), outer, value))
+
+
+def _epsilon(config: Mapping[str, Any]) -> float:
+    return float(config.get("layer_norm_eps", 1e-12))
+
+
+def _unknown(wanted: str, given: str, key: str) -> ArtifactError:
+    fix = "Run it in torch (bitstill.load), or deliver one of these."
+    return ArtifactError(wanted, given=given, where=f"config.json: {key}", fix=fix)

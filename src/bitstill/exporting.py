@@ -1,0 +1,179 @@
+"""An artifact for another runtime: written, run there, and compared with itself in torch before it takes its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from bitstill._version import VERSION
+from bitstill.api import load
+from bitstill.artifact.files import check_new, replaced_folder, write_file
+from bitstill.artifact.format import CONFIG, TOKENIZER_FILES, WEIGHTS
+from bitstill.artifact.reader import Archive, Array, read
+from bitstill.errors import ArtifactError, SpecError, need_package, suggest
+from bitstill.export.onnx.graph import OPSET
+from bitstill.export.onnx.lower import PER_TENSOR, lower
+from bitstill.export.plan import program_of
+from bitstill.export.program import Program
+
+Target = Literal["onnx", "torch"]
+Activations = Literal["trained", "per-tensor"]
+MODEL, NOTES = "model.onnx", "export.json"
+SAMPLES, LENGTHS, SIDE = 16, (4, 32), 40
+"""Of the inputs that a comparison makes up: how many, tokens in each text, and places along a free side of a picture."""
+TOLERANCE: Mapping[str, float] = {"trained": 0.05, "per-tensor": 0.25, "float": 1e-4}
+"""Largest difference from the artifact's outputs that is let pass, as a fraction of the largest of them. Where inputs are
+quantized, a difference in the last bit of a float moves a value that lies between two codes by a whole code."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison found.
+
+    Args:
+        samples: how many inputs, made up at random.
+        largest_difference: of two outputs.
+        largest_output: of the artifact.
+        tolerance: fraction of the latter that the former may be.
+        same_label: fraction of inputs.
+    """
+
+    samples: int
+    largest_difference: float
+    largest_output: float
+    tolerance: float
+    same_label: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two say the same."""
+        return self.largest_difference <= self.tolerance * self.largest_output
+
+
+def export_artifact(folder: str | Path, out: str | Path, *, to: str = "onnx", activations: str = "trained") -> dict[str, Any]:
+    """Write the artifact in `folder` for another runtime to a new folder `out`, and check that it says the same there.
+
+    Args:
+        folder: an artifact.
+        out: a new or an empty folder. "onnx" writes model.onnx, in which weights are packed bits that standard operators
+            unpack; "torch" an ordinary float model.safetensors, which quantizes no inputs. The tokenizer comes along.
+        to: "onnx" or "torch".
+        activations: for "onnx", "trained" quantizes inputs exactly as in training; "per-tensor" with one range for all tokens
+            of a batch, which runtimes have a faster operation for, and which changes what the network says a little.
+
+    Returns:
+        What export.json says: bytes, how each layer is computed, and how far outputs are from the artifact's.
+
+    Raises:
+        SpecError: unknown target or activations, or `out` holds something.
+        ArtifactError: the artifact is damaged, cannot be said in that target, or says something else there.
+        MissingPackageError: without onnx or onnxruntime.
+    """
+    for name, given, known in (("to", to, Target), ("activations", activations, Activations)):
+        if given not in get_args(known):
+            raise SpecError(f"a known {name}", given=repr(given), where="export", fix=suggest(given, get_args(known)))
+    archive, target = read(folder), Path(out).resolve()
+    check_new(target)
+    with replaced_folder(target) as beside:
+        notes = _to_onnx(archive, beside, activations) if to == "onnx" else _to_torch(archive, beside)
+        config = {key: value for key, value in archive.config.items() if key != "quantization_config"}
+        write_file(beside / CONFIG, json.dumps(config, indent=2).encode())
+        for name in TOKENIZER_FILES:
+            if (archive.folder / name).is_file():
+                write_file(beside / name, (archive.folder / name).read_bytes())
+        about = {"written_by": VERSION, "to": to, "artifact_bytes": (archive.folder / WEIGHTS).stat().st_size}
+        report = {**about, **notes}
+        write_file(beside / NOTES, json.dumps(report, indent=1, sort_keys=True).encode())
+    return report
+
+
+def _to_onnx(archive: Archive, folder: Path, activations: str) -> dict[str, Any]:
+    program = program_of(archive)
+    lowered = lower(program, archive, per_tensor=activations == "per-tensor")
+    run = _session(lowered.data)
+    integers = any(layer.input for layer in archive.layers.values())
+    found = _compare(program, archive, run, TOLERANCE[activations if integers else "float"])
+    write_file(folder / MODEL, lowered.data)
+    rules = {json.dumps(layer.input, sort_keys=True) for layer in archive.layers.values() if layer.input}
+    changed = [PER_TENSOR] if activations == "per-tensor" and rules else [json.loads(rule) for rule in sorted(rules)]
+    return {
+        "file_bytes": len(lowered.data),
+        "opset": OPSET,
+        "arithmetic": lowered.arithmetic,
+        "activations": activations,
+        "inputs_quantized": changed,
+        "compared": asdict(found),
+    }
+
+
+def _to_torch(archive: Archive, folder: Path) -> dict[str, Any]:
+    from safetensors.numpy import save
+
+    learned = {name for name in archive.leftovers if ".input_transform." in name}
+    tensors = {name: _float(tensor) for name, tensor in archive.leftovers.items() if name not in learned}
+    tensors |= {f"{name}.weight": archive.weight(name) for name in archive.layers}
+    data = save(tensors, {"format": "pt"})
+    write_file(folder / WEIGHTS, data)
+    dropped = sorted(name for name, layer in archive.layers.items() if layer.input)
+    return {"file_bytes": len(data), "inputs_no_longer_quantized": dropped}
+
+
+def _float(tensor: Array) -> Array:
+    return tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
+
+
+def _session(data: bytes) -> Callable[[Mapping[str, Array]], Array]:
+    runtime = need_package("onnxruntime", extra="all", purpose="checking what was exported")
+    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def run(values: Mapping[str, Array]) -> Array:
+        result: Array = session.run(None, dict(values))[0]
+        return result
+
+    return run
+
+
+def _compare(program: Program, archive: Archive, run: Callable[[Mapping[str, Array]], Array], tolerance: float) -> Compared:
+    """Outputs of an exported network and of the artifact itself on inputs that are made up.
+
+    Raises:
+        ArtifactError: they differ by more than the tolerance.
+    """
+    values = made_up(program, archive)
+    model = load(archive.folder)
+    with torch.inference_mode():
+        tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+        answer = model(**tensors).logits if "input_ids" in tensors else model(*tensors.values())
+    wanted = answer.float().numpy()
+    given = run(values)
+    largest, of = float(np.abs(given - wanted).max()), float(np.abs(wanted).max())
+    same = float((given.argmax(-1) == wanted.argmax(-1)).mean())
+    found = Compared(len(wanted), largest, of, tolerance, same)
+    if not found.passed:
+        fix = "Nothing was written. Report it, please, with the artifact's config.json; bitstill.load runs it in torch."
+        alike = f"outputs that differ by at most {tolerance} of the largest, {of:.4g}"
+        raise ArtifactError(alike, given=f"a difference of {largest:.4g}", where=str(archive.folder), fix=fix)
+    return found
+
+
+def made_up(program: Program, archive: Archive, seed: int = 0) -> dict[str, Array]:
+    """Random inputs of the shapes that a program takes: texts of several lengths with padding behind, or pictures of noise."""
+    draw = np.random.default_rng(seed)
+    if program.inputs[0].name != "input_ids":
+        free = {"batch": SAMPLES}
+        shape = [size if isinstance(size, int) else free.get(size, SIDE) for size in program.inputs[0].shape]
+        return {program.inputs[0].name: draw.standard_normal(shape).astype(np.float32)}
+    config = archive.config
+    longest = min(LENGTHS[1], config.get("max_position_embeddings", LENGTHS[1]) - 2)
+    lengths = draw.integers(min(LENGTHS[0], longest), longest + 1, SAMPLES)
+    mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+    padding = config.get("pad_token_id") or 0
+    ids = np.where(mask, draw.integers(padding + 1, config["vocab_size"], mask.shape), padding)
+    values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
+    return {given.name: values[given.name] for given in program.inputs}
