@@ -19,7 +19,7 @@ LAYERS: tuple[set[str], ...] = (
     {"distill", "train"},
     {"recipes"},
     {"architectures", "augmenting", "delivery", "finetuning", "general", "hf", "loading", "report", "roles", "runfile", "tasks"}
-    | {"api", "demo", "demo_plans", "dry_run", "evaluate", "exporting"},
+    | {"api", "bench", "bench_worker", "demo", "demo_plans", "dry_run", "evaluate", "exporting"},
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = ("errors", "granularity", "ops", "nn", "quantizers", "specs", "surgery.swap", "_version", "artifact")

@@ -22,6 +22,7 @@ SHORT = {
     "--recipe xtc": ("--steps", "2"),
     "bitstill distill": ("--steps", "2", "--length", "16", "--layers", "2"),
     "--recipe binarybert": ("--steps", "1", "--set", "validations=1"),
+    "bitstill bench": ("--turns", "1", "--threads", "1", "--length", "16"),
     "demo --recipe pqk": ("--epochs", "1"),
     "compress --recipe pqk": ("--set", "warmup_epochs=0.2", "--set", "mutual_epochs=0.2"),
 }

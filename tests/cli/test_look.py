@@ -76,3 +76,14 @@ def test_export_writes_another_runtime_s_file_and_says_how_close_it_is(cli, deli
     assert found["compared"]["same_label"] == 1.0 and found["to"] == "onnx"
     assert "float" not in cli("export", delivered, "--out", tmp_path / "torch", "--to", "torch").err
     assert (tmp_path / "torch" / "model.safetensors").exists()
+
+
+def test_bench_times_networks_and_draws_them(cli, delivered, tmp_path):
+    options = ("--turns", 1, "--threads", 1, "--batch", 2)
+    text = cli("bench", delivered, *options, "--out", tmp_path / "pages" / "bench.html")
+    assert text.status == 0 and "torch, packed" in text.out and "(1.00)" in text.out
+    assert "<svg" in (tmp_path / "pages" / "bench.html").read_text()
+    found = json.loads(cli("bench", delivered, *options, "--json").out)
+    assert [list(row["points"]) for row in found["rows"]] == [["2"]]
+    missing = cli("bench", tmp_path / "nowhere")
+    assert missing.status == 1 and "a folder with a network" in missing.err

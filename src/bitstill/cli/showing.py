@@ -86,6 +86,35 @@ def export(
     out.print(export_text(found, target), highlight=False)
 
 
+def bench(
+    folders: Annotated[list[Path], typer.Argument(help="Artifacts, exports, or Hugging Face folders of float encoders.")],
+    batch: Annotated[list[int] | None, typer.Option(help="Texts or pictures at once; repeatable; default 1 and 8.")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="Of texts, in tokens; repeatable; default 16 and 128.")] = None,
+    threads: Annotated[int | None, typer.Option(help="For each network; default is all there are.")] = None,
+    turns: Annotated[int, typer.Option(help="How often each is timed at each point.")] = 40,
+    page: Annotated[Path | None, typer.Option("--out", help="Where to write a page with plots, such as bench.html.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time networks in turns, each in a process of its own: latency, loading, memory, bytes."""
+    from bitstill.artifact.files import write_file
+    from bitstill.bench import bench as run
+    from bitstill.report.latency import latency_page, latency_tables
+
+    found = run(folders, batches=batch or (1, 8), lengths=length or (16, 128), threads=threads, turns=turns)
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_file(page, latency_page(found).encode())
+    if as_json:
+        print_json(found)
+        return
+    for table in latency_tables(found):
+        out.print(table, "")
+    out.print(
+        f"Median ms of {found['turns']} turns with {found['threads']} threads; in brackets, against the first network.",
+        highlight=False,
+    )
+
+
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show the options of one recipe.")] = None, as_json: JsonFlag = False
 ) -> None:

@@ -164,6 +164,13 @@ def _check_complete(model: nn.Module, report: dict[str, Any], task: Task, where:
         raise DataError("all weights below the classifier", given=given, where=where, fix=fix)
 
 
+def classifier_in(folder: Path) -> nn.Module:
+    """The float classifier of texts in a folder, as transformers itself loads and runs it."""
+    with quiet():
+        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(str(folder), local_files_only=True)
+    return model.eval()
+
+
 def save_pretrained(network: nn.Module, task: Task, folder: Path) -> None:
     """Write a transformers model and the task's tokenizer to `folder`, as any tool reads them."""
     with quiet():

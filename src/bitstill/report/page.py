@@ -33,7 +33,7 @@ def artifact_page(report: Report, latent: nn.Module) -> str:
     Returns:
         HTML, complete.
     """
-    missing = _missing()
+    missing = missing_packages()
     recipe, task = report.get("recipe", {}).get("kind"), report.get("task")
     made = f"{recipe} on {task}" if recipe and task else recipe or task or "model"
     parts = [
@@ -44,7 +44,7 @@ def artifact_page(report: Report, latent: nn.Module) -> str:
     where = Section("Bytes", tables=(sections.kinds(report["size"]),)) if missing else _bytes(report)
     shown = (where, sections.layers(report), *drawn, sections.settings(report))
     page = Page(made, _subtitle(report), sections.headline(report), shown)
-    return styled(page) if missing is None else plain(page, _advice(missing))
+    return styled(page) if missing is None else plain(page, advice(missing))
 
 
 def comparison_page(title: str, rows: Sequence[Row], reports: Mapping[str, Report], latents: Mapping[str, nn.Module]) -> str:
@@ -59,7 +59,7 @@ def comparison_page(title: str, rows: Sequence[Row], reports: Mapping[str, Repor
     Returns:
         HTML, complete; plain without matplotlib or jinja2, as `artifact_page`.
     """
-    missing = _missing()
+    missing = missing_packages()
     name = next((report["delivered"]["metric"] for report in reports.values() if "delivered" in report), "accuracy")
     shown = [Section("Results", tables=(sections.comparison(rows, name),))]
     if missing is None:
@@ -76,10 +76,10 @@ def comparison_page(title: str, rows: Sequence[Row], reports: Mapping[str, Repor
     same = {key: first[key] for key in ("versions", "hardware") if key in first}
     kept += [sections.settings(same)] if same else []
     page = Page(title, subtitle, sections.best(rows, name), tuple(kept))
-    return styled(page) if missing is None else plain(page, _advice(missing))
+    return styled(page) if missing is None else plain(page, advice(missing))
 
 
-def _missing() -> MissingPackageError | None:
+def missing_packages() -> MissingPackageError | None:
     """What the full page needs and does not find."""
     try:
         for package in ("jinja2", "matplotlib"):
@@ -89,7 +89,8 @@ def _missing() -> MissingPackageError | None:
     return None
 
 
-def _advice(missing: MissingPackageError) -> str:
+def advice(missing: MissingPackageError) -> str:
+    """What a plain page says about what it lacks."""
     return f"Plots are left out because {missing.wanted} is not installed. {missing.fix}."
 
 

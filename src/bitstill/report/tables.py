@@ -130,6 +130,14 @@ def largest_leftover(size: Mapping[str, Any]) -> str:
     return f"; {name}, kept in float, is {share:.0%} of the file" if share >= 0.1 else ""
 
 
+def plain_table(texts: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of finished text: columns of words, then columns of numbers."""
+    table = _table(*texts, numbers=numbers)
+    for row in rows:
+        _add(table, row)
+    return table
+
+
 def _table(*texts: str, numbers: Sequence[str] = ()) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
     for name in texts:

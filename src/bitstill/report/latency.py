@@ -1,0 +1,88 @@
+"""What `bitstill bench` found: a table for the terminal, and a page with a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import rich.table
+
+from bitstill.report import sections
+from bitstill.report.content import Fact, Figure, Page, Section, Table
+from bitstill.report.numbers import count
+from bitstill.report.render import plain, styled
+from bitstill.report.tables import plain_table
+
+Found = Mapping[str, Any]
+COSTS = ("bytes", "load, s", "peak, MB")
+
+
+def latency_tables(found: Found) -> tuple[rich.table.Table, rich.table.Table]:
+    """Of each network: bytes, loading and memory; and the median at each point with its ratio to the first network."""
+    rows = found["rows"]
+    return (
+        plain_table(("network", "runs in"), COSTS, [_costs(row) for row in rows]),
+        plain_table(("network",), _points(rows), [(row["name"], *_times(row)) for row in rows]),
+    )
+
+
+def latency_page(found: Found) -> str:
+    """The same as HTML, complete, with a plot; plain without matplotlib or jinja2."""
+    from bitstill.report.page import advice, missing_packages
+
+    missing, rows = missing_packages(), found["rows"]
+    note = f"Medians of {found['turns']} turns, {found['threads']} threads; in brackets the median ratio to the first network."
+    costs = Table(("network", "runs in", *COSTS), tuple(_costs(row) for row in rows), texts=2)
+    times = Table(("network", *_points(rows)), tuple((row["name"], *_times(row)) for row in rows), note=note)
+    shown = [Section("Networks", tables=(costs,)), Section("Latency", tables=(times,))]
+    if missing is None:
+        shown[1] = replace(shown[1], figures=tuple(_plot(rows, point) for point in rows[0]["points"]))
+    shown.append(sections.settings({key: found[key] for key in ("threads", "turns", "versions", "hardware") if key in found}))
+    title = f"{len(rows)} networks, timed in turns"
+    page = Page("Latency", title, _fastest(rows), tuple(shown))
+    return styled(page) if missing is None else plain(page, advice(missing))
+
+
+def _costs(row: Mapping[str, Any]) -> tuple[str, ...]:
+    peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}"
+    return row["name"], row["kind"], count(row["file_bytes"]), f"{row['load_seconds']:.2f}", peak
+
+
+def _points(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(f"{point}, ms" for point in rows[0]["points"])
+
+
+def _times(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{here['ms']:.2f} ({here['ratio']:.2f})" for here in row["points"].values())
+
+
+def _fastest(rows: Sequence[Mapping[str, Any]]) -> tuple[Fact, ...]:
+    facts = []
+    for point in rows[0]["points"]:
+        best = min(rows, key=lambda row: row["points"][point]["ms"])
+        facts.append(Fact(f"Fastest at {point}", f"{best['points'][point]['ms']:.2f} ms", best["name"]))
+    return tuple(facts)
+
+
+def _plot(rows: Sequence[Mapping[str, Any]], point: str) -> Figure:
+    """Medians as dots, from the 10th to the 90th percentile as lines."""
+    from bitstill.report.plots import WIDTH
+    from bitstill.report.svg import INK, SERIES, canvas, inline
+
+    with canvas(WIDTH, 0.55 + 0.3 * len(rows), f"latency-{point}") as figure:
+        axes = figure.subplots()
+        for place, row in enumerate(rows):
+            here = row["points"][point]
+            axes.plot([here["ms_10"], here["ms_90"]], [place, place], color=SERIES[0], linewidth=2.2, alpha=0.55)
+            axes.plot(here["ms"], place, "o", color=SERIES[1], markersize=6)
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(left=0)
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", colors=INK)
+        axes.set_xlabel("milliseconds")
+        worded = ", ".join(f"{row['name']} {row['points'][point]['ms']:.2f} ms" for row in rows)
+        svg = inline(figure, f"Latency at {point}: {worded}")
+    return Figure(svg, point, "Dots are medians, lines go from the 10th to the 90th percentile.")
