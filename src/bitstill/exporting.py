@@ -19,8 +19,9 @@ from bitstill.artifact.reader import Archive, Array, read
 from bitstill.errors import ArtifactError, SpecError, need_package, suggest
 from bitstill.export.onnx.graph import OPSET
 from bitstill.export.onnx.lower import PER_TENSOR, lower
-from bitstill.export.plan import program_of
+from bitstill.export.plan import ATTENTION, program_of
 from bitstill.export.program import Program
+from bitstill.nn.resize import KEY as RESIZED
 
 Target = Literal["onnx", "torch"]
 Activations = Literal["trained", "per-tensor"]
@@ -82,7 +83,7 @@ def export_artifact(folder: str | Path, out: str | Path, *, to: str = "onnx", ac
     check_new(target)
     with replaced_folder(target) as beside:
         notes = _to_onnx(archive, beside, activations) if to == "onnx" else _to_torch(archive, beside)
-        config = {key: value for key, value in archive.config.items() if key != "quantization_config"}
+        config = {key: value for key, value in archive.config.items() if key not in ("quantization_config", ATTENTION)}
         write_file(beside / CONFIG, json.dumps(config, indent=2).encode())
         for name in TOKENIZER_FILES:
             if (archive.folder / name).is_file():
@@ -120,8 +121,12 @@ def _to_torch(archive: Archive, folder: Path) -> dict[str, Any]:
     tensors |= {f"{name}.weight": archive.weight(name) for name in archive.layers}
     data = save(tensors, {"format": "pt"})
     write_file(folder / WEIGHTS, data)
-    dropped = sorted(name for name, layer in archive.layers.items() if layer.input)
-    return {"file_bytes": len(data), "inputs_no_longer_quantized": dropped}
+    return {
+        "file_bytes": len(data),
+        "inputs_no_longer_quantized": sorted(name for name, layer in archive.layers.items() if layer.input),
+        "attention_no_longer_quantized": sorted(archive.config.get(ATTENTION) or ()),
+        "narrower_than_config": sorted(archive.config.get(RESIZED) or ()),
+    }
 
 
 def _float(tensor: Array) -> Array:

@@ -107,6 +107,23 @@ def test_a_float_state_dict_for_anyone(tmp_path):
     assert len(bitstill.export_artifact(tmp_path / "b", tmp_path / "u", to="torch")["inputs_no_longer_quantized"]) == 18
 
 
+@pytest.mark.parametrize("attention", [None, QuantizeAttention()])
+def test_a_split_encoder_of_half_the_width(attention, tmp_path):
+    data, teacher = tiny.write_csv(tmp_path / "data"), str(tiny.saved(tmp_path / "teacher", "bert"))
+    recipe = bitstill.BinaryBERT(steps=1, validations=1, batch_size=8, teacher_epochs=0.1, attention=attention)
+    text = bitstill.TextOptions(max_length=tiny.LIMIT)
+    bitstill.compress(recipe, "text", {"teacher": teacher}, data=data, text=text, settings=tiny.QUIET, out=tmp_path / "a")
+    floats = bitstill.export_artifact(tmp_path / "a", tmp_path / "t", to="torch")
+    assert floats["narrower_than_config"] and len(floats["attention_no_longer_quantized"]) == (3 if attention else 0)
+    assert "bitstill_attention" not in json.loads((tmp_path / "t" / "config.json").read_text())
+    if attention:
+        with pytest.raises(ArtifactError, match="attention products in float"):
+            bitstill.export_artifact(tmp_path / "a", tmp_path / "o")
+        return
+    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o")
+    assert list(report["arithmetic"].values()).count("integer") == 18
+
+
 def test_a_network_that_says_something_else_is_not_written(tmp_path, monkeypatch):
     encoder_artifact("bert", tmp_path / "a")
     real = lower.weights.row_numbers
@@ -114,6 +131,20 @@ def test_a_network_that_says_something_else_is_not_written(tmp_path, monkeypatch
     with pytest.raises(ArtifactError, match=r"outputs that differ by at most 0.05 of the largest.*Nothing was written"):
         bitstill.export_artifact(tmp_path / "a", tmp_path / "o")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_ranges_that_rows_do_not_stand_for_are_refused_and_can_be_exchanged(tmp_path):
+    network = build("digits-student")
+    bitstill.prepare(network, Compression(weight=Binary(), input=QuantizeInput(per="token")))
+    bitstill.save(network.eval(), tmp_path / "lines")
+    encoder_artifact("bert", tmp_path / "texts", QuantizeInput(per="sample"))
+    for name, message in (
+        ("lines", r"features.0: wanted inputs quantized per sample or tensor, got per token. Train it with per='sample'"),
+        ("texts", r"layer.0.attention.self.query: wanted inputs quantized per token or tensor, got per sample"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            bitstill.export_artifact(tmp_path / name, tmp_path / "o")
+        bitstill.export_artifact(tmp_path / name, tmp_path / f"{name}-onnx", activations="per-tensor")
 
 
 def test_what_cannot_be_exported(tmp_path):

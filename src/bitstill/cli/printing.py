@@ -38,8 +38,12 @@ def export_text(found: dict[str, Any], folder: Path) -> str:
     """What an export has come to, in a few lines."""
     first = f"{found['file_bytes']:,} bytes (artifact: {found['artifact_bytes']:,}). Written to [bold]{escape(str(folder))}[/]"
     if found["to"] == "torch":
-        dropped = len(found["inputs_no_longer_quantized"])
-        return first + (f"\nInputs of {dropped} layers are no longer quantized: outputs differ a little." if dropped else "")
+        changes = (
+            ("inputs_no_longer_quantized", "layers no longer quantize their inputs: outputs differ a little"),
+            ("attention_no_longer_quantized", "layers no longer quantize what attention multiplies: outputs differ a little"),
+            ("narrower_than_config", "modules are narrower than config.json says: only bitstill can build this network"),
+        )
+        return "\n".join([first, *(f"{len(found[key])} {text}." for key, text in changes if found[key])])
     kinds = Counter(found["arithmetic"].values())
     compared, layers = found["compared"], ", ".join(f"{count} by {kind}" for kind, count in kinds.most_common())
     changed = "" if found["activations"] == "trained" else " [yellow]Inputs are quantized otherwise than in training.[/]"

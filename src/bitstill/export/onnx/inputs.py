@@ -56,7 +56,7 @@ def quantized(
     if rule["range"] == "clip":
         low, high = (_learned(graph, archive, layer, name) for name in ("low", "high"))
         value = graph.node("Min", graph.node("Max", value, low), high)
-    # A token is an entry of the first dimension inside an encoder, and so is a sample of a picture.
+    # Inside an encoder a token is an entry of the first dimension, and elsewhere a sample is; callers refuse the rest.
     by_row = rule["per"] != "tensor"
     if symmetric:
         return _symmetric(graph, value, 2 ** (bits - 1) - 1, by_row, rank, rows)

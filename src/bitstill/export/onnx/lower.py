@@ -15,6 +15,7 @@ import numpy as np
 
 from bitstill.artifact.format import LayerRecord
 from bitstill.artifact.reader import Archive, Array
+from bitstill.errors import ArtifactError
 from bitstill.export import program as ops
 from bitstill.export.onnx import inputs, weights
 from bitstill.export.onnx.graph import Graph
@@ -48,6 +49,7 @@ def lower(program: Program, archive: Archive, *, per_tensor: bool = False) -> Lo
             but what runtimes have one fused operation for.
 
     Raises:
+        ArtifactError: inputs of a layer are quantized over what has no place in a program.
         MissingPackageError: without onnx.
     """
     return _Lowering(program, archive, per_tensor).run()
@@ -63,6 +65,7 @@ class _Lowering:
         self._shared: dict[tuple[str, ...], inputs.Codes] = {}
         self._per_graph: dict[str, str] = {}
         self._first: dict[int, str] = {}
+        self._tokens = any(given.name == "input_ids" for given in program.inputs)
         self._together: dict[str, str] = {}
         self._read_by: dict[str, list[str]] = {}
 
@@ -136,10 +139,18 @@ class _Lowering:
         own = layer if rule["range"] != "dynamic" else ""
         key = (value, own, *(f"{name}={rule[name]}" for name in sorted(rule)))
         if key not in self._shared:
+            self._check_scope(layer, rule["per"], rank)
             # Every value of that rank before the first tokens are taken out has a row for each token of the batch.
             rows = self._first.setdefault(rank, value)
             self._shared[key] = inputs.quantized(self.graph, self.archive, layer, value, rule, rank, rows)
         return self._shared[key]
+
+    def _check_scope(self, layer: str, per: str, rank: int) -> None:
+        """Refuse ranges that rows of a value do not stand for: of a text among tokens, or of one line of a picture."""
+        if (per == "sample" and self._tokens) or (per == "token" and rank > 2):
+            other = "token" if self._tokens else "sample"
+            fix = f"Train it with per='{other}' or per='tensor', or export it with activations per-tensor."
+            raise ArtifactError(f"inputs quantized per {other} or tensor", given=f"per {per}", where=layer, fix=fix)
 
     def _float_input(self, layer: str, value: str, rank: int) -> str:
         codes = self._codes(layer, value, rank)
@@ -350,6 +361,7 @@ class _Lowering:
     def _first_token(self, _: ops.FirstToken, value: str) -> str:
         graph = self.graph
         self._first.clear()
+        self._tokens = False
         width = graph.node("Shape", value, start=1)
         texts = graph.node("Reshape", value, graph.node("Concat", self._shape_of_ids(), width, axis=0))
         return graph.node("Gather", texts, graph.constant(0), axis=1)
