@@ -12,7 +12,7 @@ import bitstill
 
 ROOT = Path(bitstill.__file__).parent
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "schedules", "granularity", "_version", "_transformers", "decode"},
+    {"errors", "schedules", "granularity", "keys", "_version", "_transformers", "decode"},
     {"ops"},
     {"quantizers", "specs", "nn"},
     {"surgery", "lifecycle"},
@@ -22,7 +22,18 @@ LAYERS: tuple[set[str], ...] = (
     | {"api", "bench", "bench_worker", "demo", "demo_plans", "dry_run", "evaluate", "exporting"},
     {"cli"},
 )
-ARTIFACT_MAY_IMPORT = ("errors", "granularity", "ops", "nn", "quantizers", "specs", "surgery.swap", "_version", "artifact")
+ARTIFACT_MAY_IMPORT = (
+    "errors",
+    "granularity",
+    "keys",
+    "ops",
+    "nn",
+    "quantizers",
+    "specs",
+    "surgery.swap",
+    "_version",
+    "artifact",
+)
 OPTIONAL = {
     "datasets",
     "torch_pruning",
@@ -38,7 +49,7 @@ OPTIONAL = {
 }
 REQUIRED = {"accelerate", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
 WITHOUT_TORCH = (
-    "errors", "schedules", "granularity", "_version", "decode", "ops.layouts", "ops.entropy", "artifact.format",
+    "errors", "schedules", "granularity", "keys", "_version", "decode", "ops.layouts", "ops.entropy", "artifact.format",
     "artifact.reader", "artifact.coding", "artifact.size", "artifact.files",
 )  # fmt: skip
 
@@ -132,7 +143,7 @@ def test_the_artifact_never_imports_training_code(name):
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] == "export"])
 def test_exports_know_the_artifact_alone(name):
-    allowed = ("errors", "granularity", "ops", "artifact", "export")
+    allowed = ("errors", "granularity", "keys", "ops", "artifact", "export")
     assert not {other for other in _own(FILES[name]) if other.split(".")[0] not in allowed}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from bitstill.errors import need_package
+from bitstill.keys import ATTENTION, RESIZED
 from bitstill.nn import attention
-from bitstill.nn.resize import KEY
 from bitstill.tasks import models as own
 
 
@@ -18,7 +18,7 @@ def architecture_of(model: nn.Module) -> dict[str, Any]:
     A network that structured pruning has made narrower is described as it was, with a record of what is narrower, and one whose
     attention quantizes its operands with a record of that.
     """
-    more = {KEY: model.__dict__.get(KEY), attention.KEY: attention.attention_record(model)}
+    more = {RESIZED: model.__dict__.get(RESIZED), ATTENTION: attention.attention_record(model)}
     return {**_architecture_of(model), **{key: value for key, value in more.items() if value}}
 
 

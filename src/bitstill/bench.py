@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from bitstill.artifact.format import CONFIG, WEIGHTS
-from bitstill.bench_worker import made_up, serve
+from bitstill.bench_worker import serve
 from bitstill.delivery import environment
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.export.convnets import CONV_NETS
+from bitstill.export.samples import Array, made_up
 
 MODEL = "model.onnx"
 KINDS = {"onnx": "ONNX Runtime", "bitstill": "torch, packed", "torch": "torch"}
@@ -135,11 +136,10 @@ class _Workers:
             process.terminate()
             process.join()
 
-    def time(self, place: int, batch: int, length: int) -> float:
+    def time(self, place: int, values: Mapping[str, Array]) -> float:
         """Seconds of one run."""
-        network = self.networks[place]
-        self.pipes[place].send(made_up(network.config, batch, length))
-        return float(_received(self.pipes[place], network))
+        self.pipes[place].send(values)
+        return float(_received(self.pipes[place], self.networks[place]))
 
     def ended(self) -> list[int | None]:
         """Let all end; peak memory of each in bytes, where the system says it."""
@@ -156,9 +156,10 @@ def _in_turns(
     seconds: dict[tuple[int, int], list[list[float]]] = {point: [[] for _ in places] for point in points}
     with tqdm(total=len(points) * turns, desc="timing", unit="turn", leave=False, disable=not progress) as bar:
         for point in points:
+            values = [made_up(network.config, *point) for network in workers.networks]
             for turn in range(turns):
                 for place in places if turn % 2 else reversed(places):
-                    seconds[point][place].append(workers.time(place, *point))
+                    seconds[point][place].append(workers.time(place, values[place]))
                 bar.update()
     return seconds
 

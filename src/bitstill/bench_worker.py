@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from bitstill.errors import BitstillError
@@ -50,17 +49,11 @@ def serve(pipe: Connection, folder: str, kind: str, threads: int) -> None:
 
 
 def _onnx(threads: int) -> Load:
-    import onnxruntime
+    import onnxruntime  # noqa: F401  # its loading is not the network's
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    from bitstill.export.onnx.session import open_session
 
-    def load(folder: Path) -> Run:
-        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        names = [given.name for given in session.get_inputs()]
-        return lambda values: session.run(None, {name: values[name] for name in names})
-
-    return load
+    return lambda folder: open_session(folder / "model.onnx", threads)
 
 
 def _bitstill(threads: int) -> Load:
@@ -110,26 +103,3 @@ def _memory(what: str) -> int | None:
     except (OSError, StopIteration):
         return None
     return 1024 * int(line.split()[1])
-
-
-def made_up(config: Mapping[str, Any], batch: int, length: int) -> dict[str, Array]:
-    """Random inputs for a network, from its config.json: texts without padding, pictures or spectrograms.
-
-    Args:
-        config: of an encoder of transformers, or of one of bitstill's own networks.
-        batch: texts or pictures.
-        length: of each text in tokens; nothing else has one.
-    """
-    draw = np.random.default_rng(0)
-    if "model_type" not in config:
-        from bitstill.export.convnets import CONV_NETS
-
-        (given,) = CONV_NETS[config["architecture"]](config["arguments"]).inputs
-        free = {"batch": batch, "height": 32, "width": 32, "frames": 100, "bands": 40}
-        shape = [free[size] if isinstance(size, str) else size for size in given.shape]
-        return {given.name: draw.standard_normal(shape).astype(np.float32)}
-    ids = draw.integers(min(1_000, config["vocab_size"] // 2), config["vocab_size"], (batch, length))
-    values = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    if config.get("type_vocab_size"):
-        values["token_type_ids"] = np.zeros_like(ids)
-    return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,18 +16,19 @@ from bitstill.api import load
 from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import CONFIG, TOKENIZER_FILES, WEIGHTS
 from bitstill.artifact.reader import Archive, Array, read
-from bitstill.errors import ArtifactError, SpecError, need_package, suggest
+from bitstill.errors import ArtifactError, SpecError, suggest
 from bitstill.export.onnx.graph import OPSET
 from bitstill.export.onnx.lower import PER_TENSOR, lower
-from bitstill.export.plan import ATTENTION, program_of
-from bitstill.export.program import Program
-from bitstill.nn.resize import KEY as RESIZED
+from bitstill.export.onnx.session import Run, open_session
+from bitstill.export.plan import program_of
+from bitstill.export.samples import made_up
+from bitstill.keys import ATTENTION, RESIZED
 
 Target = Literal["onnx", "torch"]
 Activations = Literal["trained", "per-tensor"]
 MODEL, NOTES = "model.onnx", "export.json"
-SAMPLES, LENGTHS, SIDE = 16, (4, 32), 40
-"""Of the inputs that a comparison makes up: how many, tokens in each text, and places along a free side of a picture."""
+SAMPLES, LENGTHS = 16, (4, 32)
+"""Of the inputs that a comparison makes up: how many, and tokens in each text."""
 TOLERANCE: Mapping[str, float] = {"trained": 0.05, "per-tensor": 0.25, "float": 1e-4}
 """Largest difference from the artifact's outputs that is let pass, as a fraction of the largest of them. Where inputs are
 quantized, a difference in the last bit of a float moves a value that lies between two codes by a whole code."""
@@ -97,9 +98,8 @@ def export_artifact(folder: str | Path, out: str | Path, *, to: str = "onnx", ac
 def _to_onnx(archive: Archive, folder: Path, activations: str) -> dict[str, Any]:
     program = program_of(archive)
     lowered = lower(program, archive, per_tensor=activations == "per-tensor")
-    run = _session(lowered.data)
     integers = any(layer.input for layer in archive.layers.values())
-    found = _compare(program, archive, run, TOLERANCE[activations if integers else "float"])
+    found = _compare(archive, open_session(lowered.data), TOLERANCE[activations if integers else "float"])
     write_file(folder / MODEL, lowered.data)
     rules = {json.dumps(layer.input, sort_keys=True) for layer in archive.layers.values() if layer.input}
     changed = [PER_TENSOR] if activations == "per-tensor" and rules else [json.loads(rule) for rule in sorted(rules)]
@@ -133,24 +133,14 @@ def _float(tensor: Array) -> Array:
     return tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
 
 
-def _session(data: bytes) -> Callable[[Mapping[str, Array]], Array]:
-    runtime = need_package("onnxruntime", extra="all", purpose="checking what was exported")
-    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
-
-    def run(values: Mapping[str, Array]) -> Array:
-        result: Array = session.run(None, dict(values))[0]
-        return result
-
-    return run
-
-
-def _compare(program: Program, archive: Archive, run: Callable[[Mapping[str, Array]], Array], tolerance: float) -> Compared:
+def _compare(archive: Archive, run: Run, tolerance: float) -> Compared:
     """Outputs of an exported network and of the artifact itself on inputs that are made up.
 
     Raises:
         ArtifactError: they differ by more than the tolerance.
     """
-    values = made_up(program, archive)
+    longest = min(LENGTHS[1], archive.config.get("max_position_embeddings", LENGTHS[1]) - 2)
+    values = made_up(archive.config, SAMPLES, longest, shortest=LENGTHS[0])
     model = load(archive.folder)
     with torch.inference_mode():
         tensors = {name: torch.from_numpy(value) for name, value in values.items()}
@@ -165,20 +155,3 @@ def _compare(program: Program, archive: Archive, run: Callable[[Mapping[str, Arr
         alike = f"outputs that differ by at most {tolerance} of the largest, {of:.4g}"
         raise ArtifactError(alike, given=f"a difference of {largest:.4g}", where=str(archive.folder), fix=fix)
     return found
-
-
-def made_up(program: Program, archive: Archive, seed: int = 0) -> dict[str, Array]:
-    """Random inputs of the shapes that a program takes: texts of several lengths with padding behind, or pictures of noise."""
-    draw = np.random.default_rng(seed)
-    if program.inputs[0].name != "input_ids":
-        free = {"batch": SAMPLES}
-        shape = [size if isinstance(size, int) else free.get(size, SIDE) for size in program.inputs[0].shape]
-        return {program.inputs[0].name: draw.standard_normal(shape).astype(np.float32)}
-    config = archive.config
-    longest = min(LENGTHS[1], config.get("max_position_embeddings", LENGTHS[1]) - 2)
-    lengths = draw.integers(min(LENGTHS[0], longest), longest + 1, SAMPLES)
-    mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
-    padding = config.get("pad_token_id") or 0
-    ids = np.where(mask, draw.integers(padding + 1, config["vocab_size"], mask.shape), padding)
-    values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
-    return {given.name: values[given.name] for given in program.inputs}

@@ -13,7 +13,8 @@ from torch import nn
 
 import bitstill
 from bitstill.errors import ArtifactError, MatchError, SpecError
-from bitstill.nn.resize import KEY, changes, resize, sizes
+from bitstill.keys import RESIZED
+from bitstill.nn.resize import changes, resize, sizes
 from bitstill.recipes import QuantizedDistillation
 from bitstill.surgery.blocks import blocks
 from bitstill.surgery.width import attention_layers, reduce_width
@@ -72,7 +73,7 @@ def test_a_fresh_network_is_resized_by_the_record(name):
     model, x = build(name, seed=1), example(name)
     narrow(model, x)
     fresh = build(name, seed=2)
-    record = json.loads(json.dumps(model.__dict__[KEY]))
+    record = json.loads(json.dumps(model.__dict__[RESIZED]))
     resize(fresh, record)
     resize(fresh, record)
     assert not changes(sizes(model), sizes(fresh))
@@ -88,7 +89,7 @@ def test_a_narrow_student_is_delivered_and_read_back_by_name_and_again_compresse
     bitstill.compress(recipe, "digits", models, out=tmp_path / "out", settings=settings)
     model = bitstill.load(tmp_path / "out")
     assert model.classifier.in_features == 24 and model.hidden[0].out_features == 24
-    assert bitstill.read(tmp_path / "out").config[KEY]["hidden.0"]["settings"]["out_features"] == 24
+    assert bitstill.read(tmp_path / "out").config[RESIZED]["hidden.0"]["settings"]["out_features"] == 24
     with torch.no_grad():
         assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
     if bits is None:
@@ -114,7 +115,9 @@ def test_heads_and_inner_neurons_of_transformers_leave_and_nothing_else(family, 
         assert each.heads == config.num_attention_heads // 2
         assert {layer.out_features for layer in each.layers} == {config.hidden_size // 2}
     narrow = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name in model.__dict__[KEY]
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name in model.__dict__[RESIZED]
     }
     wide = getattr(config, "intermediate_size", None) or config.hidden_dim
     assert {module.out_features for module in narrow.values()} == {config.hidden_size // 2, wide // 2, config.hidden_size}

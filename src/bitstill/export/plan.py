@@ -7,9 +7,7 @@ from bitstill.errors import ArtifactError
 from bitstill.export.convnets import CONV_NETS
 from bitstill.export.encoders import encoder
 from bitstill.export.program import Program
-
-ATTENTION = "bitstill_attention"
-"""Under this key `config.json` says that operands of attention products are quantized."""
+from bitstill.keys import ATTENTION
 
 
 def program_of(archive: Archive) -> Program:

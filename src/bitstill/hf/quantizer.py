@@ -15,10 +15,10 @@ from bitstill.artifact.format import FORMAT_VERSION, LayerRecord
 from bitstill.artifact.reader import Archive, read
 from bitstill.artifact.restore import original_layers, restored_layer
 from bitstill.errors import ArtifactError, SpecError
-from bitstill.nn.attention import KEY as ATTENTION
+from bitstill.keys import ATTENTION, RESIZED
 from bitstill.nn.attention import attention_record, restore_transforms
 from bitstill.nn.layers import adopt
-from bitstill.nn.resize import KEY, resize
+from bitstill.nn.resize import resize
 from bitstill.surgery.swap import swap
 
 METHOD = "bitstill"
@@ -69,7 +69,7 @@ class BitstillQuantizer(HfQuantizer):
         assert checkpoint_files is not None
         self.archive = read(Path(checkpoint_files[0]).parent)
         _check_class(model, self.archive)
-        resize(model, self.archive.config.get(KEY))
+        resize(model, self.archive.config.get(RESIZED))
         restore_transforms(model, self.archive.config.get(ATTENTION))
         originals = original_layers(model, self.archive)
         slots = {original: _slot(original, self.archive.layers[name], self.archive) for name, original in originals.items()}

@@ -13,12 +13,11 @@ from typing import Any
 from torch import nn
 
 from bitstill.errors import ArtifactError, SpecError
+from bitstill.keys import ATTENTION
 from bitstill.nn.inputs import InputTransform
 from bitstill.specs import QuantizeAttention, QuantizeInput
 
 ATTRIBUTE = "attention_transform"
-KEY = "bitstill_attention"
-"""Under this name `config.json` keeps the record."""
 
 
 class AttentionTransform(nn.Module):
@@ -68,4 +67,6 @@ def restore_transforms(model: nn.Module, found: Mapping[str, Any] | None) -> Non
     except (KeyError, TypeError, AttributeError, SpecError) as error:
         fix = "The file is damaged or was edited; deliver the model again."
         given = f"{type(error).__name__}: {error}"
-        raise ArtifactError("a record of quantized attention", given=given, where=f"config.json: {KEY}", fix=fix) from None
+        raise ArtifactError(
+            "a record of quantized attention", given=given, where=f"config.json: {ATTENTION}", fix=fix
+        ) from None

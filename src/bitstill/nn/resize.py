@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.errors import ArtifactError
+from bitstill.keys import RESIZED
 
-KEY = "bitstill_resized"
-"""Under this name a model carries its record, and `config.json` keeps it."""
 Record = Mapping[str, Mapping[str, Any]]
 
 
@@ -61,7 +60,7 @@ def resize(model: nn.Module, record: Record | None) -> None:
             module.__dict__[key] = value if isinstance(value, int) else tuple(value)
         for key, shape in entry.get("shapes", {}).items():
             _reshape(module, name, key, shape)
-    model.__dict__[KEY] = {name: dict(entry) for name, entry in record.items()}
+    model.__dict__[RESIZED] = {name: dict(entry) for name, entry in record.items()}
 
 
 def _reshape(module: nn.Module, name: str, key: str, shape: Any) -> None:
@@ -91,4 +90,4 @@ def _plain(value: Any) -> Any:
 
 def _mismatch(wanted: str, given: str) -> ArtifactError:
     fix = "The file was edited, or is of another architecture; deliver the model again."
-    return ArtifactError(wanted, given=given, where=f"config.json: {KEY}", fix=fix)
+    return ArtifactError(wanted, given=given, where=f"config.json: {RESIZED}", fix=fix)

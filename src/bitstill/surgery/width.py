@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.errors import MatchError, SpecError, need_package
+from bitstill.keys import RESIZED
 from bitstill.nn.modes import evaluating
-from bitstill.nn.resize import KEY, changes, sizes
+from bitstill.nn.resize import changes, sizes
 from bitstill.surgery.blocks import blocks
 
 
@@ -91,7 +92,7 @@ def reduce_width(
     if not record and fraction > 0:
         fix = "Remove more of them, or prune single weights."
         raise MatchError("a layer that can be narrowed", given="none", where=type(model).__name__, fix=fix)
-    model.__dict__[KEY] = {**model.__dict__.get(KEY, {}), **record}
+    model.__dict__[RESIZED] = {**model.__dict__.get(RESIZED, {}), **record}
 
 
 def _importance(pruning: Any, model: nn.Module, gradients: Mapping[str, Tensor] | None) -> Any:

@@ -13,6 +13,8 @@ from bitstill.errors import need_package
 Array = npt.NDArray[Any]
 OPSET, IR_VERSION = 21, 10
 """The oldest operator set that can say all of this, and the file version that came with it."""
+MIDDLE = 128
+"""Zero point of signed 8-bit codes that are kept unsigned."""
 
 
 class Graph:

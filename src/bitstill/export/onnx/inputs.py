@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 
 from bitstill.artifact.reader import Archive
-from bitstill.export.onnx.graph import Graph
+from bitstill.export.onnx.graph import MIDDLE, Graph
 
-MIDDLE = 128
-"""Zero point of signed codes."""
 TINY = float(np.finfo(np.float32).tiny)
 
 

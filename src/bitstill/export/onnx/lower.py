@@ -67,12 +67,21 @@ class _Lowering:
         self._first: dict[int, str] = {}
         self._tokens = any(given.name == "input_ids" for given in program.inputs)
         self._together: dict[str, str] = {}
-        self._read_by: dict[str, list[str]] = {}
+        self._make: dict[type[Any], Callable[..., str]] = {
+            ops.Embedding: self._embedding, ops.Positions: self._positions, ops.Linear: self._linear,
+            ops.LayerNorm: self._layer_norm, ops.Activation: self._activation, ops.Add: self._add,
+            ops.Attention: self._attention, ops.FirstToken: self._first_token, ops.Convolution: self._convolution,
+            ops.BatchNorm: self._batch_norm, ops.MaxPool: self._max_pool, ops.AveragePool: self._average_pool,
+            ops.Mean: self._mean, ops.Flatten: self._flatten,
+        }  # fmt: skip
+        readers: dict[str, list[str]] = {}
+        for step in program.steps:
+            if isinstance(step.operation, ops.Linear):
+                readers.setdefault(step.inputs[0], []).append(step.operation.layer)
+        self._beside = {layer: layers for layers in readers.values() for layer in layers}
 
     def run(self) -> Lowered:
-        for step in self.program.steps:
-            if isinstance(step.operation, ops.Linear):
-                self._read_by.setdefault(step.inputs[0], []).append(step.operation.layer)
+        """Write every step, and what comes out."""
         for step in self.program.steps:
             self.values[step.output] = self._lowered(step)
             self.ranks[step.output] = self._rank(step)
@@ -95,24 +104,13 @@ class _Lowering:
         return self.ranks[step.inputs[0]]
 
     def _lowered(self, step: Step) -> str:
-        values = [self.values[name] for name in step.inputs]
-        make: dict[type[Any], Callable[..., str]] = {
-            ops.Embedding: self._embedding, ops.Positions: self._positions, ops.Linear: self._linear,
-            ops.LayerNorm: self._layer_norm, ops.Activation: self._activation, ops.Add: self._add,
-            ops.Attention: self._attention, ops.FirstToken: self._first_token, ops.Convolution: self._convolution,
-            ops.BatchNorm: self._batch_norm, ops.MaxPool: self._max_pool, ops.AveragePool: self._average_pool,
-            ops.Mean: self._mean, ops.Flatten: self._flatten,
-        }  # fmt: skip
-        return make[type(step.operation)](step.operation, *values)
+        return self._make[type(step.operation)](step.operation, *(self.values[name] for name in step.inputs))
 
     # What a layer has ---------------------------------------------------------------------------------------------------
 
     def _leftover(self, name: str) -> str:
         """A tensor that was not compressed, in float32."""
-        return self.graph.cast(self._constant(self.archive.tensors[name]), "float32")
-
-    def _constant(self, array: Array) -> str:
-        return self.graph.constant(array)
+        return self.graph.cast(self.graph.constant(self.archive.tensors[name]), "float32")
 
     def _shape(self, layer: str) -> tuple[int, ...]:
         record = self.archive.layers.get(layer)
@@ -168,7 +166,7 @@ class _Lowering:
 
     def _side_by_side(self, layer: str, value: str) -> str:
         """Layers that read the same codes, as query, key and value do, are multiplied at once and cut apart afterwards."""
-        names = [name for name in self._readers(value) if self._alike(name, layer)]
+        names = [name for name in self._beside[layer] if self._alike(name, layer)]
         result = self._integers(names, value, 2, "MatMulInteger")
         if len(names) > 1:
             widths = self.graph.constant([self._shape(name)[0] for name in names])
@@ -176,10 +174,6 @@ class _Lowering:
             self._together |= dict(zip(names, parts, strict=True))
             return self._together[layer]
         return result
-
-    def _readers(self, value: str) -> list[str]:
-        name = next(name for name, found in self.values.items() if found == value)
-        return self._read_by[name]
 
     def _alike(self, one: str, other: str) -> bool:
         """Whether two layers that read one value can be multiplied at once."""
@@ -207,11 +201,11 @@ class _Lowering:
         record, rule = self.archive.layers.get(layer), self._rule(layer)
         if record is None or rule is None or not weights.integer_planes(record):
             return False
-        shifted = any(plane.offset for plane in record.planes)
-        signed_rows = not rule["symmetric"] and rule["per"] != "tensor"
-        # Zeros around a picture are no sum that could be taken beforehand; a shifted input does not reach there.
-        padded = record.kind != "Linear" and (shifted or (rule["range"] == "step" and not rule["symmetric"]))
-        return not signed_rows and not padded and not (rule["range"] == "step" and not rule["symmetric"])
+        # A zero point for each row, or an input that is shifted, is more than integer products understand.
+        if not rule["symmetric"] and (rule["per"] != "tensor" or rule["range"] == "step"):
+            return False
+        # Offsets are added with sums of codes, which near the edge of a picture are not those of whole windows.
+        return record.kind == "Linear" or not any(plane.offset for plane in record.planes)
 
     def _integers(self, layers: list[str], value: str, rank: int, operator: str, **settings: Any) -> str:
         """Sum over planes of codes x levels, times both scales; what offsets of the weights add is the sum of the codes.
@@ -252,7 +246,7 @@ class _Lowering:
 
     def _channels(self, numbers: Array, rank: int) -> str:
         """One number for each output channel, which is the second dimension of a value of that rank."""
-        return self.graph.cast(self._constant(numbers.reshape(-1, *[1] * (rank - 2))), "float32")
+        return self.graph.cast(self.graph.constant(numbers.reshape(-1, *[1] * (rank - 2))), "float32")
 
     def _with_biases(self, value: str, layers: list[str], rank: int) -> str:
         biases = [self.archive.tensors.get(f"{layer}.bias") for layer in layers]
@@ -280,7 +274,7 @@ class _Lowering:
         record = self.archive.layers.get(layer)
         if record is None:
             self.arithmetic[layer] = "float"
-            rows = self.graph.node("Gather", self._constant(self.archive.tensors[f"{layer}.weight"]), ids)
+            rows = self.graph.node("Gather", self.graph.constant(self.archive.tensors[f"{layer}.weight"]), ids)
             return self.graph.cast(rows, "float32")
         if weights.rows_stand_alone(record):
             self.arithmetic[layer] = "packed rows"
@@ -314,8 +308,8 @@ class _Lowering:
         if operation.affine:
             affine = [self._leftover(f"{operation.layer}.{name}") for name in ("weight", "bias")]
         else:
-            affine = [self._constant(np.ones_like(mean)), self._constant(np.zeros_like(mean))]
-        statistics = [self._constant(mean), self._constant(variance)]
+            affine = [self.graph.constant(np.ones_like(mean)), self.graph.constant(np.zeros_like(mean))]
+        statistics = [self.graph.constant(mean), self.graph.constant(variance)]
         return self.graph.node("BatchNormalization", value, *affine, *statistics, epsilon=operation.epsilon)
 
     # What has no weights ------------------------------------------------------------------------------------------------

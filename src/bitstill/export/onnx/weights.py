@@ -10,10 +10,8 @@ import numpy as np
 
 from bitstill.artifact.format import LayerRecord, PlaneRecord
 from bitstill.artifact.reader import Archive, Array
-from bitstill.export.onnx.graph import Graph
+from bitstill.export.onnx.graph import MIDDLE, Graph
 from bitstill.ops.layouts import TRITS_PER_BYTE, Layout, bits_for, natural_layout
-
-MIDDLE = 128
 
 
 def integer_planes(layer: LayerRecord) -> bool:

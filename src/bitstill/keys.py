@@ -1,0 +1,6 @@
+"""Keys of `config.json` that more than one part of the library reads; records of packed layers are in `artifact.format`."""
+
+RESIZED = "bitstill_resized"
+"""Layers that pruning made narrower than the configuration says; a model in torch carries its record under the same name."""
+ATTENTION = "bitstill_attention"
+"""Rules for the operands of attention products."""
