@@ -19,7 +19,7 @@ LAYERS: tuple[set[str], ...] = (
     {"distill", "train"},
     {"recipes"},
     {"architectures", "augmenting", "delivery", "finetuning", "general", "hf", "loading", "report", "roles", "runfile", "tasks"}
-    | {"api", "bench", "bench_worker", "demo", "demo_plans", "dry_run", "evaluate", "exporting"},
+    | {"api", "bench", "bench_worker", "demo", "demo_plans", "dry_run", "evaluate", "exporting", "hub"},
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = (
@@ -47,7 +47,7 @@ OPTIONAL = {
     "onnxruntime",
     "triton",
 }
-REQUIRED = {"accelerate", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
+REQUIRED = {"accelerate", "huggingface_hub", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
 WITHOUT_TORCH = (
     "errors", "schedules", "granularity", "keys", "_version", "decode", "ops.layouts", "ops.entropy", "artifact.format",
     "artifact.reader", "artifact.coding", "artifact.size", "artifact.files",

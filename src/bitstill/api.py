@@ -26,6 +26,7 @@ from bitstill.artifact.writer import Storage, write_weights
 from bitstill.decode import encode
 from bitstill.delivery import deliver, environment, measure
 from bitstill.errors import ArtifactError, SpecError
+from bitstill.hub import located, push
 from bitstill.lifecycle import PrepareReport, report, uncompressed
 from bitstill.loading import task_for
 from bitstill.nn.attention import attention_record
@@ -66,15 +67,21 @@ class Result:
     models: dict[str, nn.Module]
     _temporary: _Scratch | None = field(default=None, repr=False)
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, push_to_hub: str | None = None) -> Path:
         """Copy the artifact to `folder`, which may hold an older one.
 
+        Args:
+            folder: where to.
+            push_to_hub: "owner/name", to put it there as well.
+
         Raises:
-            ArtifactError: if the place cannot be written or holds something else.
+            ArtifactError: if the place cannot be written or holds something else, or the hub refuses.
         """
         target = Path(folder)
         with replaced_folder(target) as beside:
             shutil.copytree(self.folder, beside, dirs_exist_ok=True)
+        if push_to_hub is not None:
+            push(target, push_to_hub)
         return target
 
 
@@ -179,13 +186,13 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """The delivered model in `folder`, ready to run: packed layers, eval mode, no gradients. Nothing in it is executed.
 
     Args:
-        folder: an artifact.
+        folder: an artifact; or "owner/name" on the hub, where it is fetched from.
         model: a float network of the delivered architecture, needed where it is not one of bitstill's own; a copy is used.
 
     Raises:
         ArtifactError: the folder is missing, damaged, of another version, or does not fit `model`.
     """
-    archive = read(folder)
+    archive = read(located(folder))
     network = from_architecture(archive.config) if model is None else copy.deepcopy(model)
     loaded = load_into(network, archive)
     if attention_record(loaded):

@@ -10,13 +10,14 @@ from bitstill.artifact.reader import read, read_config
 from bitstill.artifact.size import size_report, to_json
 from bitstill.decode import decode
 from bitstill.errors import ArtifactError, SpecError, suggest
+from bitstill.hub import located
 from bitstill.loading import task_for
 from bitstill.tasks import TASKS, TEXT
 from bitstill.tasks.text import TextOptions
 from bitstill.train.task import evaluate
 
 
-def evaluate_artifact(folder: Path, data: Path | None = None, split: str = "test") -> dict[str, Any]:
+def evaluate_artifact(folder: str | Path, data: Path | None = None, split: str = "test") -> dict[str, Any]:
     """The metric of the artifact in `folder` on its own task.
 
     Raises:
@@ -25,6 +26,7 @@ def evaluate_artifact(folder: Path, data: Path | None = None, split: str = "test
     """
     if split not in ("test", "validation"):
         raise SpecError("a known split", given=repr(split), where="--split", fix=suggest(split, ("test", "validation")))
+    folder = located(folder)
     config = read_config(folder)
     name = config.get("task")
     if not isinstance(name, str) or name not in {*TASKS, TEXT}:
@@ -42,13 +44,13 @@ def evaluate_artifact(folder: Path, data: Path | None = None, split: str = "test
     }  # fmt: skip
 
 
-def inspect_artifact(folder: Path) -> dict[str, Any]:
+def inspect_artifact(folder: str | Path) -> dict[str, Any]:
     """Every packed layer and every leftover of the artifact in `folder`, with bytes. Needs no torch model.
 
     Raises:
         ArtifactError: as `artifact.reader.read`.
     """
-    archive = read(folder)
+    archive = read(located(folder))
     leftovers = [
         {"parameter": name, "shape": list(tensor.shape), "action": "float", "detail": str(tensor.dtype), "bytes": tensor.nbytes}
         for name, tensor in archive.leftovers.items()

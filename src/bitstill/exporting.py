@@ -22,6 +22,7 @@ from bitstill.export.onnx.lower import PER_TENSOR, lower
 from bitstill.export.onnx.session import Run, open_session
 from bitstill.export.plan import program_of
 from bitstill.export.samples import made_up
+from bitstill.hub import located
 from bitstill.keys import ATTENTION, RESIZED
 
 Target = Literal["onnx", "torch"]
@@ -62,7 +63,7 @@ def export_artifact(folder: str | Path, out: str | Path, *, to: str = "onnx", ac
     """Write the artifact in `folder` for another runtime to a new folder `out`, and check that it says the same there.
 
     Args:
-        folder: an artifact.
+        folder: an artifact, or the name of one on the hub.
         out: a new or an empty folder. "onnx" writes model.onnx, in which weights are packed bits that standard operators
             unpack; "torch" an ordinary float model.safetensors, which quantizes no inputs. The tokenizer comes along.
         to: "onnx" or "torch".
@@ -80,7 +81,7 @@ def export_artifact(folder: str | Path, out: str | Path, *, to: str = "onnx", ac
     for name, given, known in (("to", to, Target), ("activations", activations, Activations)):
         if given not in get_args(known):
             raise SpecError(f"a known {name}", given=repr(given), where="export", fix=suggest(given, get_args(known)))
-    archive, target = read(folder), Path(out).resolve()
+    archive, target = read(located(folder)), Path(out).resolve()
     check_new(target)
     with replaced_folder(target) as beside:
         notes = _to_onnx(archive, beside, activations) if to == "onnx" else _to_torch(archive, beside)

@@ -35,7 +35,7 @@ def demo(
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="An artifact.")],
+    folder: Annotated[Path, typer.Argument(help="An artifact, or owner/name on the hub.")],
     data: DataOption = None,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     as_json: JsonFlag = False,
@@ -53,7 +53,9 @@ def evaluate(
     )
 
 
-def inspect(folder: Annotated[Path, typer.Argument(help="An artifact.")], as_json: JsonFlag = False) -> None:
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="An artifact, or owner/name on the hub.")], as_json: JsonFlag = False
+) -> None:
     """Show every layer of an artifact: what was done to it, its bits and its bytes."""
     from bitstill.evaluate import inspect_artifact
     from bitstill.report.tables import size_table
@@ -66,7 +68,7 @@ def inspect(folder: Annotated[Path, typer.Argument(help="An artifact.")], as_jso
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="An artifact.")],
+    folder: Annotated[Path, typer.Argument(help="An artifact, or owner/name on the hub.")],
     target: Annotated[Path, typer.Option("--out", help="A new folder.")],
     to: Annotated[
         str, typer.Option(help="onnx: packed weights for any ONNX Runtime; torch: float weights for anyone.")
@@ -113,6 +115,17 @@ def bench(
         f"Median ms of {found['turns']} turns with {found['threads']} threads; in brackets, against the first network.",
         highlight=False,
     )
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="An artifact.")],
+    name: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it, if it is made.")] = False,
+) -> None:
+    """Put an artifact on the Hugging Face Hub, where bitstill.load finds it by name."""
+    from bitstill.hub import push as run
+
+    out.print(run(folder, name, private=private), highlight=False)
 
 
 def recipes(
