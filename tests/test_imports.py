@@ -19,7 +19,7 @@ LAYERS: tuple[set[str], ...] = (
     {"distill", "train"},
     {"recipes"},
     {"architectures", "augmenting", "delivery", "finetuning", "general", "hf", "loading", "report", "roles", "runfile", "tasks"}
-    | {"api", "bench", "bench_worker", "demo", "demo_plans", "dry_run", "evaluate", "exporting", "hub"},
+    | {"api", "bench", "bench_worker", "comparing", "demo", "demo_plans", "dry_run", "evaluate", "exporting", "hub"},
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = (

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitstill.artifact.reader import Archive, read
     from bitstill.artifact.writer import Storage
     from bitstill.augmenting import augment
+    from bitstill.comparing import Comparison, compare
     from bitstill.delivery import save
     from bitstill.errors import BitstillError
     from bitstill.exporting import export_artifact
@@ -59,6 +60,7 @@ _HOMES = {
     "BinaryBERT": "bitstill.recipes",
     "BitstillError": "bitstill.errors",
     "Bucket": "bitstill.granularity",
+    "Comparison": "bitstill.comparing",
     "Compression": "bitstill.specs",
     "Corpus": "bitstill.tasks.corpus",
     "DifferentiableQuantization": "bitstill.recipes",
@@ -86,6 +88,7 @@ _HOMES = {
     "Uniform": "bitstill.specs",
     "XTC": "bitstill.recipes",
     "augment": "bitstill.augmenting",
+    "compare": "bitstill.comparing",
     "compress": "bitstill.api",
     "distill_encoder": "bitstill.general",
     "export_artifact": "bitstill.exporting",
@@ -107,6 +110,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "BinaryBERT",
     "BitstillError",
     "Bucket",
+    "Comparison",
     "Compression",
     "Corpus",
     "DifferentiableQuantization",
@@ -135,6 +139,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "XTC",
     "__version__",
     "augment",
+    "compare",
     "compress",
     "distill_encoder",
     "export_artifact",

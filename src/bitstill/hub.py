@@ -72,16 +72,12 @@ def push(folder: str | Path, name: str, *, private: bool = False) -> str:
 @contextlib.contextmanager
 def _explained(where: str, fix: str) -> Iterator[None]:
     """Errors of the network, the hub and its client as one of ours."""
-    # Not exported, but the one name of the client's errors whichever client it is.
-    from huggingface_hub.errors import (
-        HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]
-        LocalTokenNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub import errors
 
+    # HTTPError is whatever the package's client raises when there is no connection; it is not exported.
+    known = (errors.HFValidationError, errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled, OSError)
     try:
         yield
-    except (HTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (*known, vars(errors)["HTTPError"]) as error:
         given = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise ArtifactError("an answer from the hub", given=given, where=where, fix=fix) from None

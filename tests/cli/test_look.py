@@ -78,6 +78,40 @@ def test_export_writes_another_runtime_s_file_and_says_how_close_it_is(cli, deli
     assert (tmp_path / "torch" / "model.safetensors").exists()
 
 
+def test_compare_puts_artifacts_side_by_side(cli, delivered, teacher, tmp_path):
+    options = ("--turns", 1, "--threads", 1)
+    text = cli("compare", delivered, teacher, *options, "--out", tmp_path / "compare.html")
+    assert text.status == 0 and "Median of 1 turns in ONNX Runtime; threads 1, batch 1." in text.out
+    page = (tmp_path / "compare.html").read_text()
+    assert "against latency" in page and "against bytes" in page
+    found = json.loads(cli("compare", delivered, teacher, *options, "--json").out)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["student", "teacher"], "a folder named teacher is not beside a second teacher"
+    for name, folder in (("student", delivered), ("teacher", teacher)):
+        wanted = report(folder)
+        assert rows[name]["metric"] == wanted["delivered"]["test"] and rows[name]["latency"] > 0
+        assert rows[name]["file_bytes"] == (folder / "model.safetensors").stat().st_size
+
+
+def test_compare_adds_the_teacher_that_all_had(cli, delivered, older):
+    found = json.loads(cli("compare", delivered, older, "--turns", 0, "--json").out)
+    assert [row["name"] for row in found["rows"]] == ["teacher", "student", "older"] and found["timed"] == ""
+    wanted = report(delivered)["teacher"]
+    assert (found["rows"][0]["metric"], found["rows"][0]["file_bytes"]) == (wanted["test"], wanted["file_bytes"])
+    assert all(row["latency"] is None for row in found["rows"])
+
+
+def test_what_cannot_be_compared(cli, delivered, older, tmp_path):
+    assert "wanted each artifact once" in cli("compare", delivered, delivered, "--turns", 0).err
+    changed = report(older) | {"task": "other"}
+    (older / "report.json").write_text(json.dumps(changed))
+    error = cli("compare", delivered, older, "--turns", 0).err
+    assert "wanted artifacts of one task" in error and "accuracy on other" in error
+    (older / "report.json").unlink()
+    assert "wanted a report.json with a metric" in cli("compare", older, "--turns", 0).err
+    assert cli("compare", tmp_path / "nowhere", "--turns", 0).status == 1
+
+
 def test_bench_times_networks_and_draws_them(cli, delivered, tmp_path):
     options = ("--turns", 1, "--threads", 1, "--batch", 2)
     text = cli("bench", delivered, *options, "--out", tmp_path / "pages" / "bench.html")

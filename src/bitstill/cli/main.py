@@ -7,7 +7,7 @@ import sys
 import typer
 
 from bitstill.cli.printing import err, escape
-from bitstill.cli.showing import bench, demo, evaluate, export, inspect, push, recipes
+from bitstill.cli.showing import bench, compare, demo, evaluate, export, inspect, push, recipes
 from bitstill.cli.training import augment, compress, distill, finetune
 from bitstill.errors import BitstillError
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (demo, compress, finetune, distill, augment, evaluate, inspect, export, bench, push, recipes):
+for _command in (demo, compress, finetune, distill, augment, evaluate, inspect, export, bench, compare, push, recipes):
     app.command()(_command)
 
 

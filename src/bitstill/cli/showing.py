@@ -117,6 +117,36 @@ def bench(
     )
 
 
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Artifacts of one task, or owner/name on the hub.")],
+    batch: Annotated[int, typer.Option(help="Texts or pictures at once, while timing.")] = 1,
+    length: Annotated[int, typer.Option(help="Of texts, in tokens.")] = 128,
+    threads: Annotated[int | None, typer.Option(help="For each network; default is all there are.")] = None,
+    turns: Annotated[int, typer.Option(help="How often each is timed; 0 does not time.")] = 20,
+    page: Annotated[Path | None, typer.Option("--out", help="Where to write a page with plots, such as compare.html.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Put artifacts side by side: what they score, weigh and cost to run."""
+    from dataclasses import asdict
+
+    from bitstill.artifact.files import write_file
+    from bitstill.comparing import compare as run
+    from bitstill.report.page import comparison_page
+    from bitstill.report.tables import rich_table
+
+    found = run(folders, batch=batch, length=length, threads=threads, turns=turns)
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        html = comparison_page(f"{len(found.reports)} artifacts", found.rows, found.reports, {}, found.timed)
+        write_file(page, html.encode())
+    if as_json:
+        print_json({"metric": found.metric, "timed": found.timed, "rows": [asdict(row) for row in found.rows]})
+        return
+    out.print(rich_table(found.rows, found.metric))
+    if found.timed:
+        out.print(found.timed, highlight=False)
+
+
 def push(
     folder: Annotated[Path, typer.Argument(help="An artifact.")],
     name: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub.")],

@@ -47,7 +47,9 @@ def artifact_page(report: Report, latent: nn.Module) -> str:
     return styled(page) if missing is None else plain(page, advice(missing))
 
 
-def comparison_page(title: str, rows: Sequence[Row], reports: Mapping[str, Report], latents: Mapping[str, nn.Module]) -> str:
+def comparison_page(
+    title: str, rows: Sequence[Row], reports: Mapping[str, Report], latents: Mapping[str, nn.Module], timed: str = ""
+) -> str:
     """The page that compares delivered models.
 
     Args:
@@ -55,6 +57,7 @@ def comparison_page(title: str, rows: Sequence[Row], reports: Mapping[str, Repor
         rows: in the order of the table.
         reports: contents of report.json by row name; rows without one have no training curves.
         latents: trained models with latent weights by row name; rows without one have no histogram.
+        timed: where and how latencies were measured.
 
     Returns:
         HTML, complete; plain without matplotlib or jinja2, as `artifact_page`.
@@ -66,6 +69,7 @@ def comparison_page(title: str, rows: Sequence[Row], reports: Mapping[str, Repor
         text = "The largest quantized layer of each."
         shown += [
             Section(f"{name.capitalize()} against bytes", figures=tuple(_scatter(rows, name)), wide=True),
+            Section(f"{name.capitalize()} against latency", timed, figures=tuple(_against_latency(rows, name)), wide=True),
             Section("Training", figures=tuple(_row_curves(rows, reports, name))),
             Section("Weights", text, figures=tuple(_row_histograms(rows, latents))),
         ]
@@ -127,6 +131,13 @@ def _scatter(rows: Sequence[Row], metric_name: str) -> Iterator[Figure]:
 
     if rows:
         yield scatter(rows, metric_name)
+
+
+def _against_latency(rows: Sequence[Row], metric_name: str) -> Iterator[Figure]:
+    from bitstill.report.scatter import LATENCY, scatter
+
+    if any(row.latency for row in rows):
+        yield scatter(rows, metric_name, LATENCY)
 
 
 def _row_curves(rows: Sequence[Row], reports: Mapping[str, Report], metric_name: str) -> Iterator[Figure]:

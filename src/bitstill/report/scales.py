@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 _MARKS = (99, 90, 0, 97, 60, 99.9, 100, 95, 99.5, 80, 98, 40, 99.8)
 """Candidates for ticks, the most welcome first."""
+_BEYOND = 1.6
+"""How far the horizontal axis goes beyond the largest value, for labels."""
 SPREAD = 15.0
 """Percentage points from which a linear axis would squeeze the good models into one line."""
 
@@ -56,18 +58,31 @@ def error_scale(axes: Axes, values: Sequence[float], *, few: bool = False) -> No
 
 def size_scale(axes: Axes, sizes: Sequence[float]) -> None:
     """Make the horizontal axis logarithmic in bytes, with ticks in kB or MB (10^3, 10^6 bytes)."""
+    unit, name = (1e6, "MB") if max(sizes) * _BEYOND >= 2e6 else (1e3, "kB")
+    _log_scale(axes, sizes, unit, f"model.safetensors ({name}, log scale)")
+
+
+def latency_scale(axes: Axes, milliseconds: Sequence[float]) -> None:
+    """Milliseconds from 0 on; logarithmic where they span more than a factor of 10."""
+    if max(milliseconds) > 10 * min(milliseconds):
+        _log_scale(axes, milliseconds, 1.0, "latency (ms, log scale)")
+        return
+    axes.set_xlim(0, 1.25 * max(milliseconds))
+    axes.set_xlabel("latency (ms)")
+
+
+def _log_scale(axes: Axes, values: Sequence[float], unit: float, label: str) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    low, high = min(sizes) / 1.35, max(sizes) * 1.6
-    unit, name = (1e6, "MB") if high >= 2e6 else (1e3, "kB")
+    low, high = min(values) / 1.35, max(values) * _BEYOND
     steps = (1, 2, 5) if high / low < 200 else (1,)
-    ticks = [step * 10.0**power for power in range(13) for step in steps if low <= step * 10.0**power <= high]
+    ticks = [step * 10.0**power for power in range(-6, 13) for step in steps if low <= step * 10.0**power <= high]
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _position: f"{value / unit:,g}")
     axes.set_xlim(low, high)
-    axes.set_xlabel(f"model.safetensors ({name}, log scale)")
+    axes.set_xlabel(label)
 
 
 def loss_scale(axes: Axes, values: Sequence[float]) -> bool:

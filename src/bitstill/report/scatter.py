@@ -1,15 +1,16 @@
-"""Accuracy against bytes: the plot by which compressed models are judged. Up is better, left is smaller."""
+"""Accuracy against bytes or latency: the plots by which compressed models are judged. Up is better, left is less."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bitstill.report.content import Figure, Key
 from bitstill.report.labels import Box, Point, leader, place_labels
 from bitstill.report.numbers import metric_label, score
-from bitstill.report.scales import by_error, error_scale, size_scale
+from bitstill.report.scales import by_error, error_scale, latency_scale, size_scale
 from bitstill.report.svg import CARD, INK, MUTED, canvas, css, inline, series
 from bitstill.report.tables import Row
 
@@ -31,14 +32,53 @@ MARKERS = {
 RADIUS = 4.2
 
 
-def scatter(rows: Sequence[Row], metric_name: str, salt: str = "scatter") -> Figure:
+@dataclass(frozen=True)
+class Cost:
+    """What goes to the right.
+
+    Args:
+        of: of a row; None or 0 leaves it out.
+        scale: sets up the axis.
+        name: in words, for those who cannot see the plot.
+        lines: whether rows of one method are joined.
+        worded: of a row.
+        note: below the plot.
+    """
+
+    of: Callable[[Row], float | None]
+    scale: Callable[[Axes, Sequence[float]], None]
+    name: str
+    lines: bool
+    worded: Callable[[Row], str]
+    note: str
+
+
+BYTES = Cost(
+    lambda row: row.file_bytes,
+    size_scale,
+    "file size",
+    True,
+    lambda row: f"{row.file_bytes:,} bytes",
+    "Up is better, left is smaller; both figures are of the delivered file.",
+)
+LATENCY = Cost(
+    lambda row: row.latency,
+    latency_scale,
+    "latency",
+    False,
+    lambda row: f"{row.latency:,.2f} ms",
+    "Up is better, left is faster.",
+)
+
+
+def scatter(rows: Sequence[Row], metric_name: str, cost: Cost = BYTES) -> Figure:
     """Every row with a finite metric as a labelled point, drawn once for a laptop and once for a phone."""
-    shown = [row for row in rows if math.isfinite(row.metric) and row.file_bytes > 0]
+    shown = [row for row in rows if math.isfinite(row.metric) and cost.of(row)]
     if not shown:
         return Figure("", "", "No row has a finite metric.")
     spread = by_error([row.metric for row in shown], metric_name)
-    drawn = [_draw(shown, metric_name, spread, size, f"{salt}-{size[0]}") for size in ((9.6, 5.0), (4.2, 5.2))]
-    note = "Up is better, left is smaller; both figures are of the delivered file."
+    drawn = [_draw(shown, metric_name, spread, size, cost) for size in ((9.6, 5.0), (4.2, 5.2))]
+    note = cost.note
     if spread:
         note += " The vertical axis is logarithmic in the error, so that differences near the top can be seen."
     return Figure(drawn[0], "", note, _keys(shown), narrow=drawn[1])
@@ -50,50 +90,61 @@ def short_label(row: Row) -> str:
     return rest or row.name
 
 
-def _draw(rows: Sequence[Row], metric_name: str, spread: bool, size: tuple[float, float], salt: str) -> str:
-    with canvas(*size, salt) as figure:
+def _draw(rows: Sequence[Row], metric_name: str, spread: bool, size: tuple[float, float], cost: Cost) -> str:
+    places = {row.name: float(cost.of(row) or 0.0) for row in rows}
+    with canvas(*size, f"{cost.name.replace(' ', '-')}-{size[0]}") as figure:
         axes = figure.subplots()
         styles = _styles(rows)
         for method, (color, marker) in styles.items():
-            mine = sorted((row for row in rows if row.method == method and not row.is_teacher), key=lambda row: row.file_bytes)
-            x, y = [row.file_bytes for row in mine], [row.metric for row in mine]
-            axes.plot(x, y, color=color, linewidth=0.9, alpha=0.45)
+            mine = sorted(
+                (row for row in rows if row.method == method and not row.is_teacher), key=lambda row: places[row.name]
+            )
+            x, y = [places[row.name] for row in mine], [row.metric for row in mine]
+            if cost.lines:
+                axes.plot(x, y, color=color, linewidth=0.9, alpha=0.45)
             axes.plot(x, y, marker, color=color, markersize=7.5, markeredgecolor=CARD, markeredgewidth=0.8)
         for row in rows:
             if row.is_teacher:
                 axes.axhline(row.metric, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-                axes.plot(row.file_bytes, row.metric, "*", color=INK, markersize=12, markeredgecolor=CARD, markeredgewidth=0.8)
-        size_scale(axes, [row.file_bytes for row in rows])
+                axes.plot(
+                    places[row.name], row.metric, "*", color=INK, markersize=12, markeredgecolor=CARD, markeredgewidth=0.8
+                )
+        cost.scale(axes, list(places.values()))
         axes.margins(y=0.1)
         if spread:
             error_scale(axes, [row.metric for row in rows])
         axes.set_title(f"test {metric_label(metric_name)}")
-        _label(figure, axes, rows, styles)
-        worded = "; ".join(f"{row.name}: {score(row.metric, metric_name)} at {row.file_bytes:,} bytes" for row in rows)
-        return inline(figure, f"{metric_name} against file size. {worded}")
+        _label(figure, axes, rows, styles, places)
+        worded = "; ".join(f"{row.name}: {score(row.metric, metric_name)} at {cost.worded(row)}" for row in rows)
+        return inline(figure, f"{metric_name} against {cost.name}. {worded}")
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each method, in order of appearance."""
+    """Colour and marker of each method but the teacher's, in order of appearance."""
     markers = [marker for marker in MARKERS if marker != "*"]
-    methods = dict.fromkeys(row.method for row in rows)
+    methods = dict.fromkeys(row.method for row in rows if not row.is_teacher)
     return {
         method: (series(index), markers[(index + index // len(markers)) % len(markers)]) for index, method in enumerate(methods)
     }
 
 
 def _keys(rows: Sequence[Row]) -> tuple[Key, ...]:
-    plain = {row.method for row in rows if not row.is_teacher}
-    keys = [Key(name, css(c), MARKERS[m]) for name, (c, m) in _styles(rows).items() if name in plain]
+    keys = [Key(name, css(c), MARKERS[m]) for name, (c, m) in _styles(rows).items()]
     return (*keys, Key("teacher", css(INK), MARKERS["*"])) if any(row.is_teacher for row in rows) else tuple(keys)
 
 
-def _label(figure: matplotlib.figure.Figure, axes: Axes, rows: Sequence[Row], styles: Mapping[str, tuple[str, str]]) -> None:
+def _label(
+    figure: matplotlib.figure.Figure,
+    axes: Axes,
+    rows: Sequence[Row],
+    styles: Mapping[str, tuple[str, str]],
+    places: Mapping[str, float],
+) -> None:
     """Write the labels where they fit. Layout happens first: where points are is known only then."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     scale = 72 / figure.dpi
-    points: list[Point] = [tuple(scale * axes.transData.transform((row.file_bytes, row.metric))) for row in rows]
+    points: list[Point] = [tuple(scale * axes.transData.transform((places[row.name], row.metric))) for row in rows]
     texts = [_text(figure, row, styles) for row in rows]
     sizes = [_measured(text, scale) for text in texts]
     extent = axes.get_window_extent()

@@ -106,6 +106,8 @@ def comparison(rows: Sequence[Row], metric_name: str) -> Table:
     """The rows of a comparison with their distance from the teacher."""
     teacher = next((row for row in rows if row.is_teacher), None)
     header = ["model", "method", "bits", metric_label(metric_name), "file, bytes", "bits/weight", "times smaller"]
+    timed = any(row.latency is not None for row in rows)
+    header += ["ms"] if timed else []
     lines = []
     for row in rows:
         figures = [score(row.metric, metric_name), count(row.file_bytes), decimal(row.stored_bits), times(row.ratio)]
@@ -113,6 +115,7 @@ def comparison(rows: Sequence[Row], metric_name: str) -> Table:
             figures.insert(
                 1, MISSING if row is teacher else signed(row.metric - teacher.metric, digits_of(teacher.metric, metric_name))
             )
+        figures += [decimal(row.latency)] if timed else []
         lines.append((row.name, row.method, row.bits, *figures))
     if teacher is not None:
         header.insert(4, "to teacher")

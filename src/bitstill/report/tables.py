@@ -29,6 +29,7 @@ class Row:
         stored_bits: per quantized weight with scales and masks; None where nothing is quantized.
         ratio: how many times smaller than the same network in float32.
         teacher: marks the model that guided the others; a row named "teacher" is one anyway.
+        latency: milliseconds of one run; None where it was not timed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     stored_bits: float | None
     ratio: float
     teacher: bool = False
+    latency: float | None = None
 
     @property
     def is_teacher(self) -> bool:
@@ -52,10 +54,12 @@ CODINGS = {"zstd": "entropy-coded", "bitmap": "as bitmap"}
 
 def rich_table(rows: Sequence[Row], metric_name: str) -> Table:
     """The comparison, one line per delivered model."""
-    table = _table("model", numbers=("bits", metric_label(metric_name), "file, bytes", "bits/weight", "times smaller"))
+    timed = any(row.latency is not None for row in rows)
+    numbers = ("bits", metric_label(metric_name), "file, bytes", "bits/weight", "times smaller")
+    table = _table("model", numbers=(*numbers, "ms") if timed else numbers)
     for row in rows:
-        figures = (row.bits, score(row.metric, metric_name), count(row.file_bytes), decimal(row.stored_bits), times(row.ratio))
-        _add(table, (row.name, *figures), style="bold" if row.is_teacher else None)
+        figures = [row.bits, score(row.metric, metric_name), count(row.file_bytes), decimal(row.stored_bits), times(row.ratio)]
+        _add(table, (row.name, *figures, *([decimal(row.latency)] if timed else [])), style="bold" if row.is_teacher else None)
     return table
 
 
