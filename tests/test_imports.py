@@ -45,6 +45,7 @@ OPTIONAL = {
     "PIL",
     "onnx",
     "onnxruntime",
+    "gguf",
     "triton",
 }
 REQUIRED = {"accelerate", "huggingface_hub", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from bitstill.api import load
-from bitstill.artifact.reader import read, read_config
+from bitstill.artifact.reader import Archive, read, read_config
 from bitstill.artifact.size import size_report, to_json
 from bitstill.decode import decode
 from bitstill.errors import ArtifactError, SpecError, suggest
+from bitstill.export.gguf import gguf_types
 from bitstill.hub import located
 from bitstill.loading import task_for
 from bitstill.tasks import TASKS, TEXT
@@ -64,4 +66,13 @@ def inspect_artifact(folder: str | Path) -> dict[str, Any]:
         "task": archive.config.get("task"),
         "parameters": layers + leftovers,
         "size": to_json(size_report(archive)),
+        "gguf": _gguf(archive),
     }
+
+
+def _gguf(archive: Archive) -> dict[str, Any]:
+    """Whether llama.cpp's file format has a place for every layer: which, or why not."""
+    try:
+        return {"fits": True, "block_types": dict(Counter(gguf_types(archive).values()))}
+    except ArtifactError as error:
+        return {"fits": False, "why_not": f"{error.where}: wanted {error.wanted}, got {error.given}"}

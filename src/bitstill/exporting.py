@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +17,7 @@ from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import CONFIG, TOKENIZER_FILES, WEIGHTS
 from bitstill.artifact.reader import Archive, Array, read
 from bitstill.errors import ArtifactError, SpecError, suggest
+from bitstill.export.gguf import write_gguf
 from bitstill.export.onnx.graph import OPSET
 from bitstill.export.onnx.lower import PER_TENSOR, lower
 from bitstill.export.onnx.session import Run, open_session
@@ -25,9 +26,9 @@ from bitstill.export.samples import made_up
 from bitstill.hub import located
 from bitstill.keys import ATTENTION, RESIZED
 
-Target = Literal["onnx", "torch"]
+Target = Literal["onnx", "gguf", "torch"]
 Activations = Literal["trained", "per-tensor"]
-MODEL, NOTES = "model.onnx", "export.json"
+MODEL, GGUF, NOTES = "model.onnx", "model.gguf", "export.json"
 SAMPLES, LENGTHS = 16, (4, 32)
 """Of the inputs that a comparison makes up: how many, and tokens in each text."""
 TOLERANCE: Mapping[str, float] = {"trained": 0.05, "per-tensor": 0.25, "float": 1e-4}
@@ -59,32 +60,39 @@ class Compared:
         return self.largest_difference <= self.tolerance * self.largest_output
 
 
-def export_artifact(folder: str | Path, out: str | Path, *, to: str = "onnx", activations: str = "trained") -> dict[str, Any]:
+def export_artifact(
+    folder: str | Path, out: str | Path, *, to: str = "onnx", activations: str = "trained", opset: int | None = None
+) -> dict[str, Any]:
     """Write the artifact in `folder` for another runtime to a new folder `out`, and check that it says the same there.
 
     Args:
         folder: an artifact, or the name of one on the hub.
         out: a new or an empty folder. "onnx" writes model.onnx, in which weights are packed bits that standard operators
-            unpack; "torch" an ordinary float model.safetensors, which quantizes no inputs. The tokenizer comes along.
-        to: "onnx" or "torch".
+            unpack; "gguf" writes model.gguf for llama.cpp; "torch" an ordinary float model.safetensors, which quantizes no
+            inputs. The tokenizer comes along.
+        to: "onnx", "gguf" or "torch".
         activations: for "onnx", "trained" quantizes inputs exactly as in training; "per-tensor" with one range for all tokens
             of a batch, which runtimes have a faster operation for, and which changes what the network says a little.
+        opset: for "onnx", the operator set; None is the oldest that will do.
 
     Returns:
         What export.json says: bytes, how each layer is computed, and how far outputs are from the artifact's.
 
     Raises:
-        SpecError: unknown target or activations, or `out` holds something.
+        SpecError: unknown target or activations, an operator set that cannot say it, or `out` holds something.
         ArtifactError: the artifact is damaged, cannot be said in that target, or says something else there.
-        MissingPackageError: without onnx or onnxruntime.
+        MissingPackageError: without onnx and onnxruntime, or gguf.
     """
     for name, given, known in (("to", to, Target), ("activations", activations, Activations)):
         if given not in get_args(known):
             raise SpecError(f"a known {name}", given=repr(given), where="export", fix=suggest(given, get_args(known)))
+    if to != "onnx" and (activations, opset) != ("trained", None):
+        fix = "Leave them out: other runtimes quantize inputs as they do."
+        raise SpecError("activations and opset with to='onnx'", given=repr(to), where="export", fix=fix)
     archive, target = read(located(folder)), Path(out).resolve()
     check_new(target)
     with replaced_folder(target) as beside:
-        notes = _to_onnx(archive, beside, activations) if to == "onnx" else _to_torch(archive, beside)
+        notes = _to_onnx(archive, beside, activations, opset or OPSET) if to == "onnx" else _OTHERS[to](archive, beside)
         config = {key: value for key, value in archive.config.items() if key not in ("quantization_config", ATTENTION)}
         write_file(beside / CONFIG, json.dumps(config, indent=2).encode())
         for name in TOKENIZER_FILES:
@@ -96,9 +104,9 @@ def export_artifact(folder: str | Path, out: str | Path, *, to: str = "onnx", ac
     return report
 
 
-def _to_onnx(archive: Archive, folder: Path, activations: str) -> dict[str, Any]:
+def _to_onnx(archive: Archive, folder: Path, activations: str, opset: int) -> dict[str, Any]:
     program = program_of(archive)
-    lowered = lower(program, archive, per_tensor=activations == "per-tensor")
+    lowered = lower(program, archive, per_tensor=activations == "per-tensor", opset=opset)
     integers = any(layer.input for layer in archive.layers.values())
     found = _compare(archive, open_session(lowered.data), TOLERANCE[activations if integers else "float"])
     write_file(folder / MODEL, lowered.data)
@@ -106,11 +114,22 @@ def _to_onnx(archive: Archive, folder: Path, activations: str) -> dict[str, Any]
     changed = [PER_TENSOR] if activations == "per-tensor" and rules else [json.loads(rule) for rule in sorted(rules)]
     return {
         "file_bytes": len(lowered.data),
-        "opset": OPSET,
+        "opset": opset,
         "arithmetic": lowered.arithmetic,
         "activations": activations,
         "inputs_quantized": changed,
         "compared": asdict(found),
+    }
+
+
+def _to_gguf(archive: Archive, folder: Path) -> dict[str, Any]:
+    written = write_gguf(archive, folder / GGUF)
+    return {
+        "file_bytes": (folder / GGUF).stat().st_size,
+        "block_types": written.types,
+        "largest_change_of_a_weight": written.scales,
+        "inputs_quantized_otherwise": sorted(name for name, layer in archive.layers.items() if layer.input),
+        "first_segment_only": bool(archive.config.get("type_vocab_size", 1) > 1),
     }
 
 
@@ -128,6 +147,9 @@ def _to_torch(archive: Archive, folder: Path) -> dict[str, Any]:
         "attention_no_longer_quantized": sorted(archive.config.get(ATTENTION) or ()),
         "narrower_than_config": sorted(archive.config.get(RESIZED) or ()),
     }
+
+
+_OTHERS: Mapping[str, Callable[[Archive, Path], dict[str, Any]]] = {"gguf": _to_gguf, "torch": _to_torch}
 
 
 def _float(tensor: Array) -> Array:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -173,3 +176,26 @@ def test_what_cannot_be_exported(tmp_path):
     with pytest.raises(ArtifactError, match="an encoder of transformers, or one of conv-net, resnet, res8"):
         bitstill.export_artifact(tmp_path / "mine", tmp_path / "o")
     assert not (tmp_path / "o").exists()
+
+
+def test_a_newer_operator_set_says_the_same(tmp_path):
+    encoder_artifact("bert", tmp_path / "a")
+    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", opset=23)
+    assert onnx.load(tmp_path / "o" / "model.onnx").opset_import[0].version == report["opset"] == 23
+    for opset in (13, 20, 999):
+        with pytest.raises(SpecError, match=f"opset: wanted an opset from 21 to .*, got {opset}"):
+            bitstill.export_artifact(tmp_path / "a", tmp_path / "p", opset=opset)
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    encoder_artifact("bert", tmp_path / "a")
+
+    def full(path, data):
+        path.write_bytes(data[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(exporting, "write_file", full)
+    with pytest.raises(ArtifactError, match="wanted a folder that can be written, got No space left"):
+        bitstill.export_artifact(tmp_path / "a", tmp_path / "o")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

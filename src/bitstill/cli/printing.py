@@ -34,9 +34,26 @@ def stoppable(advice: str = RESUME) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def gguf_text(found: dict[str, Any]) -> str:
+    """Whether an artifact can be exported for llama.cpp."""
+    if not found["fits"]:
+        return escape(f"gguf: no. {found['why_not']}.")
+    return f"gguf: yes, {', '.join(f'{count} as {kind}' for kind, count in found['block_types'].items()) or 'in float'}."
+
+
 def export_text(found: dict[str, Any], folder: Path) -> str:
     """What an export has come to, in a few lines."""
     first = f"{found['file_bytes']:,} bytes (artifact: {found['artifact_bytes']:,}). Written to [bold]{escape(str(folder))}[/]"
+    if found["to"] == "gguf":
+        types = ", ".join(f"{count} as {kind}" for kind, count in Counter(found["block_types"].values()).most_common())
+        change = found["largest_change_of_a_weight"]
+        exact = f"changed by up to {change:.1g} of the largest, to scales of 16 bits" if change else "exactly as trained"
+        notes = [f"Layers: {types}. Weights are {exact}."]
+        if found["inputs_quantized_otherwise"]:
+            notes.append("[yellow]llama.cpp quantizes inputs otherwise than training did:[/] outputs differ a little.")
+        if found["first_segment_only"]:
+            notes.append("[yellow]llama.cpp takes every token for one of the first segment:[/] not for pairs of texts.")
+        return "\n".join([first, *notes])
     if found["to"] == "torch":
         changes = (
             ("inputs_no_longer_quantized", "layers no longer quantize their inputs: outputs differ a little"),

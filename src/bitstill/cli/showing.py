@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bitstill.cli.options import DataOption, JsonFlag, SeedOption
-from bitstill.cli.printing import err, export_text, out, print_json
+from bitstill.cli.printing import err, export_text, gguf_text, out, print_json
 
 
 def demo(
@@ -65,23 +65,25 @@ def inspect(
         print_json(found)
         return
     out.print(size_table(found))
+    out.print(gguf_text(found["gguf"]), style="dim", highlight=False)
 
 
 def export(
     folder: Annotated[Path, typer.Argument(help="An artifact, or owner/name on the hub.")],
     target: Annotated[Path, typer.Option("--out", help="A new folder.")],
     to: Annotated[
-        str, typer.Option(help="onnx: packed weights for any ONNX Runtime; torch: float weights for anyone.")
+        str, typer.Option(help="onnx: packed, for any ONNX Runtime; gguf: for llama.cpp; torch: float weights.")
     ] = "onnx",
     activations: Annotated[
         str, typer.Option(help="trained: inputs quantized as in training; per-tensor: faster, and not quite the same.")
     ] = "trained",
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set; default is the oldest that will do, 21.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write an artifact for another runtime, and check that it says the same there."""
     from bitstill.exporting import export_artifact
 
-    found = export_artifact(folder, target, to=to, activations=activations)
+    found = export_artifact(folder, target, to=to, activations=activations, opset=opset)
     if as_json:
         print_json(found)
         return

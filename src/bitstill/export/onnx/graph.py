@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitstill.errors import need_package
+from bitstill.errors import SpecError, need_package
 
 Array = npt.NDArray[Any]
-OPSET, IR_VERSION = 21, 10
-"""The oldest operator set that can say all of this, and the file version that came with it."""
+OPSET = 21
+"""The oldest operator set that can say all of this."""
 MIDDLE = 128
 """Zero point of signed 8-bit codes that are kept unsigned."""
 
@@ -20,8 +20,13 @@ MIDDLE = 128
 class Graph:
     """Nodes and constants as they are added. Names are short: in a small network they would be a large part of the file."""
 
-    def __init__(self) -> None:
+    def __init__(self, opset: int = OPSET) -> None:
         self._onnx = need_package("onnx", extra="all", purpose="writing ONNX files")
+        newest = self._onnx.defs.onnx_opset_version()
+        if not OPSET <= opset <= newest:
+            fix = "Older sets lack shifts of bits and sums over axes that are inputs; newer ones need a newer onnx."
+            raise SpecError(f"an opset from {OPSET} to {newest}", given=str(opset), where="opset", fix=fix)
+        self._opset = opset
         self._nodes: list[Any] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._initializers: list[Any] = []
@@ -78,8 +83,9 @@ class Graph:
             return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape))
 
         graph = helper.make_graph(self._nodes, "bitstill", [info(*i) for i in inputs], [info(*output)], self._initializers)
-        opsets = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name=about)
+        opsets = [helper.make_opsetid("", self._opset)]
+        version = helper.find_min_ir_version_for(opsets)
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name=about)
         self._onnx.checker.check_model(model, full_check=True)
         data: bytes = model.SerializeToString()
         return data

@@ -18,7 +18,7 @@ from bitstill.artifact.reader import Archive, Array
 from bitstill.errors import ArtifactError
 from bitstill.export import program as ops
 from bitstill.export.onnx import inputs, weights
-from bitstill.export.onnx.graph import Graph
+from bitstill.export.onnx.graph import OPSET, Graph
 from bitstill.export.program import Program, Step
 
 PER_TENSOR: Mapping[str, Any] = {"bits": 8, "symmetric": False, "per": "tensor", "range": "dynamic"}
@@ -39,7 +39,7 @@ class Lowered:
     arithmetic: dict[str, Arithmetic]
 
 
-def lower(program: Program, archive: Archive, *, per_tensor: bool = False) -> Lowered:
+def lower(program: Program, archive: Archive, *, per_tensor: bool = False, opset: int = OPSET) -> Lowered:
     """The ONNX file of a program with the weights of an artifact.
 
     Args:
@@ -47,17 +47,19 @@ def lower(program: Program, archive: Archive, *, per_tensor: bool = False) -> Lo
         archive: it.
         per_tensor: quantize inputs with one range per tensor where training had one per token or sample: not what was trained,
             but what runtimes have one fused operation for.
+        opset: the operator set to say it in.
 
     Raises:
+        SpecError: one that is too old, or newer than the onnx package.
         ArtifactError: inputs of a layer are quantized over what has no place in a program.
         MissingPackageError: without onnx.
     """
-    return _Lowering(program, archive, per_tensor).run()
+    return _Lowering(program, archive, per_tensor, Graph(opset)).run()
 
 
 class _Lowering:
-    def __init__(self, program: Program, archive: Archive, per_tensor: bool) -> None:
-        self.program, self.archive, self.graph = program, archive, Graph()
+    def __init__(self, program: Program, archive: Archive, per_tensor: bool, graph: Graph) -> None:
+        self.program, self.archive, self.graph = program, archive, graph
         self.changed = PER_TENSOR if per_tensor else {}
         self.values = {given.name: given.name for given in program.inputs}
         self.ranks = {given.name: len(given.shape) for given in program.inputs}
