@@ -19,7 +19,7 @@ LAYERS: tuple[set[str], ...] = (
     {"distill", "train"},
     {"recipes"},
     {"architectures", "augmenting", "delivery", "finetuning", "general", "hf", "loading", "report", "roles", "runfile", "tasks"}
-    | {"api", "bench", "bench_worker", "comparing", "demo", "demo_plans", "dry_run", "evaluate", "exporting", "hub"},
+    | {"api", "bench", "bench_worker", "comparing", "demo", "demo_plans", "dry_run", "evaluate", "exporting", "hub", "parity"},
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = (
@@ -46,6 +46,7 @@ OPTIONAL = {
     "onnx",
     "onnxruntime",
     "gguf",
+    "openvino",
     "triton",
 }
 REQUIRED = {"accelerate", "huggingface_hub", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}

@@ -21,8 +21,9 @@ from bitstill.errors import ArtifactError, SpecError
 from bitstill.export.convnets import CONV_NETS
 from bitstill.export.samples import Array, made_up
 
-MODEL = "model.onnx"
-KINDS = {"onnx": "ONNX Runtime", "bitstill": "torch, packed", "torch": "torch"}
+FILES = {"onnx": "model.onnx", "openvino": "model.bin"}
+"""Of exports, which have no model.safetensors."""
+KINDS = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "bitstill": "torch, packed", "torch": "torch"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Network:
     @property
     def file(self) -> Path:
         """With its weights."""
-        return self.folder / (MODEL if self.kind == "onnx" else WEIGHTS)
+        return self.folder / FILES.get(self.kind, WEIGHTS)
 
 
 def bench(
@@ -179,7 +180,8 @@ def _network(folder: Path) -> Network:
         config = None
     ours = isinstance(config, dict) and config.get("quantization_config", {}).get("quant_method") == "bitstill"
     if isinstance(config, dict) and ("model_type" in config or config.get("architecture") in CONV_NETS):
-        kind = "onnx" if (folder / MODEL).is_file() else "bitstill" if ours else "torch"
+        exported = next((kind for kind, file in FILES.items() if (folder / file).is_file()), None)
+        kind = exported or ("bitstill" if ours else "torch")
         network = Network(folder, kind, config)
         if network.file.is_file() and (kind != "torch" or "model_type" in config):
             return network

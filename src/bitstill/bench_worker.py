@@ -26,12 +26,12 @@ def serve(pipe: Connection, folder: str, kind: str, threads: int) -> None:
     Args:
         pipe: to whoever compares.
         folder: of the network.
-        kind: "onnx", "bitstill" or "torch".
+        kind: "onnx", "openvino", "bitstill" or "torch".
         threads: that it may use.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
     try:
-        load = {"onnx": _onnx, "bitstill": _bitstill, "torch": _torch}[kind](threads)
+        load = {"onnx": _onnx, "openvino": _openvino, "bitstill": _bitstill, "torch": _torch}[kind](threads)
         before = _from_now_on()
         started = time.perf_counter()
         run = load(Path(folder))
@@ -54,6 +54,14 @@ def _onnx(threads: int) -> Load:
     from bitstill.export.onnx.session import open_session
 
     return lambda folder: open_session(folder / "model.onnx", threads)
+
+
+def _openvino(threads: int) -> Load:
+    import openvino  # noqa: F401
+
+    from bitstill.export.openvino import open_model
+
+    return lambda folder: open_model(folder / "model.xml", threads)
 
 
 def _bitstill(threads: int) -> Load:

@@ -16,7 +16,7 @@ from bitstill.hub import located
 from bitstill.loading import task_for
 from bitstill.tasks import TASKS, TEXT
 from bitstill.tasks.text import TextOptions
-from bitstill.train.task import evaluate
+from bitstill.train.task import Task, evaluate
 
 
 def evaluate_artifact(folder: str | Path, data: Path | None = None, split: str = "test") -> dict[str, Any]:
@@ -29,6 +29,24 @@ def evaluate_artifact(folder: str | Path, data: Path | None = None, split: str =
     if split not in ("test", "validation"):
         raise SpecError("a known split", given=repr(split), where="--split", fix=suggest(split, ("test", "validation")))
     folder = located(folder)
+    task, model = task_of(folder, data), load(folder)
+    part = task.test if split == "test" else task.validation
+    return {
+        "task": task.name, "split": split, "samples": len(part), "metric": task.metric_name,
+        "value": evaluate(model, task, part),
+    }  # fmt: skip
+
+
+def task_of(folder: Path, data: Path | None = None) -> Task:
+    """The task that the artifact in `folder` was made for, read as it was then.
+
+    Args:
+        folder: an artifact.
+        data: a folder with local files.
+
+    Raises:
+        ArtifactError: its task is not one of bitstill's.
+    """
     config = read_config(folder)
     name = config.get("task")
     if not isinstance(name, str) or name not in {*TASKS, TEXT}:
@@ -39,11 +57,7 @@ def evaluate_artifact(folder: str | Path, data: Path | None = None, split: str =
             fix="Load it with bitstill.load and evaluate it on your own data.",
         )
     options = decode(TextOptions, config.get("task_options"), "config.json: task_options") if name == TEXT else None
-    model, task = load(folder), task_for(name, {"artifact": folder}, data, options)
-    part = task.test if split == "test" else task.validation
-    return {
-        "task": name, "split": split, "samples": len(part), "metric": task.metric_name, "value": evaluate(model, task, part),
-    }  # fmt: skip
+    return task_for(name, {"artifact": folder}, data, options)
 
 
 def inspect_artifact(folder: str | Path) -> dict[str, Any]:

@@ -4,76 +4,74 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
-import torch
 
 from bitstill._version import VERSION
-from bitstill.api import load
 from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import CONFIG, TOKENIZER_FILES, WEIGHTS
 from bitstill.artifact.reader import Archive, Array, read
-from bitstill.errors import ArtifactError, SpecError, suggest
+from bitstill.errors import SpecError, suggest
 from bitstill.export.gguf import write_gguf
 from bitstill.export.onnx.graph import OPSET
 from bitstill.export.onnx.lower import PER_TENSOR, lower
-from bitstill.export.onnx.session import Run, open_session
+from bitstill.export.onnx.session import open_session
+from bitstill.export.openvino import open_model, write_openvino
 from bitstill.export.plan import program_of
-from bitstill.export.samples import made_up
 from bitstill.hub import located
 from bitstill.keys import ATTENTION, RESIZED
+from bitstill.parity import Compared, Run, compare_outputs
 
-Target = Literal["onnx", "gguf", "torch"]
-Activations = Literal["trained", "per-tensor"]
-MODEL, GGUF, NOTES = "model.onnx", "model.gguf", "export.json"
-SAMPLES, LENGTHS = 16, (4, 32)
-"""Of the inputs that a comparison makes up: how many, and tokens in each text."""
-TOLERANCE: Mapping[str, float] = {"trained": 0.05, "per-tensor": 0.25, "float": 1e-4}
+MODEL, XML, GGUF, NOTES = "model.onnx", "model.xml", "model.gguf", "export.json"
+TOLERANCE: Mapping[str, float] = {"trained": 0.05, "changed": 0.25, "float": 1e-4}
 """Largest difference from the artifact's outputs that is let pass, as a fraction of the largest of them. Where inputs are
 quantized, a difference in the last bit of a float moves a value that lies between two codes by a whole code."""
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What a comparison found.
+class Options:
+    """How to export; None is what a target does anyway.
 
     Args:
-        samples: how many inputs, made up at random.
-        largest_difference: of two outputs.
-        largest_output: of the artifact.
-        tolerance: fraction of the latter that the former may be.
-        same_label: fraction of inputs.
+        activations: how inputs of layers are quantized.
+        opset: of ONNX.
+        on_task: compare on the test split of the artifact's task, rather than on random inputs.
+        data: a folder with local files for the task.
     """
 
-    samples: int
-    largest_difference: float
-    largest_output: float
-    tolerance: float
-    same_label: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the two say the same."""
-        return self.largest_difference <= self.tolerance * self.largest_output
+    activations: str | None = None
+    opset: int | None = None
+    on_task: bool = False
+    data: Path | None = None
 
 
 def export_artifact(
-    folder: str | Path, out: str | Path, *, to: str = "onnx", activations: str = "trained", opset: int | None = None
+    folder: str | Path,
+    out: str | Path,
+    *,
+    to: str = "onnx",
+    activations: str | None = None,
+    opset: int | None = None,
+    on_task: bool = False,
+    data: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write the artifact in `folder` for another runtime to a new folder `out`, and check that it says the same there.
 
     Args:
         folder: an artifact, or the name of one on the hub.
         out: a new or an empty folder. "onnx" writes model.onnx, in which weights are packed bits that standard operators
-            unpack; "gguf" writes model.gguf for llama.cpp; "torch" an ordinary float model.safetensors, which quantizes no
-            inputs. The tokenizer comes along.
-        to: "onnx", "gguf" or "torch".
-        activations: for "onnx", "trained" quantizes inputs exactly as in training; "per-tensor" with one range for all tokens
-            of a batch, which runtimes have a faster operation for, and which changes what the network says a little.
+            unpack; "openvino" model.xml and model.bin, with weights as constants of few bits; "gguf" model.gguf for llama.cpp;
+            "torch" an ordinary float model.safetensors, which quantizes no inputs. The tokenizer comes along.
+        to: "onnx", "openvino", "gguf" or "torch".
+        activations: for "onnx" and "openvino", "trained" (which None is there) quantizes inputs exactly as in training. What
+            changes what the network says a little: "per-tensor", for "onnx", with one range for all tokens of a batch, which
+            runtimes have a faster operation for; "float", for "openvino", which leaves that to it.
         opset: for "onnx", the operator set; None is the oldest that will do.
+        on_task: for "onnx" and "openvino", compare on the test split of the artifact's task, rather than on random inputs.
+        data: a folder with local files for the task.
 
     Returns:
         What export.json says: bytes, how each layer is computed, and how far outputs are from the artifact's.
@@ -81,18 +79,14 @@ def export_artifact(
     Raises:
         SpecError: unknown target or activations, an operator set that cannot say it, or `out` holds something.
         ArtifactError: the artifact is damaged, cannot be said in that target, or says something else there.
-        MissingPackageError: without onnx and onnxruntime, or gguf.
+        MissingPackageError: without the target's own packages.
     """
-    for name, given, known in (("to", to, Target), ("activations", activations, Activations)):
-        if given not in get_args(known):
-            raise SpecError(f"a known {name}", given=repr(given), where="export", fix=suggest(given, get_args(known)))
-    if to != "onnx" and (activations, opset) != ("trained", None):
-        fix = "Leave them out: other runtimes quantize inputs as they do."
-        raise SpecError("activations and opset with to='onnx'", given=repr(to), where="export", fix=fix)
+    options = Options(activations, opset, on_task, None if data is None else Path(data))
+    _check(to, options)
     archive, target = read(located(folder)), Path(out).resolve()
     check_new(target)
     with replaced_folder(target) as beside:
-        notes = _to_onnx(archive, beside, activations, opset or OPSET) if to == "onnx" else _OTHERS[to](archive, beside)
+        notes = _TARGETS[to].write(archive, beside, options)
         config = {key: value for key, value in archive.config.items() if key not in ("quantization_config", ATTENTION)}
         write_file(beside / CONFIG, json.dumps(config, indent=2).encode())
         for name in TOKENIZER_FILES:
@@ -104,25 +98,67 @@ def export_artifact(
     return report
 
 
-def _to_onnx(archive: Archive, folder: Path, activations: str, opset: int) -> dict[str, Any]:
-    program = program_of(archive)
-    lowered = lower(program, archive, per_tensor=activations == "per-tensor", opset=opset)
-    integers = any(layer.input for layer in archive.layers.values())
-    found = _compare(archive, open_session(lowered.data), TOLERANCE[activations if integers else "float"])
+def _check(to: str, options: Options) -> None:
+    if to not in _TARGETS:
+        raise SpecError("a known target", given=repr(to), where="to", fix=suggest(to, tuple(_TARGETS)))
+    target, chosen = _TARGETS[to], options.activations
+    if chosen is not None and chosen not in target.activations:
+        fix = suggest(chosen, target.activations) if target.activations else "Leave it out: it quantizes inputs as it does."
+        raise SpecError(f"activations that {to} has", given=repr(chosen), where="activations", fix=fix)
+    if options.opset is not None and to != "onnx":
+        raise SpecError("an opset with to='onnx'", given=f"to={to!r}", where="opset", fix="Leave it out.")
+    if options.on_task and not target.activations:
+        fix = "Its weights are compared instead, every one of them."
+        raise SpecError("to='onnx' or 'openvino' to compare on the task", given=f"to={to!r}", where="on_task", fix=fix)
+    if options.data is not None and not options.on_task:
+        raise SpecError("data with on_task", given="data alone", where="data", fix="Ask for a comparison on the task as well.")
+
+
+def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
+    opset, per_tensor = options.opset or OPSET, options.activations == "per-tensor"
+    lowered = lower(program_of(archive), archive, per_tensor=per_tensor, opset=opset)
+    found = _compare(archive, open_session(lowered.data), options)
     write_file(folder / MODEL, lowered.data)
-    rules = {json.dumps(layer.input, sort_keys=True) for layer in archive.layers.values() if layer.input}
-    changed = [PER_TENSOR] if activations == "per-tensor" and rules else [json.loads(rule) for rule in sorted(rules)]
+    rules = _rules(archive)
     return {
         "file_bytes": len(lowered.data),
         "opset": opset,
         "arithmetic": lowered.arithmetic,
-        "activations": activations,
-        "inputs_quantized": changed,
+        "activations": options.activations or "trained",
+        "inputs_quantized": [dict(PER_TENSOR)] if per_tensor and rules else rules,
         "compared": asdict(found),
     }
 
 
-def _to_gguf(archive: Archive, folder: Path) -> dict[str, Any]:
+def _to_openvino(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
+    given = archive
+    if options.activations == "float":
+        given = replace(archive, layers={name: replace(layer, input=None) for name, layer in archive.layers.items()})
+    types = write_openvino(program_of(given), given, folder / XML)
+    found = _compare(archive, open_model(folder / XML), options)
+    return {
+        "file_bytes": sum((folder / XML).with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin")),
+        "constants": types,
+        "activations": options.activations or "trained",
+        "inputs_quantized": _rules(given),
+        "compared": asdict(found),
+    }
+
+
+def _rules(archive: Archive) -> list[dict[str, Any]]:
+    """The different ways in which layers quantize their inputs."""
+    found = {json.dumps(layer.input, sort_keys=True) for layer in archive.layers.values() if layer.input}
+    return [json.loads(rule) for rule in sorted(found)]
+
+
+def _compare(archive: Archive, run: Run, options: Options) -> Compared:
+    quantized = any(layer.input for layer in archive.layers.values())
+    changed = options.activations not in (None, "trained")
+    tolerance = TOLERANCE["changed" if quantized and changed else "trained" if quantized else "float"]
+    return compare_outputs(archive, run, tolerance, on_task=options.on_task, data=options.data)
+
+
+def _to_gguf(archive: Archive, folder: Path, _: Options) -> dict[str, Any]:
     written = write_gguf(archive, folder / GGUF)
     return {
         "file_bytes": (folder / GGUF).stat().st_size,
@@ -133,7 +169,7 @@ def _to_gguf(archive: Archive, folder: Path) -> dict[str, Any]:
     }
 
 
-def _to_torch(archive: Archive, folder: Path) -> dict[str, Any]:
+def _to_torch(archive: Archive, folder: Path, _: Options) -> dict[str, Any]:
     from safetensors.numpy import save
 
     learned = {name for name in archive.leftovers if ".input_transform." in name}
@@ -149,32 +185,21 @@ def _to_torch(archive: Archive, folder: Path) -> dict[str, Any]:
     }
 
 
-_OTHERS: Mapping[str, Callable[[Archive, Path], dict[str, Any]]] = {"gguf": _to_gguf, "torch": _to_torch}
-
-
 def _float(tensor: Array) -> Array:
     return tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
 
 
-def _compare(archive: Archive, run: Run, tolerance: float) -> Compared:
-    """Outputs of an exported network and of the artifact itself on inputs that are made up.
+@dataclass(frozen=True)
+class _Target:
+    """Where an artifact can go: who writes it, and how inputs can be quantized there."""
 
-    Raises:
-        ArtifactError: they differ by more than the tolerance.
-    """
-    longest = min(LENGTHS[1], archive.config.get("max_position_embeddings", LENGTHS[1]) - 2)
-    values = made_up(archive.config, SAMPLES, longest, shortest=LENGTHS[0])
-    model = load(archive.folder)
-    with torch.inference_mode():
-        tensors = {name: torch.from_numpy(value) for name, value in values.items()}
-        answer = model(**tensors).logits if "input_ids" in tensors else model(*tensors.values())
-    wanted = answer.float().numpy()
-    given = run(values)
-    largest, of = float(np.abs(given - wanted).max()), float(np.abs(wanted).max())
-    same = float((given.argmax(-1) == wanted.argmax(-1)).mean())
-    found = Compared(len(wanted), largest, of, tolerance, same)
-    if not found.passed:
-        fix = "Nothing was written. Report it, please, with the artifact's config.json; bitstill.load runs it in torch."
-        alike = f"outputs that differ by at most {tolerance} of the largest, {of:.4g}"
-        raise ArtifactError(alike, given=f"a difference of {largest:.4g}", where=str(archive.folder), fix=fix)
-    return found
+    write: Callable[[Archive, Path, Options], dict[str, Any]]
+    activations: tuple[str, ...] = ()
+
+
+_TARGETS = {
+    "onnx": _Target(_to_onnx, ("trained", "per-tensor")),
+    "openvino": _Target(_to_openvino, ("trained", "float")),
+    "gguf": _Target(_to_gguf),
+    "torch": _Target(_to_torch),
+}

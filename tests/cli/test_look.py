@@ -78,6 +78,15 @@ def test_export_writes_another_runtime_s_file_and_says_how_close_it_is(cli, deli
     assert (tmp_path / "torch" / "model.safetensors").exists()
 
 
+def test_an_export_is_compared_on_the_task(cli, delivered, tmp_path):
+    text = cli("export", delivered, "--out", tmp_path / "onnx", "--on-task")
+    wanted = report(delivered)["delivered"]["test"]
+    assert text.status == 0 and "On 497 samples of digits, test" in " ".join(text.out.split())
+    assert f"Its accuracy is {wanted:.2f} there, and {wanted:.2f} in torch." in text.out
+    found = json.loads(cli("export", delivered, "--out", tmp_path / "ov", "--to", "openvino", "--on-task", "--json").out)
+    assert found["compared"]["metric"] == ["accuracy", wanted, wanted] and found["compared"]["samples"] == 497
+
+
 def test_compare_puts_artifacts_side_by_side(cli, delivered, teacher, tmp_path):
     options = ("--turns", 1, "--threads", 1)
     text = cli("compare", delivered, teacher, *options, "--out", tmp_path / "compare.html")

@@ -174,8 +174,11 @@ def test_a_tokenizer_it_does_not_know(tmp_path):
 
 
 def test_options_of_onnx_are_refused(tmp_path):
-    for options in ({"activations": "per-tensor"}, {"opset": 22}):
-        with pytest.raises(SpecError, match="activations and opset with to='onnx'"):
+    for options, message in (
+        ({"activations": "per-tensor"}, "activations that gguf has"),
+        ({"opset": 22}, "an opset with to='onnx'"),
+    ):
+        with pytest.raises(SpecError, match=message):
             bitstill.export_artifact(encoder(tmp_path / "a"), tmp_path / "o", to="gguf", **options)
 
 

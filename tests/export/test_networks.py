@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import bitstill
-from bitstill import exporting
+from bitstill import exporting, parity
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.export.onnx import lower
 from bitstill.export.plan import program_of
@@ -70,6 +70,13 @@ def test_padding_changes_nothing(kind, tmp_path):
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_convolutional_network_says_the_same(name, bits, tmp_path):
+    network_artifact(name, bits, tmp_path / "a")
+    compared = bitstill.export_artifact(tmp_path / "a", tmp_path / "o")["compared"]
+    assert compared["samples"] == parity.SAMPLES and compared["same_label"] == 1.0
+    assert compared["largest_difference"] <= 1e-4 * compared["largest_output"]
+
+
+def network_artifact(name, bits, folder):
     network = build(name)
     with torch.no_grad():  # statistics that are not those of no data
         for module in network.modules():
@@ -77,10 +84,7 @@ def test_a_convolutional_network_says_the_same(name, bits, tmp_path):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)
     bitstill.prepare(network, Compression(weight=Binary() if bits == 1 else Uniform(bits)))
-    bitstill.save(network.eval(), tmp_path / "a")
-    compared = bitstill.export_artifact(tmp_path / "a", tmp_path / "o")["compared"]
-    assert compared["samples"] == exporting.SAMPLES and compared["same_label"] == 1.0
-    assert compared["largest_difference"] <= 1e-4 * compared["largest_output"]
+    bitstill.save(network.eval(), folder)
 
 
 def test_the_file_is_hardly_larger_than_the_artifact(tmp_path):
@@ -155,8 +159,8 @@ def test_what_cannot_be_exported(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     for options, message in (
-        ({"to": "onyx"}, "a known to, got 'onyx'. Did you mean 'onnx'"),
-        ({"activations": "tensor"}, "a known activations.*Did you mean 'per-tensor'"),
+        ({"to": "onyx"}, "a known target, got 'onyx'. Did you mean 'onnx'"),
+        ({"activations": "tensor"}, "activations that onnx has.*Did you mean 'per-tensor'"),
         ({"out": tmp_path / "full"}, "a new or an empty folder"),
     ):
         with pytest.raises(SpecError, match=message):

@@ -61,11 +61,17 @@ def export_text(found: dict[str, Any], folder: Path) -> str:
             ("narrower_than_config", "modules are narrower than config.json says: only bitstill can build this network"),
         )
         return "\n".join([first, *(f"{len(found[key])} {text}." for key, text in changes if found[key])])
-    kinds = Counter(found["arithmetic"].values())
-    compared, layers = found["compared"], ", ".join(f"{count} by {kind}" for kind, count in kinds.most_common())
+    how, word = (found["arithmetic"], "by") if found["to"] == "onnx" else (found["constants"], "as")
+    kinds = Counter(how.values())
+    compared, layers = found["compared"], ", ".join(f"{count} {word} {kind}" for kind, count in kinds.most_common())
     changed = "" if found["activations"] == "trained" else " [yellow]Inputs are quantized otherwise than in training.[/]"
-    return (
-        f"{first}\nLayers: {layers}.{changed}\nOn {compared['samples']} random inputs outputs differ from the artifact's by at "
+    where = "random inputs" if compared["inputs"] == "random" else f"samples of {compared['inputs']},"
+    lines = [
+        f"{first}\nLayers: {layers}.{changed}\nOn {compared['samples']} {where} outputs differ from the artifact's by at "
         f"most {compared['largest_difference']:.2g} (largest output {compared['largest_output']:.2g}); "
-        f"{100 * compared['same_label']:.0f} % have the same label."
-    )
+        f"{100 * compared['same_label']:.4g} % have the same label."
+    ]
+    if compared["metric"] is not None:
+        name, ours, theirs = compared["metric"]
+        lines.append(f"Its {name} is {theirs:.2f} there, and {ours:.2f} in torch.")
+    return "\n".join(lines)

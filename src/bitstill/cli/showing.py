@@ -72,18 +72,21 @@ def export(
     folder: Annotated[Path, typer.Argument(help="An artifact, or owner/name on the hub.")],
     target: Annotated[Path, typer.Option("--out", help="A new folder.")],
     to: Annotated[
-        str, typer.Option(help="onnx: packed, for any ONNX Runtime; gguf: for llama.cpp; torch: float weights.")
+        str, typer.Option(help="onnx: packed, for any ONNX Runtime; openvino; gguf: for llama.cpp; torch: float weights.")
     ] = "onnx",
     activations: Annotated[
-        str, typer.Option(help="trained: inputs quantized as in training; per-tensor: faster, and not quite the same.")
-    ] = "trained",
+        str | None,
+        typer.Option(help="trained: inputs quantized as in training; not quite the same: per-tensor (onnx), float (openvino)."),
+    ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set; default is the oldest that will do, 21.")] = None,
+    on_task: Annotated[bool, typer.Option("--on-task", help="Compare on the task's test split, not on random inputs.")] = False,
+    data: DataOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write an artifact for another runtime, and check that it says the same there."""
     from bitstill.exporting import export_artifact
 
-    found = export_artifact(folder, target, to=to, activations=activations, opset=opset)
+    found = export_artifact(folder, target, to=to, activations=activations, opset=opset, on_task=on_task, data=data)
     if as_json:
         print_json(found)
         return

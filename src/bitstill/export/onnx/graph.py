@@ -62,6 +62,11 @@ class Graph:
             self._initializers.append(self._onnx.numpy_helper.from_array(array, self._constants[key]))
         return self._constants[key]
 
+    def named_constant(self, name: str, value: Array) -> str:
+        """A constant under a name that whoever reads the file looks for."""
+        self._initializers.append(self._onnx.numpy_helper.from_array(value, name))
+        return name
+
     def cast(self, value: str, dtype: str) -> str:
         """A value in another dtype ("float32", "int32" and so on)."""
         kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

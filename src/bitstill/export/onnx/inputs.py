@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,15 @@ class Codes:
 
 
 def quantized(
-    graph: Graph, archive: Archive, layer: str, value: str, rule: Mapping[str, Any], rank: int, rows: str = ""
+    graph: Graph,
+    archive: Archive,
+    layer: str,
+    value: str,
+    rule: Mapping[str, Any],
+    rank: int,
+    rows: str = "",
+    *,
+    plain: bool = False,
 ) -> Codes:
     """What `layer` makes of its input.
 
@@ -47,6 +55,7 @@ def quantized(
         rule: the fields of `QuantizeInput`.
         rank: see above.
         rows: another value with as many entries in its first dimension, known to all that have this many; "" is none.
+        plain: codes as floats, by arithmetic alone, where they are not multiplied as integers.
     """
     bits, symmetric = rule["bits"], rule["symmetric"]
     if rule["range"] == "step":
@@ -57,8 +66,8 @@ def quantized(
     # Inside an encoder a token is an entry of the first dimension, and elsewhere a sample is; callers refuse the rest.
     by_row = rule["per"] != "tensor"
     if symmetric:
-        return _symmetric(graph, value, 2 ** (bits - 1) - 1, by_row, rank, rows)
-    if bits == 8 and not by_row:
+        return _symmetric(graph, value, 2 ** (bits - 1) - 1, by_row, rank, rows, plain)
+    if bits == 8 and not by_row and not plain:
         codes, scale, zero = graph.nodes("DynamicQuantizeLinear", value, outputs=3)
         return Codes(codes, scale, zero)
     return _asymmetric(graph, value, 2**bits - 1, by_row, rank)
@@ -80,9 +89,12 @@ def column(graph: Graph, found: Codes, rank: int) -> str:
     return graph.node("Reshape", found.scale, graph.constant([-1, *[1] * (rank - 1)]))
 
 
-def _symmetric(graph: Graph, value: str, top: int, by_row: bool, rank: int, rows: str) -> Codes:
+def _symmetric(graph: Graph, value: str, top: int, by_row: bool, rank: int, rows: str, plain: bool) -> Codes:
     largest = _over(graph, "ReduceMax", graph.node("Abs", value), by_row, rank)
     scale = _usable(graph, graph.node("Div", largest, graph.constant(float(top))))
+    if plain:
+        found = Codes("", scale, by_row=by_row)
+        return replace(found, codes=graph.node("Round", graph.node("Div", value, column(graph, found, rank))))
     middle = graph.constant(MIDDLE, np.uint8)
     points = middle if not by_row else graph.once("Expand", middle, graph.once("Shape", rows or scale, end=1))
     return Codes(graph.node("QuantizeLinear", value, scale, points, axis=0), scale, middle, by_row=by_row)

@@ -39,7 +39,9 @@ class Lowered:
     arithmetic: dict[str, Arithmetic]
 
 
-def lower(program: Program, archive: Archive, *, per_tensor: bool = False, opset: int = OPSET) -> Lowered:
+def lower(
+    program: Program, archive: Archive, *, per_tensor: bool = False, opset: int = OPSET, unpacked: bool = False
+) -> Lowered:
     """The ONNX file of a program with the weights of an artifact.
 
     Args:
@@ -48,18 +50,19 @@ def lower(program: Program, archive: Archive, *, per_tensor: bool = False, opset
         per_tensor: quantize inputs with one range per tensor where training had one per token or sample: not what was trained,
             but what runtimes have one fused operation for.
         opset: the operator set to say it in.
+        unpacked: weights as float constants under the layers' names, for whoever packs them otherwise.
 
     Raises:
         SpecError: one that is too old, or newer than the onnx package.
         ArtifactError: inputs of a layer are quantized over what has no place in a program.
         MissingPackageError: without onnx.
     """
-    return _Lowering(program, archive, per_tensor, Graph(opset)).run()
+    return _Lowering(program, archive, per_tensor, Graph(opset), unpacked).run()
 
 
 class _Lowering:
-    def __init__(self, program: Program, archive: Archive, per_tensor: bool, graph: Graph) -> None:
-        self.program, self.archive, self.graph = program, archive, graph
+    def __init__(self, program: Program, archive: Archive, per_tensor: bool, graph: Graph, unpacked: bool) -> None:
+        self.program, self.archive, self.graph, self.unpacked = program, archive, graph, unpacked
         self.changed = PER_TENSOR if per_tensor else {}
         self.values = {given.name: given.name for given in program.inputs}
         self.ranks = {given.name: len(given.shape) for given in program.inputs}
@@ -122,6 +125,8 @@ class _Lowering:
         record = self.archive.layers.get(layer)
         if record is None:
             return self._leftover(f"{layer}.weight")
+        if self.unpacked:
+            return self.graph.named_constant(layer, self.archive.weight(layer))
         return weights.float_weight(self.graph, self.archive, record)
 
     def _rule(self, layer: str) -> Mapping[str, Any] | None:
@@ -142,7 +147,7 @@ class _Lowering:
             self._check_scope(layer, rule["per"], rank)
             # Every value of that rank before the first tokens are taken out has a row for each token of the batch.
             rows = self._first.setdefault(rank, value)
-            self._shared[key] = inputs.quantized(self.graph, self.archive, layer, value, rule, rank, rows)
+            self._shared[key] = inputs.quantized(self.graph, self.archive, layer, value, rule, rank, rows, plain=self.unpacked)
         return self._shared[key]
 
     def _check_scope(self, layer: str, per: str, rank: int) -> None:
@@ -163,8 +168,9 @@ class _Lowering:
         if self._by_integers(layer):
             return self._together[layer] if layer in self._together else self._side_by_side(layer, value)
         self.arithmetic[layer] = "float"
-        weight = graph.node("Transpose", self._float_weight(layer), perm=[1, 0])
-        return self._with_biases(graph.node("MatMul", self._float_input(layer, value, 2), weight), [layer], 2)
+        given = (self._float_input(layer, value, 2), self._float_weight(layer))
+        bias = (self._leftover(f"{layer}.bias"),) if f"{layer}.bias" in self.archive.tensors else ()
+        return graph.node("Gemm", *given, *bias, transB=1)
 
     def _side_by_side(self, layer: str, value: str) -> str:
         """Layers that read the same codes, as query, key and value do, are multiplied at once and cut apart afterwards."""
@@ -201,7 +207,7 @@ class _Lowering:
     def _by_integers(self, layer: str) -> bool:
         """Whether codes of the input and levels of the weights are multiplied, rather than the floats they stand for."""
         record, rule = self.archive.layers.get(layer), self._rule(layer)
-        if record is None or rule is None or not weights.integer_planes(record):
+        if self.unpacked or record is None or rule is None or not weights.integer_planes(record):
             return False
         # A zero point for each row, or an input that is shifted, is more than integer products understand.
         if not rule["symmetric"] and (rule["per"] != "tensor" or rule["range"] == "step"):
@@ -278,11 +284,11 @@ class _Lowering:
             self.arithmetic[layer] = "float"
             rows = self.graph.node("Gather", self.graph.constant(self.archive.tensors[f"{layer}.weight"]), ids)
             return self.graph.cast(rows, "float32")
-        if weights.rows_stand_alone(record):
+        if weights.rows_stand_alone(record) and not self.unpacked:
             self.arithmetic[layer] = "packed rows"
             return weights.gathered_rows(self.graph, self.archive, record, ids)
         self.arithmetic[layer] = "unpacked table"
-        return self.graph.node("Gather", weights.float_weight(self.graph, self.archive, record), ids)
+        return self.graph.node("Gather", self._float_weight(layer), ids)
 
     def _positions(self, operation: ops.Positions, ids: str) -> str:
         graph = self.graph
