@@ -14,7 +14,8 @@ from bitstill._version import VERSION
 from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import CONFIG, TOKENIZER_FILES, WEIGHTS
 from bitstill.artifact.reader import Archive, Array, read
-from bitstill.errors import SpecError, suggest
+from bitstill.errors import ArtifactError, SpecError, suggest
+from bitstill.export.compressed_tensors import bits_of, packable, packed_words, quantization_config
 from bitstill.export.gguf import write_gguf
 from bitstill.export.onnx.graph import OPSET
 from bitstill.export.onnx.lower import PER_TENSOR, lower
@@ -64,8 +65,9 @@ def export_artifact(
         folder: an artifact, or the name of one on the hub.
         out: a new or an empty folder. "onnx" writes model.onnx, in which weights are packed bits that standard operators
             unpack; "openvino" model.xml and model.bin, with weights as constants of few bits; "gguf" model.gguf for llama.cpp;
-            "torch" an ordinary float model.safetensors, which quantizes no inputs. The tokenizer comes along.
-        to: "onnx", "openvino", "gguf" or "torch".
+            "compressed-tensors" a model.safetensors for transformers and vLLM, and "torch" an ordinary float one, both of which
+            quantize no inputs. The tokenizer comes along.
+        to: "onnx", "openvino", "gguf", "compressed-tensors" or "torch".
         activations: for "onnx" and "openvino", "trained" (which None is there) quantizes inputs exactly as in training. What
             changes what the network says a little: "per-tensor", for "onnx", with one range for all tokens of a batch, which
             runtimes have a faster operation for; "float", for "openvino", which leaves that to it.
@@ -88,6 +90,8 @@ def export_artifact(
     with replaced_folder(target) as beside:
         notes = _TARGETS[to].write(archive, beside, options)
         config = {key: value for key, value in archive.config.items() if key not in ("quantization_config", ATTENTION)}
+        if "quantization_config" in notes:
+            config["quantization_config"] = notes.pop("quantization_config")
         write_file(beside / CONFIG, json.dumps(config, indent=2).encode())
         for name in TOKENIZER_FILES:
             if (archive.folder / name).is_file():
@@ -170,12 +174,29 @@ def _to_gguf(archive: Archive, folder: Path, _: Options) -> dict[str, Any]:
 
 
 def _to_torch(archive: Archive, folder: Path, _: Options) -> dict[str, Any]:
+    return _saved(archive, folder, {f"{name}.weight": archive.weight(name) for name in archive.layers})
+
+
+def _to_compressed_tensors(archive: Archive, folder: Path, _: Options) -> dict[str, Any]:
+    if "model_type" not in archive.config:
+        given = str(archive.config.get("architecture"))
+        raise ArtifactError("a model of transformers", given=given, where="config.json", fix="Export it to onnx or torch.")
+    bits = {layer.name: bits_of(layer) for layer in packable(archive)}
+    tensors = {f"{name}.weight": archive.weight(name) for name in archive.layers if name not in bits}
+    for name in bits:
+        tensors |= packed_words(archive, archive.layers[name])
+    left = sorted(set(archive.layers) - set(bits))
+    notes = {"bits": bits, "in_float": left, "quantization_config": quantization_config(archive)}
+    return {**_saved(archive, folder, tensors), **notes}
+
+
+def _saved(archive: Archive, folder: Path, weights: Mapping[str, Array]) -> dict[str, Any]:
+    """Write weights beside what was not compressed, in float32; what is lost of how layers read their inputs."""
     from safetensors.numpy import save
 
     learned = {name for name in archive.leftovers if ".input_transform." in name}
     tensors = {name: _float(tensor) for name, tensor in archive.leftovers.items() if name not in learned}
-    tensors |= {f"{name}.weight": archive.weight(name) for name in archive.layers}
-    data = save(tensors, {"format": "pt"})
+    data = save({**tensors, **weights}, {"format": "pt"})
     write_file(folder / WEIGHTS, data)
     return {
         "file_bytes": len(data),
@@ -201,5 +222,6 @@ _TARGETS = {
     "onnx": _Target(_to_onnx, ("trained", "per-tensor")),
     "openvino": _Target(_to_openvino, ("trained", "float")),
     "gguf": _Target(_to_gguf),
+    "compressed-tensors": _Target(_to_compressed_tensors),
     "torch": _Target(_to_torch),
 }

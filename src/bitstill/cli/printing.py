@@ -54,13 +54,18 @@ def export_text(found: dict[str, Any], folder: Path) -> str:
         if found["first_segment_only"]:
             notes.append("[yellow]llama.cpp takes every token for one of the first segment:[/] not for pairs of texts.")
         return "\n".join([first, *notes])
-    if found["to"] == "torch":
+    if found["to"] in ("torch", "compressed-tensors"):
+        bits = Counter(found.get("bits", {}).values())
+        stored = (
+            [f"Layers: {', '.join(f'{count} of {number} bits' for number, count in sorted(bits.items()))}."] if bits else []
+        )
         changes = (
+            ("in_float", "embeddings are in float again: transformers does not load others"),
             ("inputs_no_longer_quantized", "layers no longer quantize their inputs: outputs differ a little"),
             ("attention_no_longer_quantized", "layers no longer quantize what attention multiplies: outputs differ a little"),
             ("narrower_than_config", "modules are narrower than config.json says: only bitstill can build this network"),
         )
-        return "\n".join([first, *(f"{len(found[key])} {text}." for key, text in changes if found[key])])
+        return "\n".join([first, *stored, *(f"{len(found[key])} {text}." for key, text in changes if found.get(key))])
     how, word = (found["arithmetic"], "by") if found["to"] == "onnx" else (found["constants"], "as")
     kinds = Counter(how.values())
     compared, layers = found["compared"], ", ".join(f"{count} {word} {kind}" for kind, count in kinds.most_common())

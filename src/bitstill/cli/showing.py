@@ -72,7 +72,10 @@ def export(
     folder: Annotated[Path, typer.Argument(help="An artifact, or owner/name on the hub.")],
     target: Annotated[Path, typer.Option("--out", help="A new folder.")],
     to: Annotated[
-        str, typer.Option(help="onnx: packed, for any ONNX Runtime; openvino; gguf: for llama.cpp; torch: float weights.")
+        str,
+        typer.Option(
+            help="onnx: packed, for any ONNX Runtime; openvino; gguf: for llama.cpp; compressed-tensors; torch: float."
+        ),
     ] = "onnx",
     activations: Annotated[
         str | None,

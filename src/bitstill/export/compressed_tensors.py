@@ -1,0 +1,100 @@
+"""Linear layers in the `pack-quantized` format of compressed-tensors, which transformers and vLLM read.
+
+Whole numbers of 2 to 8 bits, packed densely into 32-bit words by rows, times a scale for each row or group. Embeddings stay in
+float: transformers does not load others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitstill.artifact.format import LayerRecord
+from bitstill.artifact.reader import Archive
+from bitstill.errors import ArtifactError
+
+Array = npt.NDArray[Any]
+WORD = 32
+"""Bits of the words that rows are packed into."""
+
+
+def packable(archive: Archive) -> list[LayerRecord]:
+    """The layers that are packed: all but embeddings."""
+    return [layer for layer in archive.layers.values() if layer.kind != "Embedding"]
+
+
+def bits_of(layer: LayerRecord) -> int:
+    """The fewest bits that say a layer's levels.
+
+    Raises:
+        ArtifactError: none do; it names the layer and what would have some.
+    """
+    if layer.kind != "Linear":
+        raise _unfit("linear layers", f"a {layer.kind}", layer, "Export it to onnx.")
+    if len(layer.planes) > 1:
+        raise _unfit("weights of one plane", f"{len(layer.planes)} planes", layer, "Train it without splitting.")
+    plane = layer.planes[0]
+    if plane.first is None or plane.offset:
+        given = "learned points" if plane.first is None else "levels with an offset"
+        raise _unfit("whole numbers times a scale", given, layer, "Train it with Uniform(symmetric=True), Ternary or Binary.")
+    if layer.grid.padding or (layer.grid.rows != layer.shape[0] and layer.grid.groups > 1):
+        given = f"rows of {layer.shape[-1]} in groups of {layer.grid.size}"
+        raise _unfit("scales of a row, or of groups that divide it", given, layer, "Train it with PerChannel.")
+    last = plane.first + plane.step * (plane.levels - 1)
+    return next(bits for bits in range(2, 9) if -(2 ** (bits - 1)) <= plane.first and last < 2 ** (bits - 1))
+
+
+def packed_words(archive: Archive, layer: LayerRecord) -> dict[str, Array]:
+    """The tensors of one layer: words int32 (rows, words), scales float32 (rows, groups), and its shape int64 (2,).
+
+    Raises:
+        ArtifactError: as `bits_of`.
+    """
+    bits, plane, (rows, width) = bits_of(layer), layer.planes[0], layer.shape
+    assert plane.first is not None
+    levels = plane.step * archive.codes(layer).reshape(rows, width).astype(np.int16) + plane.first
+    if layer.mask:
+        kept = np.unpackbits(archive.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :width]
+        levels = np.where(kept, levels, 0)
+    codes = (levels + 2 ** (bits - 1)).astype(np.uint8)
+    stream = np.unpackbits(codes[..., None], axis=-1, bitorder="little", count=bits).reshape(rows, -1)
+    padded = np.pad(stream, ((0, 0), (0, -stream.shape[1] % WORD)))
+    words = np.packbits(padded, axis=-1, bitorder="little").view("<i4")
+    scale = archive.tensors[layer.tensor("scale")].astype(np.float32)
+    return {
+        f"{layer.name}.weight_packed": words,
+        f"{layer.name}.weight_scale": np.ascontiguousarray(np.broadcast_to(scale, (rows, scale.shape[1]))),
+        f"{layer.name}.weight_shape": np.array(layer.shape, np.int64),
+    }
+
+
+def quantization_config(archive: Archive) -> dict[str, Any]:
+    """What `config.json` says about it: a group of layers for each number of bits and size of groups."""
+    together: dict[tuple[int, int | None], list[str]] = {}
+    for layer in packable(archive):
+        together.setdefault((bits_of(layer), layer.grid.size if layer.grid.groups > 1 else None), []).append(layer.name)
+    groups = {}
+    for place, ((bits, size), names) in enumerate(sorted(together.items(), key=str)):
+        strategy = "channel" if size is None else "group"
+        weights = {
+            "num_bits": bits,
+            "type": "int",
+            "symmetric": True,
+            "strategy": strategy,
+            "group_size": size,
+            "dynamic": False,
+        }
+        groups[f"group_{place}"] = {"targets": names, "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": [],
+    }
+
+
+def _unfit(wanted: str, given: str, layer: LayerRecord, fix: str) -> ArtifactError:
+    return ArtifactError(f"{wanted} for compressed-tensors", given=given, where=layer.name, fix=fix)
