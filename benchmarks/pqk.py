@@ -1,4 +1,4 @@
-"""PQK on spoken digits, CIFAR-10 and SST-2: both phases against phase 1 alone and against pruning and quantizing after training.
+"""PQK on spoken digits, CIFAR-10 and SST-2: both phases, phase 1 alone, and pruning and quantizing after training.
 
     python benchmarks/pqk.py                # writes benchmarks/results/pqk.json and .md
     python benchmarks/pqk.py --only narrow  # rows whose key contains that
