@@ -22,6 +22,7 @@ SHORT = {
     "--recipe xtc": ("--steps", "2"),
     "bitstill distill": ("--steps", "2", "--length", "16", "--layers", "2"),
     "--recipe binarybert": ("--steps", "1", "--set", "validations=1"),
+    "bitstill compare": ("--turns", "1", "--threads", "1", "--length", "16"),
     "bitstill bench": ("--turns", "1", "--threads", "1", "--length", "16"),
     "demo --recipe pqk": ("--epochs", "1"),
     "compress --recipe pqk": ("--set", "warmup_epochs=0.2", "--set", "mutual_epochs=0.2"),
@@ -92,6 +93,6 @@ def test_make_targets_named_in_the_readme_exist() -> None:
 
 def test_tables_are_the_committed_results() -> None:
     found = re.findall(r"<!-- result: (\S+) -->\n(.*?)<!-- end -->", README, re.DOTALL)
-    assert len(found) == 3
+    assert len(found) == 4
     for path, table in found:
         assert table == (ROOT / path).read_text()
