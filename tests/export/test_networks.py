@@ -49,10 +49,11 @@ def test_an_encoder_says_the_same(kind, input, tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "o" / "config.json").read_text())
 
 
+@pytest.mark.parametrize("opset", [21, 23])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_padding_changes_nothing(kind, tmp_path):
+def test_padding_changes_nothing(kind, opset, tmp_path):
     encoder_artifact(kind, tmp_path / "a")
-    bitstill.export_artifact(tmp_path / "a", tmp_path / "o")
+    bitstill.export_artifact(tmp_path / "a", tmp_path / "o", opset=opset)
     session = onnxruntime.InferenceSession(tmp_path / "o" / "model.onnx", providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(0).integers(5, 50, (2, 7))
     names = [given.name for given in session.get_inputs()]
@@ -185,7 +186,9 @@ def test_what_cannot_be_exported(tmp_path):
 def test_a_newer_operator_set_says_the_same(tmp_path):
     encoder_artifact("bert", tmp_path / "a")
     report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", opset=23)
-    assert onnx.load(tmp_path / "o" / "model.onnx").opset_import[0].version == report["opset"] == 23
+    written = onnx.load(tmp_path / "o" / "model.onnx")
+    assert written.opset_import[0].version == report["opset"] == 23
+    assert sum(node.op_type == "Attention" for node in written.graph.node) == 3
     for opset in (13, 20, 999):
         with pytest.raises(SpecError, match=f"opset: wanted an opset from 21 to .*, got {opset}"):
             bitstill.export_artifact(tmp_path / "a", tmp_path / "p", opset=opset)

@@ -26,7 +26,7 @@ class Graph:
         if not OPSET <= opset <= newest:
             fix = "Older sets lack shifts of bits and sums over axes that are inputs; newer ones need a newer onnx."
             raise SpecError(f"an opset from {OPSET} to {newest}", given=str(opset), where="opset", fix=fix)
-        self._opset = opset
+        self.opset = opset
         self._nodes: list[Any] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._initializers: list[Any] = []
@@ -88,7 +88,7 @@ class Graph:
             return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape))
 
         graph = helper.make_graph(self._nodes, "bitstill", [info(*i) for i in inputs], [info(*output)], self._initializers)
-        opsets = [helper.make_opsetid("", self._opset)]
+        opsets = [helper.make_opsetid("", self.opset)]
         version = helper.find_min_ir_version_for(opsets)
         model = helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name=about)
         self._onnx.checker.check_model(model, full_check=True)

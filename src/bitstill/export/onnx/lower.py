@@ -23,6 +23,8 @@ from bitstill.export.program import Program, Step
 
 PER_TENSOR: Mapping[str, Any] = {"bits": 8, "symmetric": False, "per": "tensor", "range": "dynamic"}
 """The rule of ONNX `DynamicQuantizeLinear`."""
+ATTENTION_OPSET = 23
+"""From here on attention is one operator."""
 Arithmetic = Literal["integer", "float", "packed rows", "unpacked table"]
 
 
@@ -335,6 +337,12 @@ class _Lowering:
 
     def _attention(self, operation: ops.Attention, query: str, key: str, value: str) -> str:
         graph, heads, width = self.graph, operation.heads, operation.head_width
+        if graph.opset >= ATTENTION_OPSET:
+            whole = graph.node("Concat", self._shape_of_ids(), graph.constant([heads * width]), axis=0)
+            values = [graph.node("Reshape", each, whole) for each in (query, key, value)]
+            counts = {"q_num_heads": heads, "kv_num_heads": heads, "scale": 1.0 / math.sqrt(width)}
+            mixed = graph.node("Attention", *values, self._hidden_from_all(), **counts)
+            return graph.node("Reshape", mixed, graph.constant([-1, heads * width]))
         texts = graph.node("Concat", self._shape_of_ids(), graph.constant([heads, width]), axis=0)
 
         def by_head(of: str, order: list[int]) -> str:
@@ -359,6 +367,15 @@ class _Lowering:
             low = graph.node("Mul", padding, graph.constant(np.array(np.finfo(np.float32).min)))
             self._per_graph["hidden"] = graph.node("Unsqueeze", low, graph.constant([1, 2]))
         return self._per_graph["hidden"]
+
+    def _hidden_from_all(self) -> str:
+        """The same for each query, (texts, 1, length, length)."""
+        if "hidden from all" not in self._per_graph:
+            graph, ids = self.graph, self._shape_of_ids()
+            texts, length = (graph.node("Slice", ids, graph.constant([n]), graph.constant([n + 1])) for n in (0, 1))
+            whole = graph.node("Concat", texts, graph.constant([1]), length, length, axis=0)
+            self._per_graph["hidden from all"] = graph.node("Expand", self._hidden(), whole)
+        return self._per_graph["hidden from all"]
 
     def _first_token(self, _: ops.FirstToken, value: str) -> str:
         graph = self.graph
