@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import torch
 
 import bitstill
+import llama_cpp
 from bitstill.delivery import environment
 from bitstill.hf.text import load_tokenizer
 from bitstill.tasks import load_task
