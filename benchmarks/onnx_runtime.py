@@ -81,10 +81,14 @@ def predictions(sessions: dict[str, Any], student: Path) -> tuple[dict[str, list
     return labels, own, task.test.labels.tolist()
 
 
-def latencies(sessions: dict[str, Any], texts: int, length: int, turns: int) -> dict[str, list[float]]:
+def texts(count: int, length: int) -> dict[str, Any]:
+    """Random inputs, without padding."""
+    ids = np.random.default_rng(0).integers(1_000, 20_000, (count, length))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+def latencies(sessions: dict[str, Any], values: dict[str, Any], turns: int) -> dict[str, list[float]]:
     """Seconds of each session in each turn; order is reversed every other turn, and each warms its caches first."""
-    ids = np.random.default_rng(0).integers(1_000, 20_000, (texts, length))
-    values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(turns):
         for name in list(sessions)[:: 1 if turn % 2 else -1]:
@@ -98,7 +102,7 @@ def latencies(sessions: dict[str, Any], texts: int, length: int, turns: int) -> 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown: each latency, and how many times that of ONNX Runtime's int8 it is."""
-    points = [f"{texts} x {length}" for texts, length in POINTS]
+    points = list(next(iter(rows.values()))["ms"])
     heads = " | ".join(f"ms at {point}" for point in points)
     lines = [f"| network | accuracy % | as the artifact % | bytes | {heads} |", f"|---|---|---|---|{'---|' * len(points)}"]
     for name, row in rows.items():
@@ -123,12 +127,10 @@ def main() -> None:
         sessions = {name: session(path, arguments.threads) for name, path in made.items()}
         sizes = {name: path.stat().st_size for name, path in made.items()}
         labels, own, true = predictions(sessions, arguments.student)
-        seconds = {point: latencies(sessions, *point, arguments.turns) for point in POINTS}
+        seconds = {point: latencies(sessions, texts(*point), arguments.turns) for point in POINTS}
     rows: dict[str, dict[str, Any]] = {}
     for name in sessions:
-        times = {
-            f"{texts} x {length}": (seconds[texts, length][name], seconds[texts, length][BASE]) for texts, length in POINTS
-        }
+        times = {f"{many} x {length}": (seconds[many, length][name], seconds[many, length][BASE]) for many, length in POINTS}
         ratios = {point: statistics.median(a / b for a, b in zip(*both, strict=True)) for point, both in times.items()}
         rows[name] = {
             "accuracy": 100 * statistics.mean(a == b for a, b in zip(labels[name], true, strict=True)),

@@ -27,6 +27,8 @@ from bitstill.keys import ATTENTION, RESIZED
 from bitstill.parity import Compared, Run, compare_outputs
 
 MODEL, XML, GGUF, NOTES = "model.onnx", "model.xml", "model.gguf", "export.json"
+BLOCKS = {"by": "MatMulNBits", "bits": 8, "symmetric": True, "per": "block", "range": "dynamic"}
+"""How ONNX Runtime's own operator quantizes inputs."""
 TOLERANCE: Mapping[str, float] = {"trained": 0.05, "changed": 0.25, "float": 1e-4}
 """Largest difference from the artifact's outputs that is let pass, as a fraction of the largest of them. Where inputs are
 quantized, a difference in the last bit of a float moves a value that lies between two codes by a whole code."""
@@ -70,7 +72,9 @@ def export_artifact(
         to: "onnx", "openvino", "gguf", "compressed-tensors" or "torch".
         activations: for "onnx" and "openvino", "trained" (which None is there) quantizes inputs exactly as in training. What
             changes what the network says a little: "per-tensor", for "onnx", with one range for all tokens of a batch, which
-            runtimes have a faster operation for; "float", for "openvino", which leaves that to it.
+            runtimes have a faster operation for; "blocks", for "onnx", with ONNX Runtime's own operator MatMulNBits, which
+            keeps weights packed in memory and has a range for each block of an input; "float", for "openvino", which leaves
+            that to it.
         opset: for "onnx", the operator set; None is the oldest that will do, 21;
             from 23 on attention is one operator, which recent runtimes are faster at.
         on_task: for "onnx" and "openvino", compare on the test split of the artifact's task, rather than on random inputs.
@@ -120,8 +124,11 @@ def _check(to: str, options: Options) -> None:
 
 
 def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
-    opset, per_tensor = options.opset or OPSET, options.activations == "per-tensor"
-    lowered = lower(program_of(archive), archive, per_tensor=per_tensor, opset=opset)
+    opset, per_tensor, in_blocks = options.opset or OPSET, options.activations == "per-tensor", options.activations == "blocks"
+    lowered = lower(program_of(archive), archive, per_tensor=per_tensor, opset=opset, in_blocks=in_blocks)
+    if in_blocks and "packed blocks" not in lowered.arithmetic.values():
+        fix = "Train linear layers with Uniform(symmetric=True), Ternary or Binary, or leave activations out."
+        raise ArtifactError("a layer that fits blocks", given="none", where=str(archive.folder), fix=fix)
     found = _compare(archive, open_session(lowered.data), options)
     write_file(folder / MODEL, lowered.data)
     rules = _rules(archive)
@@ -130,7 +137,7 @@ def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]
         "opset": opset,
         "arithmetic": lowered.arithmetic,
         "activations": options.activations or "trained",
-        "inputs_quantized": [dict(PER_TENSOR)] if per_tensor and rules else rules,
+        "inputs_quantized": [dict(PER_TENSOR)] if per_tensor and rules else [dict(BLOCKS), *rules] if in_blocks else rules,
         "compared": asdict(found),
     }
 
@@ -157,7 +164,7 @@ def _rules(archive: Archive) -> list[dict[str, Any]]:
 
 
 def _compare(archive: Archive, run: Run, options: Options) -> Compared:
-    quantized = any(layer.input for layer in archive.layers.values())
+    quantized = any(layer.input for layer in archive.layers.values()) or options.activations == "blocks"
     changed = options.activations not in (None, "trained")
     tolerance = TOLERANCE["changed" if quantized and changed else "trained" if quantized else "float"]
     return compare_outputs(archive, run, tolerance, on_task=options.on_task, data=options.data)
@@ -220,7 +227,7 @@ class _Target:
 
 
 _TARGETS = {
-    "onnx": _Target(_to_onnx, ("trained", "per-tensor")),
+    "onnx": _Target(_to_onnx, ("trained", "per-tensor", "blocks")),
     "openvino": _Target(_to_openvino, ("trained", "float")),
     "gguf": _Target(_to_gguf),
     "compressed-tensors": _Target(_to_compressed_tensors),

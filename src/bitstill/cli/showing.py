@@ -79,7 +79,9 @@ def export(
     ] = "onnx",
     activations: Annotated[
         str | None,
-        typer.Option(help="trained: inputs quantized as in training; not quite the same: per-tensor (onnx), float (openvino)."),
+        typer.Option(
+            help="trained: inputs quantized as in training; not quite the same: per-tensor or blocks (onnx), float (openvino)."
+        ),
     ] = None,
     opset: Annotated[
         int | None, typer.Option(help="ONNX operator set; 21 runs anywhere, 23 faster in recent runtimes.")

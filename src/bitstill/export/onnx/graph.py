@@ -88,8 +88,9 @@ class Graph:
             return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape))
 
         graph = helper.make_graph(self._nodes, "bitstill", [info(*i) for i in inputs], [info(*output)], self._initializers)
-        opsets = [helper.make_opsetid("", self.opset)]
-        version = helper.find_min_ir_version_for(opsets)
+        domains = sorted({node.domain for node in self._nodes} - {""})
+        opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+        version = helper.find_min_ir_version_for(opsets[:1])
         model = helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name=about)
         self._onnx.checker.check_model(model, full_check=True)
         data: bytes = model.SerializeToString()

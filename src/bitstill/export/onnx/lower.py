@@ -17,7 +17,7 @@ from bitstill.artifact.format import LayerRecord
 from bitstill.artifact.reader import Archive, Array
 from bitstill.errors import ArtifactError
 from bitstill.export import program as ops
-from bitstill.export.onnx import inputs, weights
+from bitstill.export.onnx import blocks, inputs, weights
 from bitstill.export.onnx.graph import OPSET, Graph
 from bitstill.export.program import Program, Step
 
@@ -25,7 +25,7 @@ PER_TENSOR: Mapping[str, Any] = {"bits": 8, "symmetric": False, "per": "tensor",
 """The rule of ONNX `DynamicQuantizeLinear`."""
 ATTENTION_OPSET = 23
 """From here on attention is one operator."""
-Arithmetic = Literal["integer", "float", "packed rows", "unpacked table"]
+Arithmetic = Literal["integer", "float", "packed rows", "unpacked table", "packed blocks"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,13 @@ class Lowered:
 
 
 def lower(
-    program: Program, archive: Archive, *, per_tensor: bool = False, opset: int = OPSET, unpacked: bool = False
+    program: Program,
+    archive: Archive,
+    *,
+    per_tensor: bool = False,
+    opset: int = OPSET,
+    unpacked: bool = False,
+    in_blocks: bool = False,
 ) -> Lowered:
     """The ONNX file of a program with the weights of an artifact.
 
@@ -52,6 +58,7 @@ def lower(
         per_tensor: quantize inputs with one range per tensor where training had one per token or sample: not what was trained,
             but what runtimes have one fused operation for.
         opset: the operator set to say it in.
+        in_blocks: linear layers by ONNX Runtime's own operator, which quantizes inputs in its own way, where they fit.
         unpacked: weights as float constants under the layers' names, for whoever packs them otherwise.
 
     Raises:
@@ -59,12 +66,14 @@ def lower(
         ArtifactError: inputs of a layer are quantized over what has no place in a program.
         MissingPackageError: without onnx.
     """
-    return _Lowering(program, archive, per_tensor, Graph(opset), unpacked).run()
+    return _Lowering(program, archive, per_tensor, Graph(opset), unpacked, in_blocks).run()
 
 
 class _Lowering:
-    def __init__(self, program: Program, archive: Archive, per_tensor: bool, graph: Graph, unpacked: bool) -> None:
-        self.program, self.archive, self.graph, self.unpacked = program, archive, graph, unpacked
+    def __init__(
+        self, program: Program, archive: Archive, per_tensor: bool, graph: Graph, unpacked: bool, in_blocks: bool
+    ) -> None:
+        self.program, self.archive, self.graph, self.unpacked, self.in_blocks = program, archive, graph, unpacked, in_blocks
         self.changed = PER_TENSOR if per_tensor else {}
         self.values = {given.name: given.name for given in program.inputs}
         self.ranks = {given.name: len(given.shape) for given in program.inputs}
@@ -166,7 +175,11 @@ class _Lowering:
     # Layers ------------------------------------------------------------------------------------------------------------
 
     def _linear(self, operation: ops.Linear, value: str) -> str:
-        graph, layer = self.graph, operation.layer
+        graph, layer, record = self.graph, operation.layer, self.archive.layers.get(operation.layer)
+        if self.in_blocks and record is not None and blocks.block_of(record) is not None:
+            self.arithmetic[layer] = "packed blocks"
+            added = self._leftover(f"{layer}.bias") if f"{layer}.bias" in self.archive.tensors else ""
+            return blocks.product(graph, self.archive, record, value, added)
         if self._by_integers(layer):
             return self._together[layer] if layer in self._together else self._side_by_side(layer, value)
         self.arithmetic[layer] = "float"
