@@ -4,8 +4,8 @@
 
 The second student of Polino et al. (2018) at 1 and 4 bits with a scale for each row and 8-bit inputs, trained so shortly that
 only bytes, agreement and latency mean anything. Rows: the same network in float32; it after ONNX Runtime's `quantize_dynamic`;
-the students with inputs quantized per picture, exactly as they were trained, and per tensor. Agreement is over 2,000 pictures of
-the published test split. Latencies as in benchmarks/onnx_runtime.py.
+the students with inputs quantized per picture, exactly as they were trained, and per tensor. Agreement is over 2,000 pictures
+of the published test split. Latencies as in benchmarks/onnx_runtime.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from onnx_runtime import BASE, latencies, session, table  # noqa: E402
 
-STUDENT, STEPS, PICTURES, BATCHES = "polino-student-2", 300, 2_000, (1, 16)
+STUDENT, STEPS, PICTURES, BATCHES = "polino-student-2", 100, 2_000, (1, 16)
 
 
 def artifacts(work: Path) -> dict[str, Path]:
