@@ -65,7 +65,7 @@ def quantized_distillation(epochs: float) -> tuple[Plan, ...]:
 
 def pqk(epochs: float) -> tuple[Plan, ...]:
     """A float network; then pruned and quantized without training, by phase 1 alone, and with both phases, equally long."""
-    warm, second = 0.1 * epochs, 0.4 * epochs
+    warm, second = 0.04 * epochs, 0.16 * epochs
     fresh, trained = {"student": "digits-student"}, {"student": "float"}
     plans = [Plan("float", "float", "float", "32", QuantizedDistillation(bits=None, kd_weight=0, epochs=epochs), fresh)]
     for bits, sparsity in ((4, 0.5), (4, 0.8), (4, 0.9), (2, 0.8)):

@@ -41,7 +41,8 @@ class PQK:
         schedule: of the sparsity: "cubic" (DCIL), "linear", or "one-shot", all at once where the ramp ends.
         ramp: fraction of phase 1 until which the sparsity grows; masks stay from then on (open).
         every: steps between two placements of the masks (DCIL: 16).
-        epochs: of phase 1.
+        epochs: of phase 1; four fifths of all, similar to DCIL. With half of them for phase 2, and pruned in half the time, the
+            network loses more than it learns from its other view (benchmarks/pqk.py).
         warmup_epochs: of the dense view on the labels, only spare weights, its norms and its classifier learn.
         mutual_epochs: of both views teaching each other; 0 ends after phase 1, without a dense view.
         temperature: of the mutual distillation, with the factor T^2 (DCIL: 2).
@@ -69,9 +70,9 @@ class PQK:
     schedule: Literal["cubic", "linear", "one-shot"] = "cubic"
     ramp: float = 0.6
     every: int = 16
-    epochs: float = 30
-    warmup_epochs: float = 5
-    mutual_epochs: float = 25
+    epochs: float = 48
+    warmup_epochs: float = 2
+    mutual_epochs: float = 10
     temperature: float = 2.0
     kd_weight: float = 1.0
     teacher_norms: bool = True
