@@ -14,10 +14,11 @@ import numpy.typing as npt
 from bitstill.artifact.format import LayerRecord
 from bitstill.artifact.reader import Archive
 from bitstill.errors import ArtifactError
+from bitstill.export.levels import packed_bits, signed_bits, whole_levels
 
 Array = npt.NDArray[Any]
-WORD = 32
-"""Bits of the words that rows are packed into."""
+WORD = 4
+"""Bytes of the words that rows are packed into."""
 
 
 def packable(archive: Archive) -> list[LayerRecord]:
@@ -42,8 +43,9 @@ def bits_of(layer: LayerRecord) -> int:
     if layer.grid.padding or (layer.grid.rows != layer.shape[0] and layer.grid.groups > 1):
         given = f"rows of {layer.shape[-1]} in groups of {layer.grid.size}"
         raise _unfit("scales of a row, or of groups that divide it", given, layer, "Train it with PerChannel.")
-    last = plane.first + plane.step * (plane.levels - 1)
-    return next(bits for bits in range(2, 9) if -(2 ** (bits - 1)) <= plane.first and last < 2 ** (bits - 1))
+    bits = signed_bits(plane, tuple(range(2, 9)))
+    assert bits is not None
+    return bits
 
 
 def packed_words(archive: Archive, layer: LayerRecord) -> dict[str, Array]:
@@ -52,16 +54,9 @@ def packed_words(archive: Archive, layer: LayerRecord) -> dict[str, Array]:
     Raises:
         ArtifactError: as `bits_of`.
     """
-    bits, plane, (rows, width) = bits_of(layer), layer.planes[0], layer.shape
-    assert plane.first is not None
-    levels = plane.step * archive.codes(layer).reshape(rows, width).astype(np.int16) + plane.first
-    if layer.mask:
-        kept = np.unpackbits(archive.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :width]
-        levels = np.where(kept, levels, 0)
-    codes = (levels + 2 ** (bits - 1)).astype(np.uint8)
-    stream = np.unpackbits(codes[..., None], axis=-1, bitorder="little", count=bits).reshape(rows, -1)
-    padded = np.pad(stream, ((0, 0), (0, -stream.shape[1] % WORD)))
-    words = np.packbits(padded, axis=-1, bitorder="little").view("<i4")
+    bits, rows = bits_of(layer), layer.shape[0]
+    stream = packed_bits(whole_levels(archive, layer).reshape(layer.shape) + 2 ** (bits - 1), bits)
+    words = np.pad(stream, ((0, 0), (0, -stream.shape[1] % WORD))).view("<i4")
     scale = archive.tensors[layer.tensor("scale")].astype(np.float32)
     return {
         f"{layer.name}.weight_packed": words,

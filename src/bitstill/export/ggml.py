@@ -16,6 +16,7 @@ import numpy.typing as npt
 from bitstill.artifact.format import LayerRecord
 from bitstill.artifact.reader import Archive
 from bitstill.errors import ArtifactError
+from bitstill.export.levels import whole_levels
 
 Array = npt.NDArray[Any]
 
@@ -119,12 +120,8 @@ def packed_blocks(archive: Archive, layer: LayerRecord) -> tuple[BlockType, Arra
         ArtifactError: as `block_type`, or scales beyond what 16 bits can say.
     """
     kind, plane, rows = block_type(layer), layer.planes[0], layer.shape[0]
-    codes = archive.codes(layer).reshape(rows, -1).astype(np.int16)
     assert plane.first is not None
-    levels = plane.step * codes + (0 if plane.offset else plane.first)
-    if layer.mask:
-        kept = np.unpackbits(archive.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, : levels.shape[1]]
-        levels = np.where(kept, levels, 0)
+    levels = whole_levels(archive, layer) - (plane.first if plane.offset else 0)
     blocks = ((levels - kind.levels[0]) // kind.step).astype(np.uint8).reshape(-1, kind.size)
     scale = archive.tensors[layer.tensor("scale")].astype(np.float32)
     numbers = [_spread(scale, layer, kind)]

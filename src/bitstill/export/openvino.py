@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from bitstill.artifact.format import LayerRecord
 from bitstill.artifact.reader import Archive
 from bitstill.errors import need_package
+from bitstill.export.levels import kept_weights, whole_levels
 from bitstill.export.onnx.lower import lower
 from bitstill.export.program import Program
 
@@ -88,9 +90,10 @@ def _packed(openvino: Any, archive: Archive, layer: LayerRecord) -> tuple[Any, s
         ends = [ops.constant(np.array([number])) for number in (0, grid.length, 1, 1)]
         total = ops.slice(total, *ends)
     weight = ops.reshape(total, ops.constant(np.array(layer.shape)), False)
-    if layer.mask and not _zero_is_a_level(layer):
-        kept = _constant(openvino, _mask(archive, layer).reshape(layer.shape), "u1")
-        weight = ops.multiply(weight, ops.convert(kept, np.float32))
+    kept = kept_weights(archive, layer)
+    if kept is not None and not _zero_is_a_level(layer):
+        mask = _constant(openvino, kept.astype(np.uint8).reshape(layer.shape), "u1")
+        weight = ops.multiply(weight, ops.convert(mask, np.float32))
     return weight, " + ".join(types)
 
 
@@ -100,17 +103,15 @@ def _plane(openvino: Any, archive: Archive, layer: LayerRecord, index: int) -> t
     Whole numbers, less a zero point, times a scale for each group: what processors with fast operations for it look for.
     """
     plane, ops = layer.planes[index], openvino.opset13
-    codes = archive.codes(layer, index)
     scale = archive.tensors[layer.tensor("scale", index)].astype(np.float32)[..., None]
     offset = archive.tensors[layer.tensor("offset", index)].astype(np.float32)[..., None] if plane.offset else None
     if plane.first is None:
-        constant, kind = _grouped(openvino, codes, layer)
+        constant, kind = _grouped(openvino, archive.codes(layer, index), layer)
         points, places = ops.constant(archive.levels(layer, index)), ops.convert(constant, np.int32)
         value = ops.multiply(ops.gather(points, places, ops.constant(0)), ops.constant(scale))
         return value if offset is None else ops.add(value, ops.constant(offset)), kind
-    levels = plane.step * codes.astype(np.int16) + plane.first
-    if layer.mask and _zero_is_a_level(layer):
-        levels = np.where(_mask(archive, layer), levels, 0)
+    # Where zero is no level, what a mask leaves out is multiplied away later, and may be anything here.
+    levels = whole_levels(archive, layer if _zero_is_a_level(layer) else replace(layer, mask=False), index)
     low = int(levels.min())
     step = plane.step if not np.any((levels - low) % plane.step) else 1
     constant, kind = _grouped(openvino, ((levels - low) // step).astype(np.uint8), layer)
@@ -124,13 +125,6 @@ def _plane(openvino: Any, archive: Archive, layer: LayerRecord, index: int) -> t
 def _zero_is_a_level(layer: LayerRecord) -> bool:
     """Whether zeros of a mask can be said as levels."""
     return all(plane.first is not None and not plane.offset for plane in layer.planes) and len(layer.planes) == 1
-
-
-def _mask(archive: Archive, layer: LayerRecord) -> Array:
-    """1 where a weight is kept, uint8, in the rows of the codes."""
-    row = layer.weights // layer.shape[0]
-    kept = np.unpackbits(archive.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :row]
-    return kept.reshape(layer.grid.rows, -1)
 
 
 def _grouped(openvino: Any, codes: Array, layer: LayerRecord) -> tuple[Any, str]:

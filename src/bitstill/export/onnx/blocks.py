@@ -9,6 +9,7 @@ import numpy as np
 
 from bitstill.artifact.format import LayerRecord
 from bitstill.artifact.reader import Archive
+from bitstill.export.levels import packed_bits, signed_bits, whole_levels
 from bitstill.export.onnx.graph import Graph
 
 DOMAIN, EIGHT_BITS = "com.microsoft", 4
@@ -23,8 +24,7 @@ def block_of(layer: LayerRecord) -> tuple[int, int] | None:
         return None
     if layer.grid.rows != layer.shape[0] and layer.grid.groups > 1:
         return None
-    last = plane.first + plane.step * (plane.levels - 1)
-    bits = next((bits for bits in (2, 4, 8) if -(2 ** (bits - 1)) <= plane.first and last < 2 ** (bits - 1)), None)
+    bits = signed_bits(plane, (2, 4, 8))
     size = BLOCKS[0] if layer.grid.groups == 1 else next((size for size in BLOCKS if layer.grid.size % size == 0), None)
     return None if bits is None or size is None else (bits, size)
 
@@ -38,15 +38,9 @@ def product(graph: Graph, archive: Archive, layer: LayerRecord, value: str, bias
     """
     found = block_of(layer)
     assert found is not None
-    (bits, size), plane, (rows, width) = found, layer.planes[0], layer.shape
-    assert plane.first is not None
-    levels = plane.step * archive.codes(layer).reshape(rows, width).astype(np.int16) + plane.first
-    if layer.mask:
-        kept = np.unpackbits(archive.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :width]
-        levels = np.where(kept, levels, 0)
-    codes = np.pad((levels + 2 ** (bits - 1)).astype(np.uint8), ((0, 0), (0, -width % size)), constant_values=2 ** (bits - 1))
-    stream = np.unpackbits(codes[..., None], axis=-1, bitorder="little", count=bits).reshape(rows, -1)
-    packed = np.packbits(stream, axis=-1, bitorder="little").reshape(rows, codes.shape[1] // size, -1)
+    (bits, size), (rows, width) = found, layer.shape
+    levels = np.pad(whole_levels(archive, layer).reshape(rows, width), ((0, 0), (0, -width % size)))
+    packed = packed_bits(levels + 2 ** (bits - 1), bits).reshape(rows, levels.shape[1] // size, -1)
     scale = np.broadcast_to(archive.tensors[layer.tensor("scale")].astype(np.float32), (rows, layer.grid.groups))
     per_group = packed.shape[1] if layer.grid.groups == 1 else layer.grid.size // size
     scales = np.repeat(scale, per_group, axis=1)[:, : packed.shape[1]]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitstill.artifact.format import LayerRecord, PlaneRecord
+from bitstill.artifact.format import LayerRecord
 from bitstill.artifact.reader import Archive, Array
+from bitstill.export.levels import level_range
 from bitstill.export.onnx.graph import MIDDLE, Graph
 from bitstill.ops.layouts import TRITS_PER_BYTE, Layout, bits_for, natural_layout
 
@@ -17,14 +18,16 @@ from bitstill.ops.layouts import TRITS_PER_BYTE, Layout, bits_for, natural_layou
 def integer_planes(layer: LayerRecord) -> bool:
     """Whether the weights are whole numbers of 8 bits times one scale for each row, so that integers can be multiplied."""
     by_row = layer.grid.groups == 1 and layer.grid.rows in (1, layer.shape[0])
-    whole = all(plane.first is not None and _range(plane)[0] >= -128 and _range(plane)[1] <= 255 for plane in layer.planes)
+    whole = all(
+        plane.first is not None and level_range(plane)[0] >= -128 and level_range(plane)[1] <= 255 for plane in layer.planes
+    )
     shifted = any(plane.offset for plane in layer.planes)
     return by_row and whole and not (layer.mask and shifted)
 
 
 def level_zero(layer: LayerRecord, plane: int) -> int | None:
     """What one plane's levels are stored around, in uint8; None is as they are, in int8."""
-    low, high = _range(layer.planes[plane])
+    low, high = level_range(layer.planes[plane])
     if layer.mask:
         low, high = min(low, 0), max(high, 0)
     if high > 127:
@@ -104,11 +107,6 @@ def gathered_rows(graph: Graph, archive: Archive, layer: LayerRecord, ids: str) 
         if grid.padding:
             total = graph.node("Slice", total, graph.constant([0]), graph.constant([grid.length]), graph.constant([1]))
     return total
-
-
-def _range(plane: PlaneRecord) -> tuple[int, int]:
-    assert plane.first is not None
-    return plane.first, plane.first + plane.step * (plane.levels - 1)
 
 
 def _levels(
