@@ -70,11 +70,11 @@ def export_artifact(
             "compressed-tensors" a model.safetensors for transformers and vLLM, and "torch" an ordinary float one, both of which
             quantize no inputs. The tokenizer comes along.
         to: "onnx", "openvino", "gguf", "compressed-tensors" or "torch".
-        activations: for "onnx" and "openvino", "trained" (which None is there) quantizes inputs exactly as in training. What
-            changes what the network says a little: "per-tensor", for "onnx", with one range for all tokens of a batch, which
-            runtimes have a faster operation for; "blocks", for "onnx", with ONNX Runtime's own operator MatMulNBits, which
-            keeps weights packed in memory and has a range for each block of an input; "float", for "openvino", which leaves
-            that to it.
+        activations: for "onnx" and "openvino", "trained" (which None is there) quantizes inputs exactly as in training. The others
+            change what the network says a little. For "onnx": "per-tensor", one range for all tokens of a batch, which runtimes
+            have a faster operation for; "qdq", the same as pairs of quantizing and dequantizing operators around float products,
+            which compilers for other hardware look for; "blocks", ONNX Runtime's own operator MatMulNBits, which keeps weights
+            packed in memory and has a range for each block of an input. For "openvino": "float", which leaves it to that.
         opset: for "onnx", the operator set; None is the oldest that will do, 21;
             from 23 on attention is one operator, which recent runtimes are faster at.
         on_task: for "onnx" and "openvino", compare on the test split of the artifact's task, rather than on random inputs.
@@ -124,8 +124,9 @@ def _check(to: str, options: Options) -> None:
 
 
 def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
-    opset, per_tensor, in_blocks = options.opset or OPSET, options.activations == "per-tensor", options.activations == "blocks"
-    lowered = lower(program_of(archive), archive, per_tensor=per_tensor, opset=opset, in_blocks=in_blocks)
+    opset, how = options.opset or OPSET, options.activations
+    per_tensor, in_blocks, qdq = how in ("per-tensor", "qdq"), how == "blocks", how == "qdq"
+    lowered = lower(program_of(archive), archive, per_tensor=per_tensor, opset=opset, in_blocks=in_blocks, qdq=qdq)
     if in_blocks and "packed blocks" not in lowered.arithmetic.values():
         fix = "Train linear layers with Uniform(symmetric=True), Ternary or Binary, or leave activations out."
         raise ArtifactError("a layer that fits blocks", given="none", where=str(archive.folder), fix=fix)
@@ -227,7 +228,7 @@ class _Target:
 
 
 _TARGETS = {
-    "onnx": _Target(_to_onnx, ("trained", "per-tensor", "blocks")),
+    "onnx": _Target(_to_onnx, ("trained", "per-tensor", "qdq", "blocks")),
     "openvino": _Target(_to_openvino, ("trained", "float")),
     "gguf": _Target(_to_gguf),
     "compressed-tensors": _Target(_to_compressed_tensors),

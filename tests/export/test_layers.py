@@ -105,6 +105,24 @@ def test_a_linear_layer(kind, which, tmp_path):
     assert any(node.op_type == "MatMulInteger" for node in model.graph.node) == by_integers
 
 
+@pytest.mark.parametrize("which", ["tensor", "tensor-symmetric", "clip", "step", "token"])
+@pytest.mark.parametrize("kind", ["binary", "ternary", "split", "affine3", "symmetric8", "points5"])
+def test_pairs_of_quantizing_and_dequantizing_operators(kind, which, tmp_path):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 4)), torch.randn(2, 3, 9, 11)
+    rule = Compression(weight=QUANTIZERS[kind](granularity=PerChannel()), input=INPUTS["sample" if which == "token" else which])
+    bitstill.prepare(network, rule)
+    network[1](network[0](x).mean((2, 3)))  # learned steps start from what they see
+    bitstill.save(network.eval(), tmp_path / "a")
+    packed = bitstill.pack(bitstill.freeze(network))
+    lowered = lower(convolution_program(3), bitstill.read(tmp_path / "a"), qdq=True)
+    close(run(lowered, x.numpy()), packed[1](packed[0](x).mean((2, 3))).detach())
+    paired = which != "token" and kind not in ("affine3", "points5")
+    assert set(lowered.arithmetic.values()) == {"dequantized" if paired else "float"}
+    operators = {node.op_type for node in onnx.load_model_from_string(lowered.data).graph.node}
+    assert ("DequantizeLinear" in operators) == paired and not operators & {"MatMulInteger", "ConvInteger"}
+
+
 @pytest.mark.parametrize("which", ["float", "sample", "tensor", "sample-asymmetric", "clip", "step-asymmetric"])
 @pytest.mark.parametrize("kind", ["binary", "ternary", "split", "affine2", "symmetric5", "step8"])
 def test_a_convolution(kind, which, tmp_path):

@@ -103,6 +103,15 @@ def test_a_change_of_the_rule_for_inputs_is_said(tmp_path):
     assert plain["inputs_quantized"] == [{"bits": 8, "symmetric": True, "per": "token", "range": "dynamic"}]
 
 
+def test_pairs_of_operators_instead_of_integer_products(tmp_path):
+    encoder_artifact("bert", tmp_path / "a")
+    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", activations="qdq")
+    assert list(report["arithmetic"].values()).count("dequantized") == 18 and report["activations"] == "qdq"
+    plain = bitstill.export_artifact(tmp_path / "a", tmp_path / "p", activations="per-tensor")
+    assert report["inputs_quantized"] == plain["inputs_quantized"]
+    assert report["compared"]["largest_difference"] == pytest.approx(plain["compared"]["largest_difference"], rel=1e-3)
+
+
 def test_a_float_state_dict_for_anyone(tmp_path):
     model = encoder_artifact("bert", tmp_path / "a", None)
     report = bitstill.export_artifact(tmp_path / "a", tmp_path / "t", to="torch")

@@ -80,7 +80,7 @@ def export(
     activations: Annotated[
         str | None,
         typer.Option(
-            help="trained: inputs quantized as in training; not quite the same: per-tensor or blocks (onnx), float (openvino)."
+            help="trained: inputs as in training; not quite the same: per-tensor, qdq, blocks (onnx), float (openvino)."
         ),
     ] = None,
     opset: Annotated[

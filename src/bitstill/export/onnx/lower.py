@@ -25,7 +25,7 @@ PER_TENSOR: Mapping[str, Any] = {"bits": 8, "symmetric": False, "per": "tensor",
 """The rule of ONNX `DynamicQuantizeLinear`."""
 ATTENTION_OPSET = 23
 """From here on attention is one operator."""
-Arithmetic = Literal["integer", "float", "packed rows", "unpacked table", "packed blocks"]
+Arithmetic = Literal["integer", "float", "packed rows", "unpacked table", "packed blocks", "dequantized"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def lower(
     opset: int = OPSET,
     unpacked: bool = False,
     in_blocks: bool = False,
+    qdq: bool = False,
 ) -> Lowered:
     """The ONNX file of a program with the weights of an artifact.
 
@@ -59,6 +60,8 @@ def lower(
             but what runtimes have one fused operation for.
         opset: the operator set to say it in.
         in_blocks: linear layers by ONNX Runtime's own operator, which quantizes inputs in its own way, where they fit.
+        qdq: integer weights and inputs as pairs of quantizing and dequantizing operators around float products, which
+            compilers for other hardware look for, rather than as integer products.
         unpacked: weights as float constants under the layers' names, for whoever packs them otherwise.
 
     Raises:
@@ -66,15 +69,23 @@ def lower(
         ArtifactError: inputs of a layer are quantized over what has no place in a program.
         MissingPackageError: without onnx.
     """
-    return _Lowering(program, archive, per_tensor, Graph(opset), unpacked, in_blocks).run()
+    return _Lowering(program, archive, Graph(opset), _How(per_tensor, in_blocks, qdq, unpacked)).run()
+
+
+@dataclass(frozen=True)
+class _How:
+    """What `lower` was asked for."""
+
+    per_tensor: bool
+    in_blocks: bool
+    qdq: bool
+    unpacked: bool
 
 
 class _Lowering:
-    def __init__(
-        self, program: Program, archive: Archive, per_tensor: bool, graph: Graph, unpacked: bool, in_blocks: bool
-    ) -> None:
-        self.program, self.archive, self.graph, self.unpacked, self.in_blocks = program, archive, graph, unpacked, in_blocks
-        self.changed = PER_TENSOR if per_tensor else {}
+    def __init__(self, program: Program, archive: Archive, graph: Graph, how: _How) -> None:
+        self.program, self.archive, self.graph, self.how = program, archive, graph, how
+        self.changed = PER_TENSOR if how.per_tensor else {}
         self.values = {given.name: given.name for given in program.inputs}
         self.ranks = {given.name: len(given.shape) for given in program.inputs}
         self.arithmetic: dict[str, Arithmetic] = {}
@@ -136,7 +147,7 @@ class _Lowering:
         record = self.archive.layers.get(layer)
         if record is None:
             return self._leftover(f"{layer}.weight")
-        if self.unpacked:
+        if self.how.unpacked:
             return self.graph.named_constant(layer, self.archive.weight(layer))
         return weights.float_weight(self.graph, self.archive, record)
 
@@ -158,7 +169,9 @@ class _Lowering:
             self._check_scope(layer, rule["per"], rank)
             # Every value of that rank before the first tokens are taken out has a row for each token of the batch.
             rows = self._first.setdefault(rank, value)
-            self._shared[key] = inputs.quantized(self.graph, self.archive, layer, value, rule, rank, rows, plain=self.unpacked)
+            self._shared[key] = inputs.quantized(
+                self.graph, self.archive, layer, value, rule, rank, rows, plain=self.how.unpacked
+            )
         return self._shared[key]
 
     def _check_scope(self, layer: str, per: str, rank: int) -> None:
@@ -176,16 +189,17 @@ class _Lowering:
 
     def _linear(self, operation: ops.Linear, value: str) -> str:
         graph, layer, record = self.graph, operation.layer, self.archive.layers.get(operation.layer)
-        if self.in_blocks and record is not None and blocks.block_of(record) is not None:
+        if self.how.in_blocks and record is not None and blocks.block_of(record) is not None:
             self.arithmetic[layer] = "packed blocks"
             added = self._leftover(f"{layer}.bias") if f"{layer}.bias" in self.archive.tensors else ""
             return blocks.product(graph, self.archive, record, value, added)
+        if self._by_integers(layer) and self.how.qdq:
+            values = self._dequantized(layer, value, 2)
+            return graph.node("Gemm", *values, *self._bias(layer), transB=1)
         if self._by_integers(layer):
             return self._together[layer] if layer in self._together else self._side_by_side(layer, value)
         self.arithmetic[layer] = "float"
-        given = (self._float_input(layer, value, 2), self._float_weight(layer))
-        bias = (self._leftover(f"{layer}.bias"),) if f"{layer}.bias" in self.archive.tensors else ()
-        return graph.node("Gemm", *given, *bias, transB=1)
+        return graph.node("Gemm", self._float_input(layer, value, 2), self._float_weight(layer), *self._bias(layer), transB=1)
 
     def _side_by_side(self, layer: str, value: str) -> str:
         """Layers that read the same codes, as query, key and value do, are multiplied at once and cut apart afterwards."""
@@ -212,17 +226,41 @@ class _Lowering:
     def _convolution(self, operation: ops.Convolution, value: str) -> str:
         layer = operation.layer
         settings = {"strides": [operation.stride] * 2, "pads": [operation.padding] * 4}
+        if self._by_integers(layer) and self.how.qdq:
+            return self.graph.node("Conv", *self._dequantized(layer, value, 4), *self._bias(layer), **settings)
         if self._by_integers(layer):
             return self._integers([layer], value, 4, "ConvInteger", **settings)
         self.arithmetic[layer] = "float"
         given = (self._float_input(layer, value, 4), self._float_weight(layer))
-        bias = (self._leftover(f"{layer}.bias"),) if f"{layer}.bias" in self.archive.tensors else ()
-        return self.graph.node("Conv", *given, *bias, **settings)
+        return self.graph.node("Conv", *given, *self._bias(layer), **settings)
+
+    def _bias(self, layer: str) -> tuple[str, ...]:
+        """The layer's bias, if it has one."""
+        return (self._leftover(f"{layer}.bias"),) if f"{layer}.bias" in self.archive.tensors else ()
+
+    def _dequantized(self, layer: str, value: str, rank: int) -> tuple[str, str]:
+        """Input and weight, each quantized to integers and back again."""
+        graph, record, codes = self.graph, self.archive.layers[layer], self._codes(layer, value, rank)
+        assert codes is not None
+        self.arithmetic[layer] = "dequantized"
+        total = ""
+        for plane in range(len(record.planes)):
+            zero = weights.level_zero(record, plane)
+            levels = weights.integer_weight(graph, self.archive, record, plane)
+            scale = graph.cast(graph.constant(weights.row_numbers(self.archive, record, "scale", plane)), "float32")
+            points = () if zero is None else (graph.constant(np.full(record.shape[0], zero, np.uint8)),)
+            weight = graph.node("DequantizeLinear", levels, scale, *points, axis=0)
+            total = weight if not total else graph.node("Add", total, weight)
+        given = graph.once("DequantizeLinear", codes.codes, codes.scale, *filter(None, (codes.zero_point,)))
+        return (graph.node("Add", given, codes.shift) if codes.shift else given), total
 
     def _by_integers(self, layer: str) -> bool:
         """Whether codes of the input and levels of the weights are multiplied, rather than the floats they stand for."""
         record, rule = self.archive.layers.get(layer), self._rule(layer)
-        if self.unpacked or record is None or rule is None or not weights.integer_planes(record):
+        if self.how.unpacked or record is None or rule is None or not weights.integer_planes(record):
+            return False
+        # Scales for each row have no place in a pair of operators, nor have offsets of weights.
+        if self.how.qdq and (rule["per"] != "tensor" or any(plane.offset for plane in record.planes)):
             return False
         # A zero point for each row, or an input that is shifted, is more than integer products understand.
         if not rule["symmetric"] and (rule["per"] != "tensor" or rule["range"] == "step"):
@@ -299,7 +337,7 @@ class _Lowering:
             self.arithmetic[layer] = "float"
             rows = self.graph.node("Gather", self.graph.constant(self.archive.tensors[f"{layer}.weight"]), ids)
             return self.graph.cast(rows, "float32")
-        if weights.rows_stand_alone(record) and not self.unpacked:
+        if weights.rows_stand_alone(record) and not self.how.unpacked:
             self.arithmetic[layer] = "packed rows"
             return weights.gathered_rows(self.graph, self.archive, record, ids)
         self.arithmetic[layer] = "unpacked table"
