@@ -59,10 +59,10 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=HERE / "results" / "onnx_convnet.json")
     arguments = parser.parse_args()
     os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
-    made, split = artifacts(arguments.work), load_task("cifar10").test
-    pictures = split.take(torch.arange(PICTURES))
-    (key,) = set(pictures) - {"labels"}
-    images, true = pictures[key].float().numpy(), pictures["labels"].numpy()
+    made, task = artifacts(arguments.work), load_task("cifar10")
+    pictures = task.test.take(torch.arange(PICTURES))
+    # What a network sees: the task scales pictures on their way.
+    images, true = task.forward(torch.nn.Identity(), pictures).numpy(), pictures["labels"].numpy()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         bitstill.export_artifact(made["float"], folder / "float")

@@ -70,11 +70,11 @@ def export_artifact(
             "compressed-tensors" a model.safetensors for transformers and vLLM, and "torch" an ordinary float one, both of which
             quantize no inputs. The tokenizer comes along.
         to: "onnx", "openvino", "gguf", "compressed-tensors" or "torch".
-        activations: for "onnx" and "openvino", "trained" (which None is there) quantizes inputs exactly as in training. The others
+        activations: for "onnx" and "openvino", "trained" (which None is there) quantizes inputs exactly as in training. Others
             change what the network says a little. For "onnx": "per-tensor", one range for all tokens of a batch, which runtimes
-            have a faster operation for; "qdq", the same as pairs of quantizing and dequantizing operators around float products,
-            which compilers for other hardware look for; "blocks", ONNX Runtime's own operator MatMulNBits, which keeps weights
-            packed in memory and has a range for each block of an input. For "openvino": "float", which leaves it to that.
+            have a faster operation for; "qdq", the same as pairs of quantizing and dequantizing operators around float
+            products, which compilers for other hardware look for; "blocks", ONNX Runtime's own operator MatMulNBits, which
+            keeps weights packed in memory and has a range for each block of an input. For "openvino": "float".
         opset: for "onnx", the operator set; None is the oldest that will do, 21;
             from 23 on attention is one operator, which recent runtimes are faster at.
         on_task: for "onnx" and "openvino", compare on the test split of the artifact's task, rather than on random inputs.
