@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save
 
 from bitstill._version import VERSION
 from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import CONFIG, TOKENIZER_FILES, WEIGHTS
 from bitstill.artifact.reader import Archive, Array, read
 from bitstill.errors import ArtifactError, SpecError, suggest
-from bitstill.export.compressed_tensors import bits_of, packable, packed_words, quantization_config
+from bitstill.export.compressed_tensors import bits_of, packable, packed_words, quantization_config, unpacked_weight
 from bitstill.export.gguf import write_gguf
 from bitstill.export.onnx.graph import OPSET
 from bitstill.export.onnx.lower import PER_TENSOR, lower
@@ -194,15 +195,18 @@ def _to_compressed_tensors(archive: Archive, folder: Path, _: Options) -> dict[s
     tensors = {f"{name}.weight": archive.weight(name) for name in archive.layers if name not in bits}
     for name in bits:
         tensors |= packed_words(archive, archive.layers[name])
+    written = _saved(archive, folder, tensors)
+    read_back = load_file(folder / WEIGHTS)
+    for name, number in bits.items():
+        if not np.array_equal(unpacked_weight(read_back, name, number), archive.weight(name)):
+            fix = "Nothing was written. This is a defect of bitstill: please report it."
+            raise ArtifactError("the weights that were trained", given="others", where=name, fix=fix)
     left = sorted(set(archive.layers) - set(bits))
-    notes = {"bits": bits, "in_float": left, "quantization_config": quantization_config(archive)}
-    return {**_saved(archive, folder, tensors), **notes}
+    return {**written, "bits": bits, "in_float": left, "quantization_config": quantization_config(archive)}
 
 
 def _saved(archive: Archive, folder: Path, weights: Mapping[str, Array]) -> dict[str, Any]:
     """Write weights beside what was not compressed, in float32; what is lost of how layers read their inputs."""
-    from safetensors.numpy import save
-
     learned = {name for name in archive.leftovers if ".input_transform." in name}
     tensors = {name: _float(tensor) for name, tensor in archive.leftovers.items() if name not in learned}
     data = save({**tensors, **weights}, {"format": "pt"})

@@ -6,6 +6,7 @@ float: transformers does not load others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,17 @@ def packed_words(archive: Archive, layer: LayerRecord) -> dict[str, Array]:
         f"{layer.name}.weight_scale": np.ascontiguousarray(np.broadcast_to(scale, (rows, scale.shape[1]))),
         f"{layer.name}.weight_shape": np.array(layer.shape, np.int64),
     }
+
+
+def unpacked_weight(tensors: Mapping[str, Array], name: str, bits: int) -> Array:
+    """The weight of one layer from its tensors in a file, float32: what whoever reads them makes of it."""
+    words, scale, shape = (tensors[f"{name}.weight_{part}"] for part in ("packed", "scale", "shape"))
+    rows, width = (int(length) for length in shape)
+    stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")[:, : width * bits]
+    places = stream.reshape(rows, width, bits).astype(np.int16) << np.arange(bits, dtype=np.int16)
+    levels = places.sum(-1) - 2 ** (bits - 1)
+    weight: Array = levels.astype(np.float32) * np.repeat(scale, width // scale.shape[1], axis=1)
+    return weight
 
 
 def quantization_config(archive: Archive) -> dict[str, Any]:
