@@ -24,6 +24,14 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def write_page(path: Path, html: str) -> None:
+    """A page where the user wants it, in a folder that is made if it is not there."""
+    from bitstill.artifact.files import write_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, html.encode())
+
+
 @contextlib.contextmanager
 def stoppable(advice: str = RESUME) -> Iterator[None]:
     """Long work: Ctrl-C ends the command with status 130, and says how to go on."""

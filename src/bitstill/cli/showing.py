@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bitstill.cli.options import DataOption, JsonFlag, SeedOption
-from bitstill.cli.printing import err, export_text, gguf_text, out, print_json
+from bitstill.cli.printing import err, export_text, gguf_text, out, print_json, write_page
 
 
 def demo(
@@ -110,14 +110,12 @@ def bench(
     as_json: JsonFlag = False,
 ) -> None:
     """Time networks in turns, each in a process of its own: latency, loading, memory, bytes."""
-    from bitstill.artifact.files import write_file
     from bitstill.bench import bench as run
     from bitstill.report.latency import latency_page, latency_tables
 
     found = run(folders, batches=batch or (1, 8), lengths=length or (16, 128), threads=threads, turns=turns)
     if page is not None:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_file(page, latency_page(found).encode())
+        write_page(page, latency_page(found))
     if as_json:
         print_json(found)
         return
@@ -141,16 +139,13 @@ def compare(
     """Put artifacts side by side: what they score, weigh and cost to run."""
     from dataclasses import asdict
 
-    from bitstill.artifact.files import write_file
     from bitstill.comparing import compare as run
     from bitstill.report.page import comparison_page
     from bitstill.report.tables import rich_table
 
     found = run(folders, batch=batch, length=length, threads=threads, turns=turns)
     if page is not None:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        html = comparison_page(f"{len(found.reports)} artifacts", found.rows, found.reports, {}, found.timed)
-        write_file(page, html.encode())
+        write_page(page, comparison_page(f"{len(found.reports)} artifacts", found.rows, found.reports, {}, found.timed))
     if as_json:
         print_json({"metric": found.metric, "timed": found.timed, "rows": [asdict(row) for row in found.rows]})
         return

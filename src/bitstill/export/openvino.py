@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bitstill.artifact.format import LayerRecord
 from bitstill.artifact.reader import Archive
 from bitstill.errors import need_package
-from bitstill.export.levels import kept_weights, whole_levels
+from bitstill.export.levels import kept_weights, packed_bits, whole_levels
 from bitstill.export.onnx.lower import lower
 from bitstill.export.program import Program
 
@@ -141,7 +141,6 @@ def _grouped(openvino: Any, codes: Array, layer: LayerRecord) -> tuple[Any, str]
 def _constant(openvino: Any, codes: Array, kind: str) -> Any:
     """Codes as a constant of few bits, packed from the low bits of a byte up; single bits from the highest down."""
     bits = next(bits for bits, name in _TYPES if name == kind)
-    stream = np.unpackbits(codes.reshape(-1, 1), axis=-1, bitorder="little", count=bits)
-    packed = np.packbits(stream.reshape(-1), bitorder="big" if bits == 1 else "little")
+    packed = np.packbits(codes, bitorder="big") if bits == 1 else packed_bits(codes.reshape(1, -1), bits)[0]
     tensor = openvino.Tensor(packed, openvino.Shape(codes.shape), getattr(openvino.Type, kind))
     return openvino.op.Constant(tensor, False)

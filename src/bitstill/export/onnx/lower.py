@@ -191,15 +191,10 @@ class _Lowering:
         graph, layer, record = self.graph, operation.layer, self.archive.layers.get(operation.layer)
         if self.how.in_blocks and record is not None and blocks.block_of(record) is not None:
             self.arithmetic[layer] = "packed blocks"
-            added = self._leftover(f"{layer}.bias") if f"{layer}.bias" in self.archive.tensors else ""
-            return blocks.product(graph, self.archive, record, value, added)
-        if self._by_integers(layer) and self.how.qdq:
-            values = self._dequantized(layer, value, 2)
-            return graph.node("Gemm", *values, *self._bias(layer), transB=1)
-        if self._by_integers(layer):
+            return blocks.product(graph, self.archive, record, value, *self._bias(layer))
+        if self._by_integers(layer) and not self.how.qdq:
             return self._together[layer] if layer in self._together else self._side_by_side(layer, value)
-        self.arithmetic[layer] = "float"
-        return graph.node("Gemm", self._float_input(layer, value, 2), self._float_weight(layer), *self._bias(layer), transB=1)
+        return graph.node("Gemm", *self._in_float(layer, value, 2), *self._bias(layer), transB=1)
 
     def _side_by_side(self, layer: str, value: str) -> str:
         """Layers that read the same codes, as query, key and value do, are multiplied at once and cut apart afterwards."""
@@ -226,13 +221,16 @@ class _Lowering:
     def _convolution(self, operation: ops.Convolution, value: str) -> str:
         layer = operation.layer
         settings = {"strides": [operation.stride] * 2, "pads": [operation.padding] * 4}
-        if self._by_integers(layer) and self.how.qdq:
-            return self.graph.node("Conv", *self._dequantized(layer, value, 4), *self._bias(layer), **settings)
-        if self._by_integers(layer):
+        if self._by_integers(layer) and not self.how.qdq:
             return self._integers([layer], value, 4, "ConvInteger", **settings)
+        return self.graph.node("Conv", *self._in_float(layer, value, 4), *self._bias(layer), **settings)
+
+    def _in_float(self, layer: str, value: str, rank: int) -> tuple[str, str]:
+        """Input and weight of a product of floats: as pairs of operators where that is asked for and fits."""
+        if self.how.qdq and self._by_integers(layer):
+            return self._dequantized(layer, value, rank)
         self.arithmetic[layer] = "float"
-        given = (self._float_input(layer, value, 4), self._float_weight(layer))
-        return self.graph.node("Conv", *given, *self._bias(layer), **settings)
+        return self._float_input(layer, value, rank), self._float_weight(layer)
 
     def _bias(self, layer: str) -> tuple[str, ...]:
         """The layer's bias, if it has one."""
@@ -406,9 +404,7 @@ class _Lowering:
         return graph.node("Reshape", mixed, graph.constant([-1, heads * width]))
 
     def _shape_of_ids(self) -> str:
-        if "shape" not in self._per_graph:
-            self._per_graph["shape"] = self.graph.node("Shape", "input_ids")
-        return self._per_graph["shape"]
+        return self.graph.once("Shape", "input_ids")
 
     def _hidden(self) -> str:
         """0 for real tokens and the lowest number for padding, (texts, 1, 1, length)."""
