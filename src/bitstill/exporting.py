@@ -125,7 +125,7 @@ def _check(to: str, options: Options) -> None:
 
 
 def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
-    opset, how = options.opset or OPSET, options.activations
+    opset, how = OPSET if options.opset is None else options.opset, options.activations
     per_tensor, in_blocks, qdq = how in ("per-tensor", "qdq"), how == "blocks", how == "qdq"
     lowered = lower(program_of(archive), archive, per_tensor=per_tensor, opset=opset, in_blocks=in_blocks, qdq=qdq)
     if in_blocks and "packed blocks" not in lowered.arithmetic.values():
