@@ -34,6 +34,13 @@ ARTIFACT_MAY_IMPORT = (
     "_version",
     "artifact",
 )
+BESIDE = {
+    "artifact": (),  # see above
+    "export": ("errors", "granularity", "keys", "ops", "artifact", "export"),
+    "kernels": ("errors", "granularity", "ops", "artifact", "export", "kernels"),
+    "runtime": ("errors", "granularity", "ops", "artifact", "export", "kernels", "runtime", "hub"),
+}
+"""What hangs off the core: deploying knows the artifact alone, and no training code."""
 OPTIONAL = {
     "datasets",
     "torch_pruning",
@@ -52,7 +59,7 @@ OPTIONAL = {
 REQUIRED = {"accelerate", "huggingface_hub", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
 WITHOUT_TORCH = (
     "errors", "schedules", "granularity", "keys", "_version", "decode", "ops.layouts", "ops.entropy", "artifact.format",
-    "artifact.reader", "artifact.coding", "artifact.size", "artifact.files",
+    "artifact.reader", "artifact.coding", "artifact.size", "artifact.files", "hub",
 )  # fmt: skip
 
 
@@ -119,7 +126,7 @@ def test_the_walk_sees_imports_at_every_depth(tmp_path):
 
 
 def test_every_module_has_its_place():
-    homeless = {name for name in FILES if _layer(name) is None and name.split(".")[0] not in ("artifact", "export", "kernels")}
+    homeless = {name for name in FILES if _layer(name) is None and name.split(".")[0] not in BESIDE}
     assert not homeless, f"add {sorted(homeless)} to a layer"
 
 
@@ -143,10 +150,9 @@ def test_the_artifact_never_imports_training_code(name):
     assert not {other for other in _own(FILES[name]) if not allowed(other)}
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] == "export"])
-def test_exports_know_the_artifact_alone(name):
-    allowed = ("errors", "granularity", "keys", "ops", "artifact", "export")
-    assert not {other for other in _own(FILES[name]) if other.split(".")[0] not in allowed}
+@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] in {*BESIDE} - {"artifact"}])
+def test_what_deploys_knows_the_artifact_alone(name):
+    assert not {other for other in _own(FILES[name]) if other.split(".")[0] not in BESIDE[name.split(".")[0]]}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -172,7 +178,9 @@ def test_transformers_is_known_to_one_folder_only(name):
     assert not {module for module in at_top if module.split(".")[0] == "hf"}, "import it where it is used"
 
 
-@pytest.mark.parametrize("name", [*WITHOUT_TORCH, *(name for name in FILES if name.split(".")[0] == "export")])
+@pytest.mark.parametrize(
+    "name", [*WITHOUT_TORCH, *(name for name in FILES if name.split(".")[0] in ("export", "kernels", "runtime"))]
+)
 def test_what_reads_without_torch_reaches_no_torch(name):
     """Through everything that importing it imports in turn."""
     seen, queue = set(), [name]

@@ -163,7 +163,12 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("bitstill._version").VERSION
     if name not in _HOMES:
         raise AttributeError(f"module 'bitstill' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    except ImportError as error:
+        from bitstill.errors import without_torch
+
+        raise without_torch(error, f"bitstill.{name}") or error from None
     globals()[name] = value
     return value
 

@@ -79,6 +79,14 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"Did you mean {near[0]!r}? {listed}" if near else listed
 
 
+def without_torch(error: ImportError, where: str) -> MissingPackageError | None:
+    """What to raise where an import failed because torch is not installed; None where it failed for another reason."""
+    if error.name not in ("torch", "accelerate"):
+        return None
+    fix = "Install it with: pip install 'bitstill[train]'. bitstill.runtime and `bitstill inspect` work without."
+    return MissingPackageError("torch", given=f"no package {error.name!r}", where=where, fix=fix)
+
+
 def need_package(name: str, *, extra: str, purpose: str) -> ModuleType:
     """Import the optional package `name`, or say which extra of bitstill installs it.
 

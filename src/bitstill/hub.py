@@ -11,7 +11,6 @@ from pathlib import Path
 from bitstill.artifact.format import CARD, CONFIG, FILES, REPORT, WEIGHTS
 from bitstill.artifact.reader import read
 from bitstill.errors import ArtifactError
-from bitstill.report.card import model_card
 
 _NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 
@@ -57,6 +56,8 @@ def push(folder: str | Path, name: str, *, private: bool = False) -> str:
     if not _NAME.fullmatch(name) or "@" in name:
         raise ArtifactError("owner/name", given=repr(name), where="push", fix="For example: ada/minilm-1bit.")
     from huggingface_hub import CommitOperationAdd, HfApi
+
+    from bitstill.report.card import model_card
 
     files: dict[str, Path | bytes] = {file: source / file for file in FILES if (source / file).is_file()}
     report = json.loads((source / REPORT).read_text()) if REPORT in files else {}

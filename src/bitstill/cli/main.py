@@ -9,7 +9,7 @@ import typer
 from bitstill.cli.printing import err, escape
 from bitstill.cli.showing import bench, compare, demo, evaluate, export, inspect, push, recipes
 from bitstill.cli.training import augment, compress, distill, finetune
-from bitstill.errors import BitstillError
+from bitstill.errors import BitstillError, without_torch
 
 app = typer.Typer(
     name="bitstill",
@@ -25,10 +25,17 @@ for _command in (demo, compress, finetune, distill, augment, evaluate, inspect, 
 def main() -> None:
     """Run the command line; an error of bitstill's becomes one message and exit status 1."""
     try:
-        app()
+        _run()
     except BitstillError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _run() -> None:
+    try:
+        app()
+    except ImportError as error:
+        raise without_torch(error, "bitstill " + " ".join(sys.argv[1:2])) or error from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Low-bit kernels for processors: one C library, compiled with the package and called through `ctypes`; no torch."""

@@ -1,0 +1,578 @@
+/* All steps, once for each instruction set: compiled with TIER and the flags of that tier, and with its own integer product. */
+#include <math.h>
+
+#include "lanes.h"
+#include "tier.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+
+static int runs_here(void);
+static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int8_t *copy);
+static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int bits, int shift, int32_t *acc);
+#include TIER_FILE
+
+#define SMALLEST_NORMAL 1.17549435e-38f
+#define UP(n, to) (((n) + (to)-1) / (to) * (to))
+#define LEAST(a, b) ((a) < (b) ? (a) : (b))
+#define MOST(a, b) ((a) > (b) ? (a) : (b))
+
+static float *value_of(const bs_run *run, int value) { return (float *)(run->arena + run->offset[value]); }
+static char *scratch_of(const bs_run *run, const bs_work *work) { return run->scratch + work->thread * run->scratch_bytes; }
+
+/* A quantized value's parts; there may be as many scales as rows. */
+static bs_codes codes_of(const bs_run *run, int value) {
+    char *at = run->arena + run->offset[value];
+    int64_t numbers = UP(4 * run->rows[value], 64);
+    return (bs_codes){(float *)at, (int32_t *)(at + numbers), (float *)(at + 2 * numbers), (int8_t *)(at + 3 * numbers)};
+}
+
+/* What is done to a tile of one panel before it is written: rows `row`, `row + 1`, ..., of `width` channels from `channel` on. */
+static void finish(const bs_run *run, const bs_step *step, float *tile, int m, int64_t row, int64_t channel, int channels) {
+    for (const bs_tail *tail = step->tail; tail->kind != BS_END; tail++) {
+        switch (tail->kind) {
+        case BS_AFFINE: {
+            floats by0 = tail->by ? load(tail->by + channel) : all(1.0f), by1 = tail->by ? load(tail->by + channel + 8) : all(1.0f);
+            floats plus0 = load(tail->plus + channel), plus1 = load(tail->plus + channel + 8);
+            for (int i = 0; i < m; i++) {
+                store(tile + 16 * i, load(tile + 16 * i) * by0 + plus0);
+                store(tile + 16 * i + 8, load(tile + 16 * i + 8) * by1 + plus1);
+            }
+            break;
+        }
+        case BS_FUNCTION:
+            switch (tail->function) {
+#define EACH(f) for (int i = 0; i < 2 * m; i++) store(tile + 8 * i, applied(f, load(tile + 8 * i))); break
+            case BS_RELU: EACH(BS_RELU);
+            case BS_GELU: EACH(BS_GELU);
+            case BS_GELU_TANH: EACH(BS_GELU_TANH);
+            case BS_TANH: EACH(BS_TANH);
+            }
+            break;
+        case BS_ADD: {
+            int64_t width = run->width[tail->value];
+            const float *other = value_of(run, tail->value) + row * width + channel;
+            for (int i = 0; i < m; i++)
+                for (int n = 0; n < channels; n++) tile[16 * i + n] += other[i * width + n];
+            break;
+        }
+        }
+    }
+}
+
+/* A tile of one panel to where it belongs. */
+static void put(const bs_run *run, const bs_step *step, const float *tile, int m, int64_t row, int64_t channel, int channels) {
+    int64_t width = run->width[step->output];
+    float *to = value_of(run, step->output) + row * width + channel;
+    for (int i = 0; i < m; i++) memcpy(to + i * width, tile + 16 * i, sizeof(float) * channels);
+}
+
+/* Row by row ---------------------------------------------------------------------------------------------------------------- */
+
+static inline int bits_at(const uint8_t *packed, int64_t first, int bits) {
+    int64_t at = first >> 3;
+    int found = packed[at] >> (first & 7);
+    if ((first & 7) + bits > 8) found |= packed[at + 1] << (8 - (first & 7));
+    return found & ((1 << bits) - 1);
+}
+
+static void table_row(const bs_table *table, int64_t row, float *to) {
+    if (table->dense) {
+        memcpy(to, table->dense + row * table->length, sizeof(float) * table->length);
+        return;
+    }
+    memset(to, 0, sizeof(float) * table->length);
+    for (int p = 0; p < table->planes; p++) {
+        const bs_rows_plane *plane = &table->plane[p];
+        const uint8_t *packed = plane->codes + row * plane->bytes;
+        const float *scale = plane->scale + (table->scale_rows > 1 ? row : 0) * table->groups;
+        const float *offset = plane->offset ? plane->offset + (table->scale_rows > 1 ? row : 0) * table->groups : NULL;
+        for (int64_t g = 0, k = 0; g < table->groups; g++) {
+            int64_t end = LEAST(k + table->group, table->length);
+            float s = scale[g], o = offset ? offset[g] : 0.0f;
+            if (plane->trits) {
+                static const int powers[5] = {1, 3, 9, 27, 81};
+                for (; k < end; k++) to[k] += plane->levels[packed[k / 5] / powers[k % 5] % 3] * s + o;
+            } else if (plane->bits == 1) {
+                float low = plane->levels[0] * s + o, high = plane->levels[1] * s + o;
+                for (; k < end; k++) to[k] += packed[k >> 3] >> (k & 7) & 1 ? high : low;
+            } else {
+                for (; k < end; k++) to[k] += plane->levels[bits_at(packed, k * plane->bits, (int)plane->bits)] * s + o;
+            }
+        }
+    }
+    if (table->mask)
+        for (int64_t k = 0; k < table->length; k++)
+            if (!(table->mask[row * table->mask_bytes + (k >> 3)] >> (k & 7) & 1)) to[k] = 0.0f;
+}
+
+/* Elementwise steps over whole rows, in tiles of one row. */
+static void finish_row(const bs_run *run, const bs_step *step, float *row_at, int64_t row) {
+    int64_t width = run->width[step->output];
+    if (step->tail[0].kind == BS_END) return;
+    for (int64_t n = 0; n < width; n += BS_PANEL) {
+        float tile[BS_PANEL] = {0};
+        int channels = (int)LEAST(BS_PANEL, width - n);
+        memcpy(tile, row_at + n, sizeof(float) * channels);
+        finish(run, step, tile, 1, row, n, channels);
+        memcpy(row_at + n, tile, sizeof(float) * channels);
+    }
+}
+
+static void do_gather(const bs_run *run, const bs_step *step, bs_work *work) {
+    int64_t from, to, width = run->width[step->output];
+    bs_share(work, run->rows[step->output], &from, &to);
+    for (int64_t row = from; row < to; row++) {
+        float *at = value_of(run, step->output) + row * width;
+        table_row(step->table, run->indices[step->index][row], at);
+        finish_row(run, step, at, row);
+    }
+}
+
+static void do_map(const bs_run *run, const bs_step *step, bs_work *work) {
+    int64_t from, to, width = run->width[step->output];
+    bs_share(work, run->rows[step->output], &from, &to);
+    for (int64_t row = from; row < to; row++) {
+        float *at = value_of(run, step->output) + row * width;
+        if (step->coded) {
+            bs_codes codes = codes_of(run, step->input);
+            const int8_t *x = codes.codes + row * run->width[step->input];
+            for (int64_t k = 0; k < width; k++) at[k] = (float)(x[k] - codes.zero[row]) * codes.scale[row] + codes.shift[row];
+        } else {
+            memcpy(at, value_of(run, step->input) + row * width, sizeof(float) * width);
+        }
+        finish_row(run, step, at, row);
+    }
+}
+
+static void do_norm(const bs_run *run, const bs_step *step, bs_work *work) {
+    int64_t from, to, width = run->width[step->output], whole = width / LANES * LANES;
+    bs_share(work, run->rows[step->output], &from, &to);
+    for (int64_t row = from; row < to; row++) {
+        const float *x = value_of(run, step->input) + row * width;
+        float *y = value_of(run, step->output) + row * width;
+        floats sums = all(0.0f), squares = all(0.0f);
+        float sum = 0, square = 0;
+        for (int64_t k = 0; k < whole; k += LANES) sums += load(x + k);
+        for (int64_t k = whole; k < width; k++) sum += x[k];
+        float mean = (sum + sum_of(sums)) / width;
+        for (int64_t k = 0; k < whole; k += LANES) {
+            floats d = load(x + k) - all(mean);
+            squares += d * d;
+        }
+        for (int64_t k = whole; k < width; k++) square += (x[k] - mean) * (x[k] - mean);
+        float by = 1.0f / sqrtf((square + sum_of(squares)) / width + step->epsilon);
+        for (int64_t k = 0; k < whole; k += LANES) store(y + k, (load(x + k) - all(mean)) * all(by) * load(step->by + k) + load(step->plus + k));
+        for (int64_t k = whole; k < width; k++) y[k] = (x[k] - mean) * by * step->by[k] + step->plus[k];
+        finish_row(run, step, y, row);
+    }
+}
+
+/* The first token's row of each text. */
+static void do_take(const bs_run *run, const bs_step *step, bs_work *work) {
+    int64_t from, to, width = run->width[step->output];
+    bs_share(work, run->rows[step->output], &from, &to);
+    for (int64_t row = from; row < to; row++)
+        memcpy(value_of(run, step->output) + row * width, value_of(run, step->input) + run->first[row] * width, sizeof(float) * width);
+}
+
+/* Quantization: `ops.inputs` has the rule ------------------------------------------------------------------------------------ */
+
+static void extremes(const float *x, int64_t n, float *least, float *most) {
+    int64_t k = 0;
+    if (n >= LANES) {
+        floats low = load(x), high = low;
+        for (k = LANES; k + LANES <= n; k += LANES) low = smallest(load(x + k), low), high = largest(load(x + k), high);
+        *least = smallest_of(low) < *least ? smallest_of(low) : *least;
+        *most = largest_of(high) > *most ? largest_of(high) : *most;
+    }
+    for (; k < n; k++) *least = x[k] < *least ? x[k] : *least, *most = x[k] > *most ? x[k] : *most;
+}
+
+/* The scale, zero point and shift for values between least and most. Codes are kept signed: unsigned ones less 128. */
+static void scale_for(const bs_rule *rule, float least, float most, float *scale, int32_t *zero, float *shift) {
+    *shift = 0.0f, *zero = 0;
+    if (rule->range == BS_STEP) {
+        *scale = rule->step;
+        if (!rule->symmetric) *shift = least, *zero = -128;
+        return;
+    }
+    if (rule->range == BS_CLIP) {
+        least = least < rule->low ? rule->low : least > rule->high ? rule->high : least;
+        most = most < rule->low ? rule->low : most > rule->high ? rule->high : most;
+    }
+    if (rule->symmetric) {
+        *scale = (most > -least ? most : -least) / (float)((1 << (rule->bits - 1)) - 1);
+        if (*scale < SMALLEST_NORMAL) *scale = 1.0f;
+        return;
+    }
+    float top = (float)((1 << rule->bits) - 1);
+    least = least < 0 ? least : 0, most = most > 0 ? most : 0;
+    *scale = (most - least) / top;
+    if (*scale < SMALLEST_NORMAL) *scale = 1.0f;
+    float at = nearbyintf(-least / *scale);
+    *zero = (int32_t)(at < 0 ? 0 : at > top ? top : at) - 128;
+}
+
+static void quantize(const bs_rule *rule, const float *x, int64_t n, float scale, int32_t zero, float shift, int8_t *to) {
+    float low, high, moved;
+    if (rule->symmetric) {
+        high = (float)((1 << (rule->bits - 1)) - 1), low = -high - 1, moved = 0.0f;
+    } else {
+        moved = rule->range == BS_STEP ? 0.0f : (float)(zero + 128), low = 0.0f, high = (float)((1 << rule->bits) - 1);
+    }
+    float least = rule->range == BS_CLIP ? rule->low : -INFINITY, most = rule->range == BS_CLIP ? rule->high : INFINITY;
+    int32_t down = rule->symmetric ? 0 : 128;
+    int64_t k = 0;
+    /* Beyond these, rounding by addition fails; and the code is at the edge anyway. */
+    const floats far = all(1e6f);
+#define CODES(x)                                                                                              \
+    as_ints(smallest(largest(nearest(smallest(largest((smallest(largest(x, all(least)), all(most)) - all(shift)) / all(scale), -far), far)) + all(moved), all(low)), all(high))) - all_ints(down)
+    for (; k + LANES <= n; k += LANES) {
+        ints codes = CODES(load(x + k));
+        for (int i = 0; i < LANES; i++) to[k + i] = (int8_t)codes[i];
+    }
+    if (k < n) {
+        float rest[LANES] = {0};
+        memcpy(rest, x + k, sizeof(float) * (n - k));
+        ints codes = CODES(load(rest));
+        for (int i = 0; k < n; i++, k++) to[k] = (int8_t)codes[i];
+    }
+}
+
+static void do_quantize(const bs_run *run, const bs_step *step, bs_work *work) {
+    const bs_rule *rule = &step->rule;
+    bs_codes codes = codes_of(run, step->output);
+    const float *x = value_of(run, step->input);
+    int64_t rows = run->rows[step->output], width = run->width[step->input], padded = run->width[step->output], from, to;
+    bs_share(work, rows, &from, &to);
+    int64_t span = rule->span ? rule->span : MOST(rows, 1), known = -1;
+    int ranged = rule->range != BS_STEP || !rule->symmetric;
+    float scale = 1.0f, shift = 0.0f;
+    int32_t zero = 0;
+    for (int64_t row = from; row < to; row++) {
+        int64_t set = row / span;
+        if (set != known) {
+            /* A range over rows of several threads is taken by each of them. */
+            int64_t end = LEAST((set + 1) * span, rows);
+            float least = INFINITY, most = -INFINITY;
+            if (ranged) extremes(x + set * span * width, (end - set * span) * width, &least, &most);
+            scale_for(rule, least, most, &scale, &zero, &shift);
+            known = set;
+        }
+        codes.scale[row] = scale, codes.zero[row] = zero, codes.shift[row] = shift;
+        int8_t *to_row = codes.codes + row * padded;
+        quantize(rule, x + row * width, width, scale, zero, shift, to_row);
+        memset(to_row + width, 0, (size_t)(padded - width));
+    }
+}
+
+/* Products -------------------------------------------------------------------------------------------------------------------- */
+
+/* Sums of codes of each row and group of inputs, less the zero point: (m, groups). */
+static void sums_of_codes(const bs_matrix *matrix, const int8_t *codes, int m, const int32_t *zero, int32_t *sums) {
+    for (int i = 0; i < m; i++)
+        for (int64_t g = 0; g < matrix->groups; g++) {
+            int64_t first = g * matrix->group, size = LEAST(matrix->group, matrix->inputs - first);
+            const int8_t *row = codes + i * matrix->padded + first;
+            int32_t total = 0;
+            for (int64_t k = 0; k < size; k++) total += row[k];
+            sums[i * matrix->groups + g] = total - zero[i] * (int32_t)size;
+        }
+}
+
+/* Rows of arranged codes times one panel, as floats: (m, 16). */
+static void product_of_codes(const bs_matrix *matrix, int64_t panel, const int8_t *codes, const int32_t *sums, int m, const float *scale,
+                             const int32_t *zero, const float *shift, float *tile) {
+    memset(tile, 0, sizeof(float) * BS_PANEL * m);
+    for (int64_t g = 0; g < matrix->groups; g++) {
+        int64_t first = g * matrix->group, size = LEAST(matrix->group, matrix->inputs - first);
+        for (int p = 0; p < matrix->planes; p++) {
+            const bs_plane *plane = &matrix->plane[p];
+            int32_t acc[BS_BLOCK * BS_PANEL] = {0};
+            for (int s = 0; s < plane->slices; s++) {
+                int64_t inputs = 4 * (8 / plane->bits[s]), lines = matrix->padded / inputs;
+                int64_t skip = first / inputs, count = g == matrix->groups - 1 ? lines - skip : (first + size) / inputs - skip;
+                multiply(codes, matrix->padded, first, m, plane->lines[s] + (panel * lines + skip) * BS_LINE, count, plane->bits[s],
+                         plane->shift[s], acc);
+            }
+            int64_t at = (panel * matrix->groups + g) * BS_PANEL;
+            for (int i = 0; i < m; i++) {
+                int32_t *row = acc + BS_PANEL * i, total = sums[i * matrix->groups + g];
+                if (zero[i])
+                    for (int n = 0; n < BS_PANEL; n++) row[n] -= zero[i] * plane->sums[at + n];
+                for (int half = 0; half < BS_PANEL; half += LANES) {
+                    ints whole;
+                    memcpy(&whole, row + half, sizeof whole);
+                    whole = whole * all_ints(plane->step) + all_ints(plane->first * total);
+                    floats y = load(tile + BS_PANEL * i + half) + as_floats(whole) * (load(plane->scale + at + half) * all(scale[i]));
+                    if (plane->offset) y += load(plane->offset + at + half) * all((float)total * scale[i]);
+                    store(tile + BS_PANEL * i + half, y);
+                }
+            }
+        }
+    }
+    if (matrix->weights)
+        for (int i = 0; i < m; i++)
+            for (int half = 0; half < BS_PANEL; half += LANES)
+                store(tile + BS_PANEL * i + half,
+                      load(tile + BS_PANEL * i + half) + load(matrix->weights + panel * BS_PANEL + half) * all(shift[i]));
+}
+
+/* The weights of one panel as floats, (inputs, 16). */
+static const float *dense_panel(const bs_matrix *matrix, int64_t panel, float *to) {
+    if (matrix->dense) return matrix->dense + panel * matrix->inputs * BS_PANEL;
+    for (int64_t k = 0; k < matrix->inputs; k++) {
+        float *row = to + k * BS_PANEL;
+        for (int p = 0; p < matrix->planes; p++) {
+            const bs_plane *plane = &matrix->plane[p];
+            int codes[BS_PANEL] = {0};
+            for (int s = 0; s < plane->slices; s++) {
+                int bits = plane->bits[s], per_line = 4 * (8 / bits);
+                const uint8_t *line = plane->lines[s] + (panel * (matrix->padded / per_line) + k / per_line) * BS_LINE + k % 4;
+                int down = (int)(k % per_line / 4) * bits, mask = (1 << bits) - 1;
+                for (int n = 0; n < BS_PANEL; n++) codes[n] |= (line[4 * n] >> down & mask) << plane->shift[s];
+            }
+            int64_t at = (panel * matrix->groups + k / matrix->group) * BS_PANEL;
+            for (int n = 0; n < BS_PANEL; n++) {
+                float w = plane->levels[codes[n]] * plane->scale[at + n] + (plane->offset ? plane->offset[at + n] : 0.0f);
+                row[n] = p ? row[n] + w : w;
+            }
+        }
+        if (matrix->mask) {
+            const uint8_t *line = matrix->mask + (panel * (matrix->padded / 32) + k / 32) * BS_LINE + k % 4;
+            for (int n = 0; n < BS_PANEL; n++)
+                if (!(line[4 * n] >> (k % 32 / 4) & 1)) row[n] = 0.0f;
+        }
+    }
+    return to;
+}
+
+/* (rows, inner) times (inner, 16): four rows at a time; b has `b_stride` floats in a row, of which `n` <= 16 count. */
+static void product_of_floats(const float *a, int64_t a_stride, int m, int64_t inner, const float *b, int64_t b_stride, float *to, int64_t to_stride) {
+    for (int i = 0; i < m; i += 4) {
+        const float *rows[4];
+        for (int r = 0; r < 4; r++) rows[r] = a + LEAST(i + r, m - 1) * a_stride;
+        floats acc[4][2] = {{all(0.0f), all(0.0f)}, {all(0.0f), all(0.0f)}, {all(0.0f), all(0.0f)}, {all(0.0f), all(0.0f)}};
+        for (int64_t k = 0; k < inner; k++) {
+            floats b0 = load(b + k * b_stride), b1 = load(b + k * b_stride + 8);
+            for (int r = 0; r < 4; r++) {
+                floats x = all(rows[r][k]);
+                acc[r][0] += x * b0;
+                acc[r][1] += x * b1;
+            }
+        }
+        for (int r = 0; r < 4 && i + r < m; r++) store(to + (i + r) * to_stride, acc[r][0]), store(to + (i + r) * to_stride + 8, acc[r][1]);
+    }
+}
+
+/* One panel of a layer for some rows. */
+static void panel_of(const bs_run *run, const bs_step *step, int64_t panel, int64_t row, int m, const float *tile_in) {
+    float *tile = (float *)tile_in;
+    int channels = (int)LEAST(BS_PANEL, step->matrix->outputs - panel * BS_PANEL);
+    finish(run, step, tile, m, row, panel * BS_PANEL, channels);
+    put(run, step, tile, m, row, panel * BS_PANEL, channels);
+}
+
+static void do_linear(const bs_run *run, const bs_step *step, bs_work *work) {
+    const bs_matrix *matrix = step->matrix;
+    int64_t panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, rows = run->rows[step->output], blocks = UP(rows, BS_BLOCK) / BS_BLOCK, from, to;
+    _Alignas(64) float tile[BS_BLOCK * BS_PANEL];
+    if (step->coded) {
+        bs_codes codes = codes_of(run, step->input);
+        int32_t *sums = (int32_t *)scratch_of(run, work);
+        const int8_t *arranged = NULL;
+        bs_share(work, panels * blocks, &from, &to);
+        for (int64_t piece = from; piece < to; piece++) {
+            int64_t row = piece / panels * BS_BLOCK, panel = piece % panels;
+            int m = (int)LEAST(BS_BLOCK, rows - row);
+            if (piece == from || panel == 0) {
+                const int8_t *block = codes.codes + row * matrix->padded;
+                sums_of_codes(matrix, block, m, codes.zero + row, sums);
+                arranged = arrange(block, matrix->padded, m, (int8_t *)(sums + BS_BLOCK * matrix->groups));
+            }
+            product_of_codes(matrix, panel, arranged, sums, m, codes.scale + row, codes.zero + row, codes.shift + row, tile);
+            panel_of(run, step, panel, row, m, tile);
+        }
+        return;
+    }
+    const float *x = value_of(run, step->input);
+    bs_share(work, panels, &from, &to); /* a panel is unpacked once for all rows */
+    for (int64_t panel = from; panel < to; panel++) {
+        const float *weights = dense_panel(matrix, panel, (float *)scratch_of(run, work));
+        for (int64_t row = 0; row < rows; row += BS_BLOCK) {
+            int m = (int)LEAST(BS_BLOCK, rows - row);
+            product_of_floats(x + row * matrix->inputs, matrix->inputs, m, matrix->inputs, weights, BS_PANEL, tile, BS_PANEL);
+            panel_of(run, step, panel, row, m, tile);
+        }
+    }
+}
+
+/* Attention ------------------------------------------------------------------------------------------------------------------- */
+
+/* softmax of `n` scores, in place; the rest up to a whole panel becomes 0. */
+static void softmax(float *scores, int64_t n, float by, const uint8_t *hidden) {
+    int64_t padded = UP(n, BS_PANEL);
+    for (int64_t j = n; j < padded; j++) scores[j] = -INFINITY;
+    if (hidden)
+        for (int64_t j = 0; j < n; j++)
+            if (hidden[j]) scores[j] = -INFINITY;
+    floats most = all(-INFINITY), sums = all(0.0f);
+    for (int64_t j = 0; j < padded; j += LANES) most = largest(load(scores + j), most);
+    float top = largest_of(most) * by;
+    for (int64_t j = 0; j < padded; j += LANES) {
+        floats score = load(scores + j);
+        floats y = choose(score == all(-INFINITY), all(0.0f), exponential(score * all(by) - all(top)));
+        sums += y;
+        store(scores + j, y);
+    }
+    float share = 1.0f / sum_of(sums);
+    for (int64_t j = 0; j < padded; j += LANES) store(scores + j, load(scores + j) * all(share));
+}
+
+static void do_attend(const bs_run *run, const bs_step *step, bs_work *work) {
+    int heads = step->heads, width = step->head_width;
+    int64_t q_width = run->width[step->input], o_width = run->width[step->output], v_width = run->width[step->input_3], from, to;
+    float by = 1.0f / sqrtf((float)width);
+    bs_share(work, run->texts * heads, &from, &to);
+    for (int64_t piece = from; piece < to; piece++) {
+        int64_t text = piece / heads, head = piece % heads, start = run->starts[text], n = run->starts[text + 1] - start, padded = UP(n, BS_PANEL);
+        const float *query = value_of(run, step->input) + start * q_width + head * width;
+        const float *key = value_of(run, step->input_2) + start * q_width + head * width;
+        const float *value = value_of(run, step->input_3) + start * v_width + head * width;
+        float *out = value_of(run, step->output) + start * o_width + head * width;
+        float *keys = (float *)scratch_of(run, work), *values = keys + width * padded, *scores = values + UP(width, BS_PANEL) * padded;
+        int64_t v_padded = UP(width, BS_PANEL);
+        memset(keys, 0, sizeof(float) * width * padded);
+        for (int64_t j = 0; j < n; j++)
+            for (int d = 0; d < width; d++) keys[d * padded + j] = key[j * q_width + d];
+        memset(values, 0, sizeof(float) * v_padded * padded);
+        for (int64_t j = 0; j < n; j++) memcpy(values + j * v_padded, value + j * v_width, sizeof(float) * width);
+        for (int64_t i = 0; i < n; i += 4) {
+            int m = (int)LEAST(4, n - i);
+            for (int64_t j = 0; j < padded; j += BS_PANEL)
+                product_of_floats(query + i * q_width, q_width, m, width, keys + j, padded, scores + j, padded);
+            for (int r = 0; r < m; r++) softmax(scores + r * padded, n, by, run->hidden ? run->hidden + start : NULL);
+            for (int64_t d = 0; d < width; d += BS_PANEL) {
+                float tile[4 * BS_PANEL];
+                product_of_floats(scores, padded, m, n, values + d, v_padded, tile, BS_PANEL);
+                for (int r = 0; r < m; r++) memcpy(out + (i + r) * o_width + d, tile + BS_PANEL * r, sizeof(float) * LEAST(BS_PANEL, width - d));
+            }
+        }
+    }
+}
+
+/* Pictures: (samples x height x across, channels) ------------------------------------------------------------------------------- */
+
+static void do_input(const bs_run *run, const bs_step *step, bs_work *work) {
+    int64_t pixels = (int64_t)step->height * step->across, from, to;
+    bs_share(work, run->samples * pixels, &from, &to);
+    for (int64_t row = from; row < to; row++) {
+        const float *x = run->given[step->index] + row / pixels * pixels * step->channels + row % pixels;
+        float *y = value_of(run, step->output) + row * step->channels;
+        for (int c = 0; c < step->channels; c++) y[c] = x[c * pixels];
+    }
+}
+
+/* Back to channels, height, width, as layers behind expect them: (samples, channels x height x across). */
+static void do_flatten(const bs_run *run, const bs_step *step, bs_work *work) {
+    int64_t pixels = (int64_t)step->height * step->across, from, to;
+    bs_share(work, run->samples, &from, &to);
+    for (int64_t sample = from; sample < to; sample++) {
+        const float *x = value_of(run, step->input) + sample * pixels * step->channels;
+        float *y = value_of(run, step->output) + sample * pixels * step->channels;
+        for (int64_t pixel = 0; pixel < pixels; pixel++)
+            for (int c = 0; c < step->channels; c++) y[c * pixels + pixel] = x[pixel * step->channels + c];
+    }
+}
+
+static void do_pool(const bs_run *run, const bs_step *step, bs_work *work) {
+    int64_t from, to;
+    int channels = step->channels;
+    bs_share(work, run->rows[step->output], &from, &to);
+    for (int64_t row = from; row < to; row++) {
+        int64_t pixel = row % (step->out_height * step->out_across), sample = row / (step->out_height * step->out_across);
+        int64_t top = pixel / step->out_across * step->kernel_y, left = pixel % step->out_across * step->kernel_x;
+        float *y = value_of(run, step->output) + row * channels;
+        for (int c = 0; c < channels; c++) y[c] = step->mean ? 0.0f : -INFINITY;
+        for (int i = 0; i < step->kernel_y; i++)
+            for (int j = 0; j < step->kernel_x; j++) {
+                const float *x = value_of(run, step->input) + ((sample * step->height + top + i) * step->across + left + j) * channels;
+                if (step->mean)
+                    for (int c = 0; c < channels; c++) y[c] += x[c];
+                else
+                    for (int c = 0; c < channels; c++) y[c] = x[c] > y[c] ? x[c] : y[c];
+            }
+        if (step->mean)
+            for (int c = 0; c < channels; c++) y[c] /= (float)(step->kernel_y * step->kernel_x);
+        finish_row(run, step, y, row);
+    }
+}
+
+/* Windows of the picture as rows, (m, padded): kernel_y, kernel_x, channels. `size` is that of a code or a float. */
+static void windows(const bs_step *step, const char *picture, int64_t row, int m, int size, char *to, int64_t padded, const int32_t *zero) {
+    int64_t pixels = (int64_t)step->out_height * step->out_across, run_of = (int64_t)step->channels * size;
+    for (int i = 0; i < m; i++) {
+        int64_t sample = (row + i) / pixels, pixel = (row + i) % pixels;
+        int64_t top = pixel / step->out_across * step->stride - step->padding, left = pixel % step->out_across * step->stride - step->padding;
+        char *at = to + i * padded * size;
+        int outside = size == 1 ? zero[i] : 0;
+        for (int y = 0; y < step->kernel_y; y++)
+            for (int x = 0; x < step->kernel_x; x++, at += run_of) {
+                int64_t py = top + y, px = left + x;
+                if (py < 0 || py >= step->height || px < 0 || px >= step->across) memset(at, outside, (size_t)run_of);
+                else memcpy(at, picture + ((sample * step->height + py) * step->across + px) * run_of, (size_t)run_of);
+            }
+        memset(at, 0, (size_t)(to + (i + 1) * padded * size - at));
+    }
+}
+
+static void do_convolve(const bs_run *run, const bs_step *step, bs_work *work) {
+    const bs_matrix *matrix = step->matrix;
+    int64_t rows = run->rows[step->output], panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, from, to;
+    int64_t in_pixels = (int64_t)step->height * step->across, out_pixels = (int64_t)step->out_height * step->out_across;
+    _Alignas(64) float tile[BS_BLOCK * BS_PANEL];
+    char *gathered = scratch_of(run, work);
+    bs_share(work, UP(rows, BS_BLOCK) / BS_BLOCK, &from, &to);
+    if (step->coded) {
+        bs_codes codes = codes_of(run, step->input);
+        for (int64_t block = from; block < to; block++) {
+            int64_t row = block * BS_BLOCK;
+            int m = (int)LEAST(BS_BLOCK, rows - row);
+            float scale[BS_BLOCK], shift[BS_BLOCK];
+            int32_t zero[BS_BLOCK];
+            for (int i = 0; i < m; i++) {
+                int64_t sample = (row + i) / out_pixels * in_pixels; /* all pixels of a sample have one scale */
+                scale[i] = codes.scale[sample], zero[i] = codes.zero[sample], shift[i] = codes.shift[sample];
+            }
+            windows(step, (const char *)codes.codes, row, m, 1, gathered, matrix->padded, zero);
+            int32_t *sums = (int32_t *)(gathered + BS_BLOCK * matrix->padded);
+            sums_of_codes(matrix, (const int8_t *)gathered, m, zero, sums);
+            const int8_t *arranged = arrange((const int8_t *)gathered, matrix->padded, m, (int8_t *)(sums + BS_BLOCK * matrix->groups));
+            for (int64_t panel = 0; panel < panels; panel++) {
+                product_of_codes(matrix, panel, arranged, sums, m, scale, zero, shift, tile);
+                panel_of(run, step, panel, row, m, tile);
+            }
+        }
+        return;
+    }
+    float *weights = (float *)(gathered + sizeof(float) * BS_BLOCK * matrix->inputs);
+    for (int64_t panel = 0; panel < panels && from < to; panel++) {
+        const float *dense = dense_panel(matrix, panel, weights);
+        for (int64_t block = from; block < to; block++) {
+            int64_t row = block * BS_BLOCK;
+            int m = (int)LEAST(BS_BLOCK, rows - row);
+            windows(step, (const char *)value_of(run, step->input), row, m, sizeof(float), gathered, matrix->inputs, NULL);
+            product_of_floats((const float *)gathered, matrix->inputs, m, matrix->inputs, dense, BS_PANEL, tile, BS_PANEL);
+            panel_of(run, step, panel, row, m, tile);
+        }
+    }
+}
+
+extern const bs_tier JOIN(bs_tier_, TIER);
+const bs_tier JOIN(bs_tier_, TIER) = {
+    TEXT(TIER), runs_here, arrange, multiply,
+    {do_gather, do_map, do_quantize, do_linear, do_convolve, do_norm, do_attend, do_take, do_pool, do_input, do_flatten},
+};

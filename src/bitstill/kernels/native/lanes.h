@@ -1,0 +1,99 @@
+/* Eight floats at a time, in the compiler's own vector types: it makes of them what the instruction set has. */
+#ifndef BITSTILL_LANES_H
+#define BITSTILL_LANES_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 8
+typedef float floats __attribute__((vector_size(32)));
+typedef int32_t ints __attribute__((vector_size(32)));
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE floats load(const float *from) { floats x; memcpy(&x, from, sizeof x); return x; }
+INLINE void store(float *to, floats x) { memcpy(to, &x, sizeof x); }
+INLINE floats all(float x) { return (floats){x, x, x, x, x, x, x, x}; }
+INLINE ints all_ints(int32_t x) { return (ints){x, x, x, x, x, x, x, x}; }
+INLINE floats as_floats(ints x) { return __builtin_convertvector(x, floats); }
+INLINE ints as_ints(floats x) { return __builtin_convertvector(x, ints); } /* towards zero */
+INLINE floats choose(ints where, floats yes, floats no) { return (floats)((where & (ints)yes) | (~where & (ints)no)); }
+INLINE floats largest(floats a, floats b) { return choose(a > b, a, b); }
+INLINE floats smallest(floats a, floats b) { return choose(a < b, a, b); }
+INLINE floats magnitude(floats x) { return (floats)((ints)x & all_ints(0x7fffffff)); }
+
+/* To the nearest whole number, ties to even, as torch and ONNX round: for |x| < 2^22. */
+INLINE floats nearest(floats x) {
+    const floats big = all(12582912.0f); /* 1.5 * 2^23 */
+    floats y = x + big;
+    __asm__("" : "+m"(y)); /* so that no compiler ever simplifies it */
+    return y - big;
+}
+
+INLINE float sum_of(floats x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+INLINE float largest_of(floats x) {
+    float most = x[0];
+    for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+INLINE float smallest_of(floats x) {
+    float least = x[0];
+    for (int i = 1; i < LANES; i++) least = x[i] < least ? x[i] : least;
+    return least;
+}
+
+/* e^x by 2^n * e^r, |r| <= ln(2) / 2, and the Taylor series of e^r to r^7: 2e-7 relative. */
+INLINE floats exponential(floats x) {
+    x = smallest(largest(x, all(-87.3f)), all(88.3f));
+    floats n = nearest(x * all(1.44269504f));
+    floats r = x - n * all(0.693359375f) + n * all(2.12194440e-4f);
+    floats y = all(1.0f / 5040);
+    y = y * r + all(1.0f / 720);
+    y = y * r + all(1.0f / 120);
+    y = y * r + all(1.0f / 24);
+    y = y * r + all(1.0f / 6);
+    y = y * r + all(0.5f);
+    y = y * r + all(1.0f);
+    y = y * r + all(1.0f);
+    return y * (floats)((as_ints(n) + all_ints(127)) << 23);
+}
+
+INLINE floats hyperbolic_tangent(floats x) {
+    /* Near zero, where 1 - 2 / (e^2x + 1) cancels, by its continued fraction. */
+    floats square = x * x;
+    floats small = x * (all(945.0f) + square * (all(105.0f) + square)) / (all(945.0f) + square * (all(420.0f) + square * all(15.0f)));
+    floats far = all(1.0f) - all(2.0f) / (exponential(smallest(x + x, all(30.0f))) + all(1.0f));
+    return choose(magnitude(x) < all(0.6f), small, far);
+}
+
+/* The error function: its series near zero, and Abramowitz and Stegun (1964), 7.1.26, elsewhere: 1.5e-7 absolute. */
+INLINE floats error_function(floats x) {
+    floats a = magnitude(x), square = x * x;
+    floats t = all(1.0f) / (all(1.0f) + all(0.3275911f) * a);
+    floats y = all(1.061405429f);
+    y = y * t + all(-1.453152027f);
+    y = y * t + all(1.421413741f);
+    y = y * t + all(-0.284496736f);
+    y = y * t + all(0.254829592f);
+    floats far = all(1.0f) - y * t * exponential(-square);
+    far = (floats)((ints)far | ((ints)x & all_ints((int32_t)0x80000000u)));
+    floats near = all(-1.0f / 1320);
+    near = near * square + all(1.0f / 216);
+    near = near * square + all(-1.0f / 42);
+    near = near * square + all(1.0f / 10);
+    near = near * square + all(-1.0f / 3);
+    near = near * square + all(1.0f);
+    near = near * x * all(1.12837917f);
+    return choose(a < all(0.5f), near, far);
+}
+
+INLINE floats applied(int function, floats x) {
+    switch (function) {
+    case 1: return largest(x, all(0.0f));
+    case 2: return x * all(0.5f) * (all(1.0f) + error_function(x * all(0.70710678f)));
+    case 3: return x * all(0.5f) * (all(1.0f) + hyperbolic_tangent(all(0.79788456f) * (x + all(0.044715f) * x * x * x)));
+    case 4: return hyperbolic_tangent(x);
+    }
+    return x;
+}
+
+#endif

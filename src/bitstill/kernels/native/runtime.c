@@ -1,0 +1,154 @@
+/* What Python calls. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "tier.h"
+
+#define UP(n, to) (((n) + (to)-1) / (to) * (to))
+
+#define DECLARE(name) extern const bs_tier bs_tier_##name
+DECLARE(portable);
+#if defined(BS_X86)
+DECLARE(avx2);
+#endif
+#if defined(BS_ARM)
+DECLARE(neon);
+#endif
+
+const bs_tier *const bs_tiers[] = {
+#if defined(BS_X86)
+    &bs_tier_avx2,
+#endif
+#if defined(BS_ARM)
+    &bs_tier_neon,
+#endif
+    &bs_tier_portable, NULL};
+
+static const bs_tier *chosen;
+
+static const bs_tier *tier(void) {
+    if (!chosen)
+        for (int i = 0; bs_tiers[i]; i++)
+            if (bs_tiers[i]->runs_here()) return chosen = bs_tiers[i];
+    return chosen;
+}
+
+const char *bs_tier_name(int index) {
+    for (int i = 0; bs_tiers[i]; i++)
+        if (bs_tiers[i]->runs_here() && index-- == 0) return bs_tiers[i]->name;
+    return NULL;
+}
+
+int bs_use_tier(const char *name) {
+    for (int i = 0; bs_tiers[i]; i++)
+        if (strcmp(bs_tiers[i]->name, name) == 0 && bs_tiers[i]->runs_here()) {
+            chosen = bs_tiers[i];
+            return 0;
+        }
+    return -1;
+}
+
+int bs_interface(void) { return BS_INTERFACE; }
+
+int64_t bs_sizeof(int which) {
+    static const int64_t sizes[] = {sizeof(bs_table), sizeof(bs_matrix), sizeof(bs_step), sizeof(bs_run)};
+    return which >= 0 && which < 4 ? sizes[which] : -1;
+}
+
+void bs_pack_lines(const uint8_t *codes, int64_t outputs, int64_t inputs, int64_t padded, int bits, int shift, uint8_t *lines) {
+    int64_t panels = UP(outputs, BS_PANEL) / BS_PANEL, quads = 8 / bits, count = padded / (4 * quads);
+    memset(lines, 0, (size_t)(panels * count * BS_LINE));
+    for (int64_t n = 0; n < outputs; n++) {
+        const uint8_t *row = codes + n * inputs;
+        uint8_t *panel = lines + n / BS_PANEL * count * BS_LINE + 4 * (n % BS_PANEL);
+        for (int64_t k = 0; k < inputs; k++) {
+            int64_t quad = k / 4;
+            panel[quad / quads * BS_LINE + k % 4] |= (uint8_t)((row[k] >> shift & ((1 << bits) - 1)) << (quad % quads * bits));
+        }
+    }
+}
+
+void bs_unpack_rows(const uint8_t *packed, int64_t rows, int64_t length, int64_t bytes, int layout, int bits, uint8_t *codes) {
+    static const int powers[5] = {1, 3, 9, 27, 81};
+    for (int64_t row = 0; row < rows; row++, packed += bytes, codes += length) {
+        if (layout == 2) memcpy(codes, packed, (size_t)length);
+        else if (layout == 1)
+            for (int64_t k = 0; k < length; k++) codes[k] = packed[k / 5] / powers[k % 5] % 3;
+        else
+            for (int64_t k = 0; k < length; k++) {
+                int64_t first = k * bits, at = first >> 3;
+                int found = packed[at] >> (first & 7);
+                if ((first & 7) + bits > 8) found |= packed[at + 1] << (8 - (first & 7));
+                codes[k] = (uint8_t)(found & ((1 << bits) - 1));
+            }
+    }
+}
+
+typedef struct {
+    const int8_t *codes;
+    int64_t m;
+    const bs_matrix *matrix;
+    int plane;
+    int32_t *result;
+} product;
+
+static void multiply_all(void *what, bs_work *work) {
+    const product *given = what;
+    const bs_matrix *matrix = given->matrix;
+    const bs_plane *plane = &matrix->plane[given->plane];
+    int64_t panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, from, to;
+    int8_t *copy = malloc((size_t)(BS_BLOCK * matrix->padded));
+    if (!copy) return;
+    bs_share(work, panels, &from, &to);
+    for (int64_t row = 0; row < given->m; row += BS_BLOCK) {
+        int m = (int)(given->m - row < BS_BLOCK ? given->m - row : BS_BLOCK);
+        const int8_t *arranged = tier()->arrange(given->codes + row * matrix->padded, matrix->padded, m, copy);
+        for (int64_t panel = from; panel < to; panel++) {
+            int32_t acc[BS_BLOCK * BS_PANEL] = {0};
+            for (int s = 0; s < plane->slices; s++) {
+                int64_t lines = matrix->padded / (4 * (8 / plane->bits[s]));
+                tier()->multiply(arranged, matrix->padded, 0, m, plane->lines[s] + panel * lines * BS_LINE, lines,
+                                 plane->bits[s], plane->shift[s], acc);
+            }
+            for (int i = 0; i < m; i++)
+                memcpy(given->result + ((row + i) * panels + panel) * BS_PANEL, acc + i * BS_PANEL, sizeof(int32_t) * BS_PANEL);
+        }
+    }
+    free(copy);
+}
+
+void bs_product(const int8_t *codes, int64_t m, const bs_matrix *matrix, int plane, int32_t *result, int threads) {
+    product given = {codes, m, matrix, plane, result};
+    tier();
+    bs_together(multiply_all, &given, threads);
+}
+
+int64_t bs_scratch_bytes(const bs_step *steps, int64_t n, int64_t longest) {
+    int64_t most = 64;
+    for (int64_t i = 0; i < n; i++) {
+        const bs_step *step = &steps[i];
+        int64_t bytes = 0;
+        const bs_matrix *matrix = step->matrix;
+        int64_t coded = matrix ? BS_BLOCK * (matrix->padded + 4 * matrix->groups) : 0;
+        if (step->op == BS_LINEAR) bytes = step->coded ? coded : 4 * BS_PANEL * matrix->inputs;
+        if (step->op == BS_CONVOLVE) bytes = step->coded ? coded + BS_BLOCK * matrix->padded : 4 * (BS_BLOCK + BS_PANEL) * step->matrix->inputs;
+        if (step->op == BS_ATTEND) bytes = 4 * UP(longest, BS_PANEL) * (step->head_width + UP(step->head_width, BS_PANEL) + 4);
+        if (bytes > most) most = bytes;
+    }
+    return UP(most, 64);
+}
+
+static void execute(void *what, bs_work *work) {
+    bs_run *run = what;
+    const bs_tier *with = run->tier;
+    for (int64_t i = 0; i < run->n_steps; i++) {
+        const bs_step *step = &run->steps[i];
+        if (!step->by_rows) bs_wait(work);
+        with->steps[step->op](run, step, work);
+    }
+}
+
+void bs_execute(bs_run *run, int threads) {
+    run->tier = tier();
+    bs_together(execute, run, threads);
+}

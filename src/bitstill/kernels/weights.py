@@ -1,0 +1,261 @@
+"""Weights of an artifact in the forms that the C library reads: lines for products, packed rows for tables."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitstill.artifact.format import LayerRecord, PlaneRecord
+from bitstill.artifact.reader import Archive
+from bitstill.errors import ArtifactError
+from bitstill.export.levels import kept_weights
+from bitstill.granularity import Bucket
+from bitstill.kernels import structures
+from bitstill.kernels.structures import ALIGN, LINE, PANEL, PLANES
+from bitstill.ops.layouts import bits_for
+
+Array = npt.NDArray[Any]
+_LAYOUTS = {"bits": 0, "trits": 1, "bytes": 2}
+GROUP = 32
+"""Groups of inputs begin at a line of any number of bits."""
+
+
+@dataclass
+class Held:
+    """Arrays that a structure points into, kept alive with it."""
+
+    arrays: list[Array] = field(default_factory=list)
+
+    def at(self, values: Array, dtype: Any = np.float32) -> int:
+        """Address of the values, as that type."""
+        self.arrays.append(np.ascontiguousarray(values, dtype))
+        return int(self.arrays[-1].ctypes.data)
+
+    @property
+    def bytes(self) -> int:
+        """That all of them take."""
+        return sum(array.nbytes for array in self.arrays)
+
+
+@dataclass
+class Matrix:
+    """A layer's weight for products with rows of inputs.
+
+    Args:
+        struct: what C reads.
+        held: what it points into.
+        by_integers: whether codes of inputs can be multiplied; else floats are.
+    """
+
+    struct: structures.Matrix
+    held: Held
+    by_integers: bool
+
+
+@dataclass
+class Table:
+    """A layer's weight as rows to look up."""
+
+    struct: structures.Table
+    held: Held
+
+
+def matrix(archive: Archive, layer: str, library: ctypes.CDLL, *, integers: bool, shifted: bool = False) -> Matrix:
+    """The weight of a linear layer or a convolution, packed; as floats where it was not compressed or has flat buckets.
+
+    A convolution's inputs are in the order height, width, channel.
+
+    Args:
+        integers: whether the layer's inputs are quantized, so that codes can be multiplied with codes.
+        shifted: whether those codes have a zero point or a shift.
+    """
+    record = archive.layers.get(layer)
+    if record is None:
+        return _dense(archive.tensors[f"{layer}.weight"])
+    grouped = record.grid.groups > 1
+    if isinstance(record.granularity, Bucket) or (grouped and len(record.shape) > 2) or len(record.planes) > PLANES:
+        return _dense(archive.weight(layer))
+    held, inputs = Held(), record.weights // record.shape[0]
+    padded = -(-inputs // ALIGN) * ALIGN
+    offsets = any(plane.offset for plane in record.planes)
+    whole = all(plane.first is not None for plane in record.planes)
+    recoded = record.mask and whole and not offsets
+    struct = structures.Matrix(
+        outputs=record.shape[0],
+        inputs=inputs,
+        padded=padded,
+        groups=record.grid.groups if grouped else 1,
+        group=record.grid.size if grouped else inputs,
+        planes=len(record.planes),
+    )
+    by_integers = integers and whole and (recoded or not record.mask) and (not grouped or record.grid.size % GROUP == 0)
+    totals = np.zeros(record.shape[0])
+    for index, plane in enumerate(record.planes):
+        codes = _codes(archive, record, index, library)
+        if recoded:
+            codes, plane = _with_zero(codes, plane, kept_weights(archive, record))
+        rows = _inputs_last(codes.reshape(record.shape))
+        _fill(struct.plane[index], held, archive, record, index, rows, plane, library, padded)
+        if by_integers and shifted:
+            totals += _sums(struct.plane[index], held, archive, record, index, rows)
+    if record.mask and not recoded:
+        kept = kept_weights(archive, record)
+        assert kept is not None
+        rows = _inputs_last(kept.reshape(record.shape).astype(np.uint8))
+        struct.mask = held.at(_lines(rows, 1, 0, padded, library), np.uint8)
+    if by_integers and shifted:
+        struct.weights = held.at(_by_panel(totals[:, None]))
+    return Matrix(struct, held, by_integers)
+
+
+def table(archive: Archive, layer: str) -> Table:
+    """The weight of an embedding, in the very bytes of the file where they are not compressed further."""
+    record, held = archive.layers.get(layer), Held()
+    if record is None:
+        weight = archive.tensors[f"{layer}.weight"]
+        struct = structures.Table(rows=weight.shape[0], length=weight.shape[1], dense=held.at(weight))
+        return Table(struct, held)
+    if record.grid.rows != record.shape[0] or len(record.planes) > PLANES or _is_bitmap(record):
+        struct = structures.Table(rows=record.shape[0], length=record.shape[1], dense=held.at(archive.weight(layer)))
+        return Table(struct, held)
+    grid = record.grid
+    struct = structures.Table(
+        rows=grid.rows, length=grid.length, groups=grid.groups, group=grid.size, scale_rows=grid.rows, planes=len(record.planes)
+    )
+    for index, plane in enumerate(record.planes):
+        packed, to = archive.packed_codes(record, index), struct.plane[index]
+        to.codes, to.bytes = held.at(packed, np.uint8), packed.shape[1]
+        to.trits, to.bits = plane.layout == "trits", 8 if plane.layout == "bytes" else bits_for(plane.levels)
+        # A code that no level has reads a zero rather than what lies behind.
+        to.levels = held.at(np.pad(archive.levels(record, index), (0, 2**to.bits - plane.levels)))
+        to.scale = held.at(archive.tensors[record.tensor("scale", index)])
+        if plane.offset:
+            to.offset = held.at(archive.tensors[record.tensor("offset", index)])
+    if record.mask:
+        packed = archive.tensors[record.tensor("mask")]
+        struct.mask, struct.mask_bytes = held.at(packed, np.uint8), packed.shape[1]
+    return Table(struct, held)
+
+
+def _is_bitmap(record: LayerRecord) -> bool:
+    return any(plane.coding == "bitmap" for plane in record.planes)
+
+
+def _dense(weight: Array) -> Matrix:
+    held, rows = Held(), _inputs_last(weight.astype(np.float32))
+    outputs, inputs = rows.shape
+    struct = structures.Matrix(
+        outputs=outputs,
+        inputs=inputs,
+        padded=-(-inputs // ALIGN) * ALIGN,
+        groups=1,
+        group=inputs,
+        dense=held.at(_by_panel(rows)),
+    )
+    return Matrix(struct, held, by_integers=False)
+
+
+def _fill(
+    to: structures.Plane,
+    held: Held,
+    archive: Archive,
+    record: LayerRecord,
+    index: int,
+    rows: Array,
+    plane: PlaneRecord,
+    library: ctypes.CDLL,
+    padded: int,
+) -> None:
+    """One plane of a matrix."""
+    bits = bits_for(plane.levels)
+    for place, (wide, shift) in enumerate(_slices(bits)):
+        to.bits[place], to.shift[place] = wide, shift
+        to.lines[place] = held.at(_lines(rows, wide, shift, padded, library), np.uint8)
+        to.slices = place + 1
+    to.first, to.step = (0, 0) if plane.first is None else (plane.first, plane.step)
+    levels = archive.levels(record, index) if plane.first is None else plane.first + plane.step * np.arange(plane.levels)
+    to.levels = held.at(np.pad(levels, (0, 2**bits - plane.levels)))
+    to.scale = held.at(_by_panel(_row_numbers(archive, record, "scale", index)))
+    if plane.offset:
+        to.offset = held.at(_by_panel(_row_numbers(archive, record, "offset", index)))
+
+
+def _sums(to: structures.Plane, held: Held, archive: Archive, record: LayerRecord, index: int, rows: Array) -> Array:
+    """Sums of codes, kept for zero points of inputs; returns the sum of the weights of each output, for shifts of inputs."""
+    scale = _row_numbers(archive, record, "scale", index)
+    edges = np.arange(scale.shape[1]) * (record.grid.size if scale.shape[1] > 1 else rows.shape[1])
+    sums = np.add.reduceat(rows.astype(np.int32), edges, axis=1)
+    to.sums = held.at(_by_panel(sums), np.int32)
+    sizes = np.diff(np.append(edges, rows.shape[1]))
+    weights = (to.step * sums.astype(np.float64) + to.first * sizes) * scale
+    if record.planes[index].offset:
+        weights += _row_numbers(archive, record, "offset", index) * sizes
+    total: Array = weights.sum(1)
+    return total
+
+
+def _row_numbers(archive: Archive, record: LayerRecord, kind: str, plane: int) -> Array:
+    """Scales or offsets, (outputs, groups)."""
+    numbers = archive.tensors[record.tensor(kind, plane)].astype(np.float32)
+    return np.broadcast_to(numbers, (record.shape[0], numbers.shape[1]))
+
+
+def _with_zero(codes: Array, plane: PlaneRecord, kept: Array | None) -> tuple[Array, PlaneRecord]:
+    """Codes among which one means zero, for levels that had none where weights were pruned."""
+    assert plane.first is not None and kept is not None
+    levels = np.where(kept.reshape(codes.shape), plane.first + plane.step * codes.astype(np.int16), 0)
+    low, high = min(plane.first, 0), max(plane.first + plane.step * (plane.levels - 1), 0)
+    recoded = PlaneRecord(high - low + 1, low, 1, offset=False, layout="bits", coding="none")
+    return (levels - low).astype(np.uint8), recoded
+
+
+def _codes(archive: Archive, record: LayerRecord, index: int, library: ctypes.CDLL) -> Array:
+    """Codes of one plane, uint8 (rows, weights in a row), as `Archive.codes`, but quickly."""
+    plane, grid = record.planes[index], record.grid
+    if plane.coding == "bitmap":
+        return archive.codes(record, index)
+    packed = np.ascontiguousarray(archive.packed_codes(record, index))
+    codes = np.empty((grid.rows, grid.length), np.uint8)
+    bits = bits_for(plane.levels)
+    layout = _LAYOUTS[plane.layout]
+    library.bs_unpack_rows(packed.ctypes.data, grid.rows, grid.length, packed.shape[1], layout, bits, codes.ctypes.data)
+    if plane.levels < 2**bits and int(codes.max()) >= plane.levels:
+        where, fix = record.tensor("codes", index), "The file is damaged; deliver the model again."
+        raise ArtifactError(f"codes below {plane.levels}", given=str(int(codes.max())), where=where, fix=fix)
+    return codes
+
+
+def _slices(bits: int) -> list[tuple[int, int]]:
+    """How so many bits are cut into pieces of 4, 2 and 1: (bits, shift)."""
+    found, shift = [], 0
+    for wide in (4, 4, 2, 1):
+        if bits - shift >= wide:
+            found.append((wide, shift))
+            shift += wide
+    return found
+
+
+def _lines(rows: Array, bits: int, shift: int, padded: int, library: ctypes.CDLL) -> Array:
+    outputs, inputs = rows.shape
+    lines = np.empty(-(-outputs // PANEL) * (padded * bits // 32) * LINE, np.uint8)
+    rows = np.ascontiguousarray(rows)
+    library.bs_pack_lines(rows.ctypes.data, outputs, inputs, padded, bits, shift, lines.ctypes.data)
+    return lines
+
+
+def _by_panel(rows: Array) -> Array:
+    """(outputs, n) -> (panels, n, 16), with zeros behind the last output."""
+    outputs, n = rows.shape
+    padded = np.pad(rows, ((0, -outputs % PANEL), (0, 0)))
+    return np.ascontiguousarray(padded.reshape(-1, PANEL, n).transpose(0, 2, 1))
+
+
+def _inputs_last(weight: Array) -> Array:
+    """(outputs, inputs), a convolution's inputs from the channel inwards to height, width, channel."""
+    if weight.ndim == 4:
+        weight = weight.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(weight.reshape(weight.shape[0], -1))

@@ -1,0 +1,300 @@
+"""A loaded artifact that answers: inputs are checked, padding is left out, and the C library runs the plan."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitstill.artifact.reader import Archive, read
+from bitstill.errors import DataError, SpecError
+from bitstill.export import program as ops
+from bitstill.export.plan import program_of
+from bitstill.export.program import Program
+from bitstill.hub import located
+from bitstill.kernels.library import library, tiers
+from bitstill.kernels.structures import Run
+from bitstill.runtime.plan import Layers, Plan, plan
+from bitstill.runtime.reference import Reference
+
+Array = npt.NDArray[Any]
+KEPT = 4
+"""Arenas that wait for the next call: as many as callers that came at once, up to this."""
+
+
+def load(source: str | Path, *, threads: int | None = None) -> Model:
+    """An artifact, ready to run. Neither torch nor transformers is imported.
+
+    Args:
+        source: its folder, or its name on the hub.
+        threads: at most, for one call; None is one for each processor that this process may use. Calls that come while another
+            one works run on their caller's thread alone.
+
+    Raises:
+        ArtifactError: it is missing or damaged, or computes something that has no operation here.
+        SpecError: threads below 1.
+    """
+    threads = _processors() if threads is None else threads
+    if threads < 1:
+        raise SpecError("at least one thread", given=str(threads), where="threads", fix="Leave it out to use all processors.")
+    archive = read(located(source))
+    return Model(archive, program_of(archive), threads)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Model:
+    """A network that takes arrays by name and returns an array. May be called from many threads at once.
+
+    Attributes:
+        program: what it computes.
+        labels: names of classes, where the artifact has them.
+        engine: "avx2" or another instruction set of the C library; "numpy" where the package was installed without it.
+    """
+
+    def __init__(self, archive: Archive, program: Program, threads: int) -> None:
+        self.program, self.threads = program, threads
+        self.labels = tuple(
+            name for _, name in sorted((archive.config.get("id2label") or {}).items(), key=lambda at: int(at[0]))
+        )
+        self._text = program.inputs[0].name == "input_ids"
+        native = library()
+        self.engine = tiers()[0] if native is not None else "numpy"
+        self._run: _Native | Reference
+        if native is None:
+            self._run = Reference(archive, program)
+        else:
+            self._run = _Native(archive, program, native, threads)
+        self._rows = {
+            step.operation.layer: archive.layers[step.operation.layer].shape[0]
+            if step.operation.layer in archive.layers
+            else len(archive.tensors[f"{step.operation.layer}.weight"])
+            for step in program.steps
+            if isinstance(step.operation, (ops.Embedding, ops.Positions))
+        }
+
+    @property
+    def weight_bytes(self) -> int:
+        """That weights take in memory."""
+        return self._run.weight_bytes
+
+    def __call__(self, *given: npt.ArrayLike, **named: npt.ArrayLike) -> Array:
+        """Answers for a batch.
+
+        Args:
+            given: inputs in the program's order.
+            named: inputs by name. Texts: `input_ids` (texts, length), and if need be `attention_mask`, 1 for real tokens, and
+                `token_type_ids`, both of that shape. Pictures: float (samples, channels, height, width).
+
+        Returns:
+            float32 (texts or samples, classes).
+
+        Raises:
+            DataError: an input is missing or unknown, has another shape or type, or names a word or place that no table has.
+        """
+        values = self._named(given, named)
+        return self._texts(values) if self._text else self._pictures(values)
+
+    def _named(self, given: tuple[npt.ArrayLike, ...], named: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+        names = [each.name for each in self.program.inputs]
+        found = dict(zip(names, given, strict=False)) | dict(named)
+        strange = sorted(set(found) - set(names))
+        if strange or len(given) > len(names) or len(found) < len(given) + len(named):
+            fix = "Give each once, by its name."
+            raise DataError(f"inputs {', '.join(names)}", given=", ".join(strange) or "one twice", where="inputs", fix=fix)
+        if names[0] not in found:
+            raise DataError(
+                f"an input {names[0]}", given=", ".join(found) or "none", where="inputs", fix="Give it by its name."
+            )
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    # Texts -----------------------------------------------------------------------------------------------------------------
+
+    def _texts(self, values: dict[str, Array]) -> Array:
+        ids = _whole("input_ids", values["input_ids"], None)
+        mask = (
+            _whole("attention_mask", values["attention_mask"], ids.shape) if "attention_mask" in values else np.ones_like(ids)
+        )
+        kinds = (
+            _whole("token_type_ids", values["token_type_ids"], ids.shape) if "token_type_ids" in values else np.zeros_like(ids)
+        )
+        seen = mask != 0
+        if ids.size and not seen.any(1).all():
+            text = int(np.flatnonzero(~seen.any(1))[0])
+            raise DataError("a token in every text", given="none", where=f"attention_mask[{text}]", fix="Leave that text out.")
+        found: dict[str, Array] = {}
+        for step in self.program.steps:
+            match step.operation:
+                case ops.Embedding(layer):
+                    source = "input_ids" if step.inputs[0] == "input_ids" else "token_type_ids"
+                    found[layer] = self._checked(source, ids if source == "input_ids" else kinds, layer, seen)
+                case ops.Positions(layer):
+                    found[layer] = self._checked("input_ids", places(step.operation, ids), layer, seen, " (its length)")
+        return self._run.texts(found, seen)
+
+    def _checked(self, name: str, numbers: Array, layer: str, seen: Array, what: str = "") -> Array:
+        rows = self._rows[layer]
+        if numbers.size:
+            least, most = int(numbers.min()), int(numbers.max())
+            if least < 0 or most >= rows:
+                fix = "Cut the text." if what else "Was it made by the tokenizer of this artifact?"
+                given = str(least if least < 0 else most)
+                raise DataError(f"numbers from 0 to {rows - 1}", given=given, where=f"{name}{what}", fix=fix)
+        return numbers
+
+    # Pictures --------------------------------------------------------------------------------------------------------------
+
+    def _pictures(self, values: dict[str, Array]) -> Array:
+        (about,) = self.program.inputs
+        picture = values[about.name]
+        if picture.dtype.kind not in "fiu":
+            raise DataError("numbers", given=str(picture.dtype), where=about.name, fix="Give float32.")
+        fits = picture.ndim == len(about.shape) and all(
+            isinstance(wanted, str) or wanted == size for wanted, size in zip(about.shape, picture.shape, strict=True)
+        )
+        if not fits or 0 in picture.shape[1:]:
+            wanted = f"shape ({', '.join(map(str, about.shape))})"
+            raise DataError(wanted, given=str(picture.shape), where=about.name, fix="Give a batch of such pictures.")
+        return self._run.pictures(np.ascontiguousarray(picture, np.float32))
+
+
+def places(operation: ops.Positions, ids: Array) -> Array:
+    """The row of the table of positions for each token, of the ids' shape."""
+    if operation.padding is None:
+        return np.broadcast_to(np.arange(ids.shape[1]) + operation.first, ids.shape)
+    real = ids != operation.padding
+    return np.where(real, np.cumsum(real, 1) - 1 + operation.first, operation.padding)
+
+
+def _whole(name: str, value: Array, shape: tuple[int, ...] | None) -> Array:
+    if value.dtype.kind not in "iub":
+        raise DataError("whole numbers", given=str(value.dtype), where=name, fix="Give an array of int64.")
+    if value.ndim != 2 or (shape is not None and value.shape != shape) or value.shape[1] == 0:
+        wanted = "shape (texts, length)" if shape is None else f"shape {shape}"
+        raise DataError(wanted, given=str(value.shape), where=name, fix="Pad texts to one length.")
+    return value.astype(np.int64)
+
+
+@dataclass
+class _Arena:
+    """Memory for one call at a time."""
+
+    values: Array
+    scratch: Array
+
+
+class _Native:
+    """The C library with the weights of an artifact."""
+
+    def __init__(self, archive: Archive, program: Program, native: ctypes.CDLL, threads: int) -> None:
+        self.program, self.native, self.threads = program, native, threads
+        self.layers = Layers(archive, native)
+        self._plans: dict[tuple[int, ...], _Ready] = {}
+        self._lock = threading.Lock()
+        self._arenas: list[_Arena] = []
+        if program.inputs[0].dtype == "int64":
+            self._ready({})
+
+    @property
+    def weight_bytes(self) -> int:
+        """That weights take in memory."""
+        return self.layers.bytes
+
+    def texts(self, rows: Mapping[str, Array], seen: Array) -> Array:
+        """Answers for texts: rows of tables (texts, length) by layer, and which tokens are real."""
+        ready = self._ready({})
+        texts, length = seen.shape
+        if texts == 0:
+            return np.empty((0, ready.classes), np.float32)
+        # Nobody looks at padding: only texts whose ranges it takes part in, or whose first token it is, need it.
+        whole = bool(seen.all())
+        kept = None if whole or ready.plan.padding_counts or not seen[:, 0].all() else seen
+        lengths = np.full(texts, length) if kept is None else seen.sum(1)
+        starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+        numbers = [rows[operation.layer] for operation, _ in ready.plan.indices]
+        flat = [np.ascontiguousarray(each.reshape(-1) if kept is None else each[kept], np.int32) for each in numbers]
+        hidden = np.ascontiguousarray(~seen.reshape(-1)).astype(np.uint8) if kept is None and not whole else None
+        pointers = (ctypes.c_void_p * len(flat))(*(each.ctypes.data for each in flat))
+        tokens, longest = int(starts[-1]), int(lengths.max())
+        run = Run(indices=ctypes.addressof(pointers), starts=starts.ctypes.data, first=starts.ctypes.data, texts=texts)
+        run.longest, run.samples = longest, texts
+        if hidden is not None:
+            run.hidden = hidden.ctypes.data
+        return self._executed(ready, run, {"token": tokens, "text": texts}, texts)
+
+    def pictures(self, picture: Array) -> Array:
+        """Answers for pictures (samples, channels, height, width)."""
+        about = self.program.inputs[0].shape[2:]
+        sizes = {name: size for name, size in zip(about, picture.shape[2:], strict=True) if isinstance(name, str)}
+        ready = self._ready(sizes)
+        samples = len(picture)
+        if samples == 0:
+            return np.empty((0, ready.classes), np.float32)
+        pointers = (ctypes.c_void_p * 1)(picture.ctypes.data)
+        run = Run(given=ctypes.addressof(pointers), samples=samples, texts=samples)
+        return self._executed(ready, run, {"sample": samples}, samples)
+
+    def _ready(self, sizes: Mapping[str, int]) -> _Ready:
+        key = tuple(sizes.values())
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = _Ready(plan(self.program, self.layers, sizes))
+            return self._plans[key]
+
+    def _executed(self, ready: _Ready, run: Run, counts: Mapping[str, int], answers: int) -> Array:
+        rows = ready.rows(counts)
+        base = max(counts.values())
+        offsets = ready.offsets * base
+        run.steps, run.n_steps = ready.steps, len(ready.steps)
+        run.rows, run.width, run.offset = rows.ctypes.data, ready.widths.ctypes.data, offsets.ctypes.data
+        run.scratch_bytes = self.native.bs_scratch_bytes(ready.steps, len(ready.steps), run.longest)
+        arena = self._taken(ready.plan.bytes * base, run.scratch_bytes * self.threads)
+        try:
+            run.arena, run.scratch = _aligned(arena.values), _aligned(arena.scratch)
+            self.native.bs_execute(ctypes.byref(run), self.threads)
+            start = run.arena - arena.values.ctypes.data + int(offsets[ready.result])
+            return arena.values[start : start + 4 * answers * ready.classes].view(np.float32).reshape(answers, -1).copy()
+        finally:
+            with self._lock:
+                if len(self._arenas) < KEPT:
+                    self._arenas.append(arena)
+
+    def _taken(self, values: int, scratch: int) -> _Arena:
+        with self._lock:
+            arena = self._arenas.pop() if self._arenas else _Arena(np.empty(0, np.uint8), np.empty(0, np.uint8))
+        if arena.values.size < values + 64:
+            arena.values = np.empty(values + 64, np.uint8)
+        if arena.scratch.size < scratch + 64:
+            arena.scratch = np.empty(scratch + 64, np.uint8)
+        return arena
+
+
+def _aligned(memory: Array) -> int:
+    return -(-int(memory.ctypes.data) // 64) * 64
+
+
+class _Ready:
+    """A plan in arrays that C reads."""
+
+    def __init__(self, made: Plan) -> None:
+        self.plan = made
+        self.steps: Any = (type(made.steps[0]) * len(made.steps))(*made.steps)
+        self.widths = np.array([value.shape.width for value in made.values], np.int64)
+        self.offsets = np.array(made.offsets, np.int64)
+        self.result = made.steps[-1].output
+        self.classes = made.values[self.result].shape.width
+        self._pixels = np.array([value.shape.pixels for value in made.values], np.int64)
+        self._per = [value.shape.per for value in made.values]
+
+    def rows(self, counts: Mapping[str, int]) -> Array:
+        """Rows of every value."""
+        return self._pixels * np.array([counts[per] for per in self._per], np.int64)

@@ -1,0 +1,397 @@
+"""From a program to the C library's steps: layers with what follows them, values with their places in memory.
+
+Elementwise operations become *tails* of the step whose result they change, where nothing else reads that result. A step that
+reads only what the same thread has made needs no waiting for the others. Values whose last reader has run give their memory to
+later ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitstill.artifact.reader import Archive
+from bitstill.errors import ArtifactError
+from bitstill.export import program as ops
+from bitstill.export.program import Program
+from bitstill.kernels import structures, weights
+from bitstill.kernels.structures import ALIGN, FUNCTIONS, PANEL, TAILS, Op, Range, TailKind
+
+Array = npt.NDArray[Any]
+LINE = 64
+"""Values begin at lines of the cache."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a value has: `pixels` rows for each token, text or sample, and so many numbers in a row.
+
+    Args:
+        per: what there are as many of as the batch has: "token", "text" or "sample".
+        width: numbers in a row.
+        height, across: of a picture; 1 elsewhere.
+    """
+
+    per: str
+    width: int
+    height: int = 1
+    across: int = 1
+
+    @property
+    def pixels(self) -> int:
+        """Rows for each of them."""
+        return self.height * self.across
+
+
+@dataclass
+class Value:
+    """A value's shape, and whether it holds codes.
+
+    Args:
+        made, read: the steps that make it and that read it last.
+        readers: operations of the program that read it.
+    """
+
+    shape: Shape
+    codes: bool = False
+    made: int = 0
+    read: int = 0
+    readers: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """For each token, text or sample, rounded up."""
+        size = self.shape.pixels * (self.shape.width + 12 if self.codes else 4 * self.shape.width)
+        return -(-size // LINE) * LINE + 4 * LINE
+
+
+@dataclass
+class Plan:
+    """Steps for the C library, and what they need.
+
+    Args:
+        steps: in order.
+        values: made on the way; the last step makes the result.
+        offsets: of the values, in bytes for each token or sample.
+        bytes: of all values, for each token or sample.
+        indices: tables' layers by place in the list of indices: "words", "kinds" or "places", and the rows of the table.
+        padding_counts: whether results depend on padded tokens too.
+        held: what the steps point into.
+    """
+
+    steps: list[structures.Step] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    bytes: int = 0
+    indices: list[tuple[ops.Embedding | ops.Positions, int]] = field(default_factory=list)
+    padding_counts: bool = False
+    held: list[Any] = field(default_factory=list)
+
+
+class Layers:
+    """Weights of an artifact in the C library's form, made once and shared by plans for several sizes of pictures."""
+
+    def __init__(self, archive: Archive, library: ctypes.CDLL) -> None:
+        self.archive, self.library = archive, library
+        self._matrices: dict[str, weights.Matrix] = {}
+        self._tables: dict[str, weights.Table] = {}
+        self._numbers = weights.Held()
+
+    def rule(self, layer: str) -> Mapping[str, Any] | None:
+        """How the layer quantizes its input."""
+        record = self.archive.layers.get(layer)
+        return None if record is None else record.input
+
+    def matrix(self, layer: str) -> weights.Matrix:
+        """Its weight, for products."""
+        if layer not in self._matrices:
+            rule = self.rule(layer)
+            shifted = rule is not None and not rule["symmetric"]
+            # No code stands for the zeros around a picture whose values are shifted.
+            edges = shifted and rule is not None and rule["range"] == "step" and len(self.archive.layers[layer].shape) > 2
+            integers = rule is not None and not edges
+            made = weights.matrix(self.archive, layer, self.library, integers=integers, shifted=shifted)
+            self._matrices[layer] = made
+        return self._matrices[layer]
+
+    def table(self, layer: str) -> weights.Table:
+        """Its weight, to look up rows."""
+        if layer not in self._tables:
+            self._tables[layer] = weights.table(self.archive, layer)
+        return self._tables[layer]
+
+    def leftover(self, name: str) -> Array | None:
+        """A tensor that was not compressed, in float32."""
+        found = self.archive.tensors.get(name)
+        return None if found is None else found.astype(np.float32)
+
+    def numbers(self, values: Array) -> int:
+        """Address of one number for each channel, with room up to a whole panel behind."""
+        return self._numbers.at(np.pad(values, (0, -len(values) % PANEL)))
+
+    @property
+    def bytes(self) -> int:
+        """That all weights take in memory."""
+        held = [*(each.held for each in self._matrices.values()), *(each.held for each in self._tables.values()), self._numbers]
+        return sum(each.bytes for each in held)
+
+
+def plan(program: Program, layers: Layers, sizes: Mapping[str, int]) -> Plan:
+    """The steps of a program.
+
+    Args:
+        program: of an artifact.
+        layers: its weights.
+        sizes: of the inputs' dimensions that the program leaves open: "height" and "width", or "frames" and "bands".
+
+    Raises:
+        ArtifactError: inputs of a layer are quantized over what has no place in a program.
+    """
+    planner = _Planner(program, layers, sizes)
+    for step in program.steps:
+        planner.add(step)
+    return planner.finished()
+
+
+class _Planner:
+    def __init__(self, program: Program, layers: Layers, sizes: Mapping[str, int]) -> None:
+        self.program, self.layers, self.plan = program, layers, Plan()
+        self.numbers: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
+        for step in program.steps:
+            for name in step.inputs:
+                self.counts[name] = self.counts.get(name, 0) + 1
+        self.coded: dict[tuple[Any, ...], int] = {}
+        self.synced = -1
+        for place, given in enumerate(program.inputs):
+            if given.dtype == "float32":
+                found = [size if isinstance(size, int) else sizes[size] for size in given.shape[1:]]
+                channels, height, across = (*found, 1, 1)[:3]
+                shape = Shape("sample", channels, height, across)
+                self._emit(Op.INPUT, (), shape, given.name, index=place, height=height, across=across, channels=channels)
+        self.make: dict[type[Any], Callable[..., None]] = {
+            ops.Embedding: self._gather, ops.Positions: self._gather, ops.Linear: self._linear, ops.LayerNorm: self._norm,
+            ops.Activation: self._activation, ops.Add: self._add, ops.Attention: self._attention,
+            ops.FirstToken: self._first, ops.Convolution: self._convolution, ops.BatchNorm: self._batch_norm,
+            ops.MaxPool: self._pool, ops.AveragePool: self._pool, ops.Mean: self._mean, ops.Flatten: self._flatten,
+        }  # fmt: skip
+
+    def add(self, step: ops.Step) -> None:
+        """Append what one operation needs."""
+        self.make[type(step.operation)](step.operation, step.output, *step.inputs)
+
+    def finished(self) -> Plan:
+        """Find places for all values."""
+        last = self.plan.values[self.plan.steps[-1].output]
+        last.read = len(self.plan.steps)
+        taken: list[tuple[int, int, int]] = []  # until which step, from, to
+        for index, value in enumerate(self.plan.values):
+            taken = [each for each in taken if each[0] > value.made]
+            at = 0
+            for _, begin, end in sorted(taken, key=lambda each: each[1]):
+                if at + value.bytes <= begin:
+                    break
+                at = max(at, end)
+            # Others may still read it until all have waited for each other once more.
+            until = next((n for n in range(value.read + 1, len(self.plan.steps)) if not self.plan.steps[n].by_rows), 1 << 30)
+            taken.append((until, at, at + value.bytes))
+            self.plan.offsets.append(at)
+            self.plan.bytes = max(self.plan.bytes, at + value.bytes)
+            assert index == len(self.plan.offsets) - 1
+        return self.plan
+
+    # Steps ---------------------------------------------------------------------------------------------------------------
+
+    def _emit(self, op: Op, inputs: tuple[int, ...], shape: Shape, name: str, *, codes: bool = False, **settings: Any) -> int:
+        """Append a step that makes a value; returns the value's number."""
+        here, plan = len(plan_steps := self.plan.steps), self.plan
+        plan.values.append(Value(shape, codes, made=here, read=here, readers=self.counts.get(name, 1)))
+        number = self.numbers[name] = len(plan.values) - 1
+        step = structures.Step(op=op, output=number, **settings)
+        for place, value in zip(("input", "input_2", "input_3"), inputs, strict=False):
+            setattr(step, place, value)
+        for value in inputs:
+            plan.values[value].read = here
+        row_by_row = op in (Op.GATHER, Op.MAP, Op.NORM) or (op == Op.QUANTIZE and step.rule.span == 1)
+        same_rows = all(plan.values[value].shape.pixels == shape.pixels and self._own(value) for value in inputs)
+        step.by_rows = bool(row_by_row and same_rows and here)
+        plan_steps.append(step)
+        if not step.by_rows:
+            self.synced = here
+        return number
+
+    def _own(self, value: int) -> bool:
+        """Whether each thread has made its own rows of a value, or all have waited since it was made."""
+        step = self.plan.values[value].made
+        return step < self.synced or (self.plan.steps[step].op in (Op.GATHER, Op.MAP, Op.NORM, Op.QUANTIZE, Op.INPUT, Op.POOL))
+
+    def _shape(self, name: str) -> Shape:
+        return self.plan.values[self.numbers[name]].shape
+
+    def _tail(self, name: str, output: str, kind: TailKind, other: str | None = None, **settings: Any) -> bool:
+        """Let the step that makes `name` do something more, if nobody else reads its result as it was."""
+        number = self.numbers[name]
+        value, step = self.plan.values[number], self.plan.steps[self.plan.values[number].made]
+        done = sum(tail.kind != TailKind.END for tail in step.tail)
+        if value.readers > 1 or value.codes or done >= TAILS - 1 or step.op in (Op.INPUT, Op.FLATTEN, Op.ATTEND, Op.TAKE):
+            return False
+        if other is not None:
+            added = self.plan.values[self.numbers[other]]
+            if added.made >= value.made or (step.by_rows and not self._own(self.numbers[other])):
+                return False
+            added.read = max(added.read, value.made)
+            settings["value"] = self.numbers[other]
+        step.tail[done] = structures.Tail(kind=kind, **settings)
+        value.readers = self.counts.get(output, 1)
+        self.numbers[output] = number
+        return True
+
+    def _elementwise(self, name: str, output: str, kind: TailKind, other: str | None = None, **settings: Any) -> None:
+        if self._tail(name, output, kind, other, **settings):
+            return
+        if other is not None and self._tail(other, output, kind, name, **settings):
+            return
+        inputs = (self.numbers[name],) if other is None else (self.numbers[name], self.numbers[other])
+        number = self._emit(Op.MAP, inputs, self._shape(name), output)
+        if other is not None:
+            settings["value"] = self.numbers[other]
+        self.plan.steps[self.plan.values[number].made].tail[0] = structures.Tail(kind=kind, **settings)
+
+    # Operations ------------------------------------------------------------------------------------------------------------
+
+    def _gather(self, operation: ops.Embedding | ops.Positions, output: str, _ids: str) -> None:
+        table = self.layers.table(operation.layer)
+        self.plan.indices.append((operation, table.struct.rows))
+        shape, index = Shape("token", table.struct.length), len(self.plan.indices) - 1
+        self._emit(Op.GATHER, (), shape, output, table=ctypes.pointer(table.struct), index=index)
+
+    def _norm(self, operation: ops.LayerNorm, output: str, name: str) -> None:
+        by, plus = (self.layers.leftover(f"{operation.layer}.{part}") for part in ("weight", "bias"))
+        shape = self._shape(name)
+        by = np.ones(shape.width, np.float32) if by is None else by
+        plus = np.zeros(shape.width, np.float32) if plus is None else plus
+        numbers: dict[str, Any] = {"by": self.layers.numbers(by), "plus": self.layers.numbers(plus)}
+        self._emit(Op.NORM, (self.numbers[name],), shape, output, epsilon=operation.epsilon, **numbers)
+
+    def _activation(self, operation: ops.Activation, output: str, name: str) -> None:
+        self._elementwise(name, output, TailKind.FUNCTION, function=FUNCTIONS[operation.function])
+
+    def _add(self, _operation: ops.Add, output: str, name: str, other: str) -> None:
+        later = max(name, other, key=lambda each: self.plan.values[self.numbers[each]].made)
+        self._elementwise(later, output, TailKind.ADD, other if later == name else name)
+
+    def _batch_norm(self, operation: ops.BatchNorm, output: str, name: str) -> None:
+        parts = (
+            self.layers.leftover(f"{operation.layer}.{part}") for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        by, plus, mean, variance = parts
+        assert mean is not None and variance is not None
+        scale = np.float32(1) / np.sqrt(variance + np.float32(operation.epsilon))
+        scale = scale if by is None else scale * by
+        shift = -mean * scale if plus is None else plus - mean * scale
+        numbers: dict[str, Any] = {"by": self.layers.numbers(scale), "plus": self.layers.numbers(shift)}
+        self._elementwise(name, output, TailKind.AFFINE, **numbers)
+
+    def _attention(self, operation: ops.Attention, output: str, *names: str) -> None:
+        inputs, shape = tuple(self.numbers[name] for name in names), self._shape(names[2])
+        self._emit(Op.ATTEND, inputs, shape, output, heads=operation.heads, head_width=operation.head_width)
+
+    def _first(self, _operation: ops.FirstToken, output: str, name: str) -> None:
+        self._emit(Op.TAKE, (self.numbers[name],), Shape("text", self._shape(name).width), output)
+
+    def _linear(self, operation: ops.Linear, output: str, name: str) -> None:
+        weight, before = self.layers.matrix(operation.layer), self._shape(name)
+        shape = Shape(before.per, weight.struct.outputs)
+        self._product(Op.LINEAR, operation.layer, weight, shape, output, name)
+
+    def _convolution(self, operation: ops.Convolution, output: str, name: str) -> None:
+        weight, before = self.layers.matrix(operation.layer), self._shape(name)
+        record = self.layers.archive.layers.get(operation.layer)
+        rows, columns = (self.layers.archive.tensors[f"{operation.layer}.weight"].shape if record is None else record.shape)[2:]
+        around = 2 * operation.padding
+        high = (before.height + around - rows) // operation.stride + 1
+        wide = (before.across + around - columns) // operation.stride + 1
+        if min(high, wide) < 1:
+            given, fix = f"{before.height} x {before.across}", "Give a larger picture."
+            raise ArtifactError(f"at least {rows} x {columns} with padding", given=given, where=operation.layer, fix=fix)
+        sizes: dict[str, Any] = {
+            "height": before.height, "across": before.across, "channels": before.width, "kernel_y": rows, "kernel_x": columns,
+            "stride": operation.stride, "padding": operation.padding, "out_height": high, "out_across": wide,
+        }  # fmt: skip
+        shape = Shape(before.per, weight.struct.outputs, high, wide)
+        self._product(Op.CONVOLVE, operation.layer, weight, shape, output, name, **sizes)
+
+    def _product(self, op: Op, layer: str, weight: weights.Matrix, shape: Shape, output: str, name: str, **sizes: Any) -> None:
+        rule, number = self.layers.rule(layer), self.numbers[name]
+        if rule is not None:
+            number = self._codes(layer, rule, number, padded=op == Op.LINEAR)
+            if not weight.by_integers:
+                number = self._emit(Op.MAP, (number,), self._shape(name), f"{layer} floats", coded=1)
+        coded = rule is not None and weight.by_integers
+        made = self._emit(op, (number,), shape, output, matrix=ctypes.pointer(weight.struct), coded=coded, **sizes)
+        bias = self.layers.leftover(f"{layer}.bias")
+        if bias is not None:
+            step = self.plan.steps[self.plan.values[made].made]
+            step.tail[0] = structures.Tail(kind=TailKind.AFFINE, plus=self.layers.numbers(bias))
+
+    def _codes(self, layer: str, rule: Mapping[str, Any], number: int, *, padded: bool) -> int:
+        """The quantized value: made once for all layers that quantize it in one way."""
+        learned = {name: self.layers.leftover(f"{layer}.input_transform.{name}") for name in ("low", "high", "step")}
+        bounds = {name: float(value) for name, value in learned.items() if value is not None}
+        if "step" in bounds:
+            bounds["step"] = max(abs(bounds["step"]), 1e-8)
+        key = (number, padded, *sorted(rule.items()), *sorted(bounds.items()))
+        if key in self.coded:
+            return self.coded[key]
+        shape = self.plan.values[number].shape
+        per = rule["per"]
+        texts = shape.per != "sample"
+        if (per == "sample" and texts) or (per == "token" and shape.pixels > 1):
+            other = "token" if texts else "sample"
+            fix = f"Train it with per='{other}' or per='tensor', or run it in torch (bitstill.load)."
+            raise ArtifactError(f"inputs quantized per {other} or tensor", given=f"per {per}", where=layer, fix=fix)
+        moving = rule["range"] != "step" or not rule["symmetric"]
+        self.plan.padding_counts |= per == "tensor" and moving and shape.per == "token"
+        settings = structures.Rule(
+            bits=rule["bits"],
+            symmetric=rule["symmetric"],
+            range=Range[rule["range"].upper()],
+            span=0 if per == "tensor" else shape.pixels,
+            **bounds,
+        )
+        width = -(-shape.width // ALIGN) * ALIGN if padded else shape.width
+        coded = Shape(shape.per, width, shape.height, shape.across)
+        self.coded[key] = self._emit(Op.QUANTIZE, (number,), coded, f"codes {len(self.coded)}", codes=True, rule=settings)
+        return self.coded[key]
+
+    # Pictures ----------------------------------------------------------------------------------------------------------------
+
+    def _pool(self, operation: ops.MaxPool | ops.AveragePool, output: str, name: str) -> None:
+        before, (rows, columns) = self._shape(name), operation.window
+        self._pooled(name, output, before, rows, columns, mean=isinstance(operation, ops.AveragePool))
+
+    def _mean(self, _operation: ops.Mean, output: str, name: str) -> None:
+        before = self._shape(name)
+        self._pooled(name, output, before, before.height, before.across, mean=True)
+
+    def _pooled(self, name: str, output: str, before: Shape, rows: int, columns: int, *, mean: bool) -> None:
+        high, wide = before.height // rows, before.across // columns
+        if min(high, wide) < 1:
+            given, fix = f"{before.height} x {before.across}", "Give a larger picture."
+            raise ArtifactError(f"at least {rows} x {columns} to pool", given=given, where="input", fix=fix)
+        sizes: dict[str, Any] = {
+            "height": before.height, "across": before.across, "channels": before.width, "kernel_y": rows, "kernel_x": columns,
+            "out_height": high, "out_across": wide, "mean": mean,
+        }  # fmt: skip
+        self._emit(Op.POOL, (self.numbers[name],), Shape(before.per, before.width, high, wide), output, **sizes)
+
+    def _flatten(self, _operation: ops.Flatten, output: str, name: str) -> None:
+        before = self._shape(name)
+        sizes: dict[str, Any] = {"height": before.height, "across": before.across, "channels": before.width}
+        shape = Shape(before.per, before.width * before.pixels)
+        self._emit(Op.FLATTEN, (self.numbers[name],), shape, output, **sizes)

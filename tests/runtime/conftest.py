@@ -1,0 +1,20 @@
+"""Every engine that runs here: the C library on each instruction set, and numpy."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitstill.kernels.library import tiers, use_tier
+from bitstill.runtime import model
+
+
+@pytest.fixture(params=[*tiers(), "numpy"])
+def engine(request, monkeypatch):
+    if request.param == "numpy":
+        monkeypatch.setattr(model, "library", lambda: None)
+        yield "numpy"
+        return
+    use_tier(request.param)
+    monkeypatch.setattr(model, "tiers", lambda: (request.param,))
+    yield request.param
+    use_tier(tiers()[0])

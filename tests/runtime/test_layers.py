@@ -1,0 +1,84 @@
+"""One layer at a time, on every engine: what it says is what the layer says in torch, for every kind of weight and input."""
+
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import bitstill
+from bitstill.kernels.library import library
+from bitstill.runtime.model import Model
+from bitstill.specs import Compression, Prune
+from tests.export.test_layers import GRANULARITIES, INPUTS, QUANTIZERS, close, convolution_program, delivered, linear_program
+
+
+@pytest.mark.parametrize("which", INPUTS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_a_linear_layer(kind, which, engine, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(19, 6, bias=which != "token"))
+    x = torch.randn(5, 19)
+    x[2] = 0.0  # a token of zeros has no range
+    rule = Compression(weight=QUANTIZERS[kind](), input=INPUTS[which])
+    archive, packed = delivered(network, tmp_path / "a", rule, x)
+    close(Model(archive, linear_program(19), 2)(x.numpy()), packed(x).detach())
+
+
+@pytest.mark.parametrize("which", ["float", "sample", "tensor", "sample-asymmetric", "clip", "step-asymmetric"])
+@pytest.mark.parametrize("kind", ["binary", "ternary", "split", "affine2", "symmetric5", "step8"])
+def test_a_convolution(kind, which, engine, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=kind != "ternary"), nn.Linear(5, 2))
+    x = torch.randn(3, 3, 7, 6) + 0.3
+    rule = Compression(weight=QUANTIZERS[kind](), targets=("0",), input=INPUTS[which])
+    bitstill.prepare(network, rule)
+    network[0].train()(x)
+    bitstill.save(network.eval(), tmp_path / "a")
+    packed = bitstill.pack(bitstill.freeze(network))
+    found = Model(bitstill.read(tmp_path / "a"), convolution_program(3), 2)(x.numpy())
+    close(found, packed[1](packed[0](x).mean((2, 3))).detach())
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(sorted(QUANTIZERS)), st.sampled_from([*sorted(GRANULARITIES), "group32"]), st.sampled_from(sorted(INPUTS)),
+    st.integers(1, 100), st.integers(1, 40), st.booleans(), st.integers(1, 70), st.integers(0, 10**6),
+)  # fmt: skip
+def test_whatever_the_shape_and_the_granularity_are(kind, granularity, which, inputs, outputs, pruned, rows, seed):
+    torch.manual_seed(seed)
+    network, x = nn.Sequential(nn.Linear(inputs, outputs)), torch.randn(rows, inputs)
+    cut = bitstill.PerGroup(32) if granularity == "group32" else GRANULARITIES[granularity]
+    prune = Prune(0.5) if pruned and inputs * outputs > 1 else None
+    rule = Compression(weight=QUANTIZERS[kind](granularity=cut), input=INPUTS[which], prune=prune)
+    with tempfile.TemporaryDirectory() as folder:
+        archive, packed = delivered(network, folder + "/a", rule, x)
+        model = Model(archive, linear_program(inputs), 2)
+        assert library() is None or model.engine != "numpy"
+        close(model(x.numpy()), packed(x).detach())
+
+
+@pytest.mark.parametrize("kind", ["affine4", "symmetric8", "split", "step2"])
+@pytest.mark.parametrize("which", ["token", "tensor", "step"])
+def test_groups_of_inputs_with_a_scale_each_are_multiplied_as_integers(kind, which, engine, tmp_path):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(96 + 20, 21)), torch.randn(40, 96 + 20)
+    rule = Compression(weight=QUANTIZERS[kind](granularity=bitstill.PerGroup(32)), input=INPUTS[which])
+    archive, packed = delivered(network, tmp_path / "a", rule, x)
+    model = Model(archive, linear_program(116), 2)
+    close(model(x.numpy()), packed(x).detach())
+    if engine != "numpy":
+        (matrix,) = model._run.layers._matrices.values()
+        assert matrix.by_integers and matrix.struct.groups == 4
+
+
+def test_an_empty_batch(engine, tmp_path):
+    network = nn.Sequential(nn.Linear(19, 6))
+    archive, _ = delivered(network, tmp_path / "a", Compression(weight=QUANTIZERS["binary"]()), torch.randn(2, 19))
+    found = Model(archive, linear_program(19), 1)(np.zeros((0, 19), np.float32))
+    assert found.shape == (0, 6)
