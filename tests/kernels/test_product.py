@@ -24,15 +24,16 @@ def tier(request):
     use_tier(tiers()[0])
 
 
-def product(codes, rows, bits, threads=1):
+def product(codes, rows, bits, threads=1, best=True):
     """Rows of signed codes (m, k) times unsigned codes (n, k) of so many bits, by the library: (m, n)."""
     native, (n, k) = library(), codes.shape
     padded = -(-k // structures.ALIGN) * structures.ALIGN
     matrix = structures.Matrix(outputs=n, inputs=k, padded=padded, groups=1, group=k, planes=1)
     held, plane = weights.Held(), matrix.plane[0]
     for place, (wide, shift) in enumerate(weights._slices(bits)):
-        plane.bits[place], plane.shift[place], plane.slices = wide, shift, place + 1
-        plane.lines[place] = held.at(weights._lines(codes, wide, shift, padded, native), np.uint8)
+        form = native.bs_best_form(wide) if best and bits == 1 else wide
+        plane.bits[place], plane.shift[place], plane.form[place], plane.slices = wide, shift, form, place + 1
+        plane.lines[place] = held.at(weights._lines(codes, form, shift, padded, native), np.uint8)
     given = np.zeros((len(rows), padded), np.int8)
     given[:, :k] = rows
     result = np.full((len(rows), -(-n // structures.PANEL) * structures.PANEL), 123, np.int32)
@@ -41,11 +42,12 @@ def product(codes, rows, bits, threads=1):
     return result[:, :n]
 
 
+@pytest.mark.parametrize("best", [True, False])
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_extreme_codes_do_not_overflow(tier, bits):
+def test_extreme_codes_do_not_overflow(tier, bits, best):
     for value in (-128, 127):
-        codes, rows = np.full((17, 5000), 2**bits - 1, np.uint8), np.full((3, 5000), value, np.int8)
-        assert (product(codes, rows, bits) == value * (2**bits - 1) * 5000).all()
+        codes, rows = np.full((17, 17000), 2**bits - 1, np.uint8), np.full((3, 17000), value, np.int8)
+        assert (product(codes, rows, bits, best=best) == value * (2**bits - 1) * 17000).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,7 +60,8 @@ def test_any_size(bits, m, n, k, threads, seed):
     wanted = rows.astype(np.int64) @ codes.T.astype(np.int64)
     for name in tiers():
         use_tier(name)
-        np.testing.assert_array_equal(product(codes, rows, bits, threads), wanted)
+        for best in (True, False):
+            np.testing.assert_array_equal(product(codes, rows, bits, threads, best), wanted)
     use_tier(tiers()[0])
 
 

@@ -54,6 +54,7 @@ def _checked(found: ctypes.CDLL) -> ctypes.CDLL | None:
     for name, result, *arguments in (
         ("bs_tier_name", c_char_p, c_int),
         ("bs_use_tier", c_int, c_char_p),
+        ("bs_best_form", c_int, c_int),
         ("bs_pack_lines", None, c_void_p, c_int64, c_int64, c_int64, c_int, c_int, c_void_p),
         ("bs_unpack_rows", None, c_void_p, c_int64, c_int64, c_int64, c_int, c_int, c_void_p),
         ("bs_product", None, c_void_p, c_int64, POINTER(Matrix), c_int, c_void_p, c_int),

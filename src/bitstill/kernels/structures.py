@@ -6,7 +6,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
-INTERFACE = 1
+INTERFACE = 2
 PANEL, LINE, ALIGN, SLICES, PLANES, TAILS = 16, 64, 64, 3, 2, 6
 
 
@@ -75,6 +75,7 @@ class Plane(Structure):
         ("lines", c_void_p * SLICES),
         ("bits", c_int32 * SLICES),
         ("shift", c_int32 * SLICES),
+        ("form", c_int32 * SLICES),
         *((name, c_int32) for name in ("slices", "first", "step")),
         *((name, c_void_p) for name in ("levels", "scale", "offset", "sums")),
     )

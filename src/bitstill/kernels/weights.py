@@ -20,6 +20,8 @@ from bitstill.ops.layouts import bits_for
 
 Array = npt.NDArray[Any]
 _LAYOUTS = {"bits": 0, "trits": 1, "bytes": 2}
+NIBBLES = 16
+"""`BS_NIBBLES`: single bits as indices into tables of sums of four inputs."""
 GROUP = 32
 """Groups of inputs begin at a line of any number of bits."""
 
@@ -93,13 +95,14 @@ def matrix(archive: Archive, layer: str, library: ctypes.CDLL, *, integers: bool
         planes=len(record.planes),
     )
     by_integers = integers and whole and (recoded or not record.mask) and (not grouped or record.grid.size % GROUP == 0)
+    single = all((3 if recoded else plane.levels) <= 2 for plane in record.planes)
     totals = np.zeros(record.shape[0])
     for index, plane in enumerate(record.planes):
         codes = _codes(archive, record, index, library)
         if recoded:
             codes, plane = _with_zero(codes, plane, kept_weights(archive, record))
         rows = _inputs_last(codes.reshape(record.shape))
-        _fill(struct.plane[index], held, archive, record, index, rows, plane, library, padded)
+        _fill(struct.plane[index], held, archive, record, index, rows, plane, library, padded, best=by_integers and single)
         if by_integers and shifted:
             totals += _sums(struct.plane[index], held, archive, record, index, rows)
     if record.mask and not recoded:
@@ -169,12 +172,15 @@ def _fill(
     plane: PlaneRecord,
     library: ctypes.CDLL,
     padded: int,
+    *,
+    best: bool,
 ) -> None:
-    """One plane of a matrix."""
+    """One plane of a matrix; in the form that is `best` for products, or in lines."""
     bits = bits_for(plane.levels)
     for place, (wide, shift) in enumerate(_slices(bits)):
-        to.bits[place], to.shift[place] = wide, shift
-        to.lines[place] = held.at(_lines(rows, wide, shift, padded, library), np.uint8)
+        form = library.bs_best_form(wide) if best else wide
+        to.bits[place], to.shift[place], to.form[place] = wide, shift, form
+        to.lines[place] = held.at(_lines(rows, form, shift, padded, library), np.uint8)
         to.slices = place + 1
     to.first, to.step = (0, 0) if plane.first is None else (plane.first, plane.step)
     levels = archive.levels(record, index) if plane.first is None else plane.first + plane.step * np.arange(plane.levels)
@@ -239,11 +245,12 @@ def _slices(bits: int) -> list[tuple[int, int]]:
     return found
 
 
-def _lines(rows: Array, bits: int, shift: int, padded: int, library: ctypes.CDLL) -> Array:
+def _lines(rows: Array, form: int, shift: int, padded: int, library: ctypes.CDLL) -> Array:
     outputs, inputs = rows.shape
+    bits = 1 if form == NIBBLES else form
     lines = np.empty(-(-outputs // PANEL) * (padded * bits // 32) * LINE, np.uint8)
     rows = np.ascontiguousarray(rows)
-    library.bs_pack_lines(rows.ctypes.data, outputs, inputs, padded, bits, shift, lines.ctypes.data)
+    library.bs_pack_lines(rows.ctypes.data, outputs, inputs, padded, form, shift, lines.ctypes.data)
     return lines
 
 

@@ -6,14 +6,17 @@
 
        byte 4 n + j of a line, bits i * b to i * b + b - 1:  output n (of sixteen), input 4 (quads * line + i) + j
 
-   so that a shift and a mask make, of one line, operands of which every processor's dot product takes four bytes at once. */
+   so that a shift and a mask make, of one line, operands of which every processor's dot product takes four bytes at once.
+   Single bits may be kept as *nibbles* instead, which index tables of the sums of four inputs:
+
+       byte 32 v + 16 h + n of a line, bits 4 i to 4 i + 3:  output n, the four inputs of quad 8 line + 4 v + 2 i + h */
 #ifndef BITSTILL_H
 #define BITSTILL_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#define BS_INTERFACE 1 /* raised whenever a structure changes */
+#define BS_INTERFACE 2 /* raised whenever a structure changes */
 #define BS_PANEL 16    /* outputs in a line */
 #define BS_LINE 64     /* bytes in a line */
 #define BS_ALIGN 64    /* inputs of a row of codes are padded to this */
@@ -25,6 +28,7 @@
 enum bs_op { BS_GATHER, BS_MAP, BS_QUANTIZE, BS_LINEAR, BS_CONVOLVE, BS_NORM, BS_ATTEND, BS_TAKE, BS_POOL, BS_INPUT, BS_FLATTEN, BS_OPS };
 enum bs_function { BS_NONE, BS_RELU, BS_GELU, BS_GELU_TANH, BS_TANH };
 enum bs_tail_kind { BS_END, BS_AFFINE, BS_FUNCTION, BS_ADD };
+enum bs_form { BS_LINES_1 = 1, BS_LINES_2 = 2, BS_LINES_4 = 4, BS_NIBBLES = 16 };
 enum bs_range { BS_DYNAMIC, BS_CLIP, BS_STEP };
 
 /* Rows as the file holds them: for tables, which are read row by row. */
@@ -48,7 +52,7 @@ typedef struct {
 /* One plane of a matrix: levels times scales, plus offsets. */
 typedef struct {
     const uint8_t *lines[BS_SLICES]; /* (panels, lines, 64) */
-    int32_t bits[BS_SLICES], shift[BS_SLICES];
+    int32_t bits[BS_SLICES], shift[BS_SLICES], form[BS_SLICES];
     int32_t slices, first, step; /* level = first + step * code */
     const float *levels;         /* the same by code */
     const float *scale, *offset; /* (panels, groups, 16); offset may be NULL */
@@ -133,8 +137,10 @@ BS_PUBLIC int bs_use_tier(const char *name);
 BS_PUBLIC int bs_interface(void);
 BS_PUBLIC int64_t bs_sizeof(int which);
 
+/* The form in which the tier in use multiplies slices of so many bits fastest. */
+BS_PUBLIC int bs_best_form(int bits);
 /* Codes of sixteen outputs and all inputs as lines: codes (outputs, inputs) -> (panels, lines, 64), one slice. */
-BS_PUBLIC void bs_pack_lines(const uint8_t *codes, int64_t outputs, int64_t inputs, int64_t padded, int bits, int shift, uint8_t *lines);
+BS_PUBLIC void bs_pack_lines(const uint8_t *codes, int64_t outputs, int64_t inputs, int64_t padded, int form, int shift, uint8_t *lines);
 /* Packed rows of a file to codes: layout 0 is bits, 1 trits, 2 bytes. */
 BS_PUBLIC void bs_unpack_rows(const uint8_t *packed, int64_t rows, int64_t length, int64_t bytes, int layout, int bits, uint8_t *codes);
 /* The bare integer product: codes (m, padded) x lines -> (m, panels * 16), for tests and for torch. */

@@ -10,8 +10,9 @@
 #define TEXT(a) TEXT_(a)
 
 static int runs_here(void);
-static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int8_t *copy);
-static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int bits, int shift, int32_t *acc);
+static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy);
+static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form,
+                     int shift, int32_t *acc);
 #include TIER_FILE
 
 #define SMALLEST_NORMAL 1.17549435e-38f
@@ -54,8 +55,14 @@ static void finish(const bs_run *run, const bs_step *step, float *tile, int m, i
         case BS_ADD: {
             int64_t width = run->width[tail->value];
             const float *other = value_of(run, tail->value) + row * width + channel;
-            for (int i = 0; i < m; i++)
-                for (int n = 0; n < channels; n++) tile[16 * i + n] += other[i * width + n];
+            if (channels == BS_PANEL)
+                for (int i = 0; i < m; i++, other += width) {
+                    store(tile + 16 * i, load(tile + 16 * i) + load(other));
+                    store(tile + 16 * i + 8, load(tile + 16 * i + 8) + load(other + 8));
+                }
+            else
+                for (int i = 0; i < m; i++)
+                    for (int n = 0; n < channels; n++) tile[16 * i + n] += other[i * width + n];
             break;
         }
         }
@@ -66,7 +73,10 @@ static void finish(const bs_run *run, const bs_step *step, float *tile, int m, i
 static void put(const bs_run *run, const bs_step *step, const float *tile, int m, int64_t row, int64_t channel, int channels) {
     int64_t width = run->width[step->output];
     float *to = value_of(run, step->output) + row * width + channel;
-    for (int i = 0; i < m; i++) memcpy(to + i * width, tile + 16 * i, sizeof(float) * channels);
+    if (channels == BS_PANEL)
+        for (int i = 0; i < m; i++, to += width) store(to, load(tile + 16 * i)), store(to + 8, load(tile + 16 * i + 8));
+    else
+        for (int i = 0; i < m; i++) memcpy(to + i * width, tile + 16 * i, sizeof(float) * channels);
 }
 
 /* Row by row ---------------------------------------------------------------------------------------------------------------- */
@@ -226,13 +236,18 @@ static void quantize(const bs_rule *rule, const float *x, int64_t n, float scale
     float least = rule->range == BS_CLIP ? rule->low : -INFINITY, most = rule->range == BS_CLIP ? rule->high : INFINITY;
     int32_t down = rule->symmetric ? 0 : 128;
     int64_t k = 0;
+    if (rule->symmetric && rule->range == BS_DYNAMIC) /* no code is beyond the range */
+        for (; k + LANES <= n; k += LANES) {
+            bytes codes = __builtin_convertvector(as_ints(nearest(load(x + k) / all(scale))), bytes);
+            memcpy(to + k, &codes, sizeof codes);
+        }
     /* Beyond these, rounding by addition fails; and the code is at the edge anyway. */
     const floats far = all(1e6f);
 #define CODES(x)                                                                                              \
     as_ints(smallest(largest(nearest(smallest(largest((smallest(largest(x, all(least)), all(most)) - all(shift)) / all(scale), -far), far)) + all(moved), all(low)), all(high))) - all_ints(down)
     for (; k + LANES <= n; k += LANES) {
-        ints codes = CODES(load(x + k));
-        for (int i = 0; i < LANES; i++) to[k + i] = (int8_t)codes[i];
+        bytes codes = __builtin_convertvector(CODES(load(x + k)), bytes);
+        memcpy(to + k, &codes, sizeof codes);
     }
     if (k < n) {
         float rest[LANES] = {0};
@@ -286,30 +301,36 @@ static void sums_of_codes(const bs_matrix *matrix, const int8_t *codes, int m, c
 /* Rows of arranged codes times one panel, as floats: (m, 16). */
 static void product_of_codes(const bs_matrix *matrix, int64_t panel, const int8_t *codes, const int32_t *sums, int m, const float *scale,
                              const int32_t *zero, const float *shift, float *tile) {
-    memset(tile, 0, sizeof(float) * BS_PANEL * m);
     for (int64_t g = 0; g < matrix->groups; g++) {
         int64_t first = g * matrix->group, size = LEAST(matrix->group, matrix->inputs - first);
         for (int p = 0; p < matrix->planes; p++) {
             const bs_plane *plane = &matrix->plane[p];
-            int32_t acc[BS_BLOCK * BS_PANEL] = {0};
+            int32_t acc[BS_BLOCK * BS_PANEL];
+            memset(acc, 0, sizeof(int32_t) * BS_PANEL * m);
             for (int s = 0; s < plane->slices; s++) {
                 int64_t inputs = 4 * (8 / plane->bits[s]), lines = matrix->padded / inputs;
                 int64_t skip = first / inputs, count = g == matrix->groups - 1 ? lines - skip : (first + size) / inputs - skip;
-                multiply(codes, matrix->padded, first, m, plane->lines[s] + (panel * lines + skip) * BS_LINE, count, plane->bits[s],
+                multiply(codes, matrix->padded, first, m, plane->lines[s] + (panel * lines + skip) * BS_LINE, count, plane->form[s],
                          plane->shift[s], acc);
             }
             int64_t at = (panel * matrix->groups + g) * BS_PANEL;
-            for (int i = 0; i < m; i++) {
-                int32_t *row = acc + BS_PANEL * i, total = sums[i * matrix->groups + g];
-                if (zero[i])
-                    for (int n = 0; n < BS_PANEL; n++) row[n] -= zero[i] * plane->sums[at + n];
-                for (int half = 0; half < BS_PANEL; half += LANES) {
+            int begins = p == 0 && g == 0;
+            for (int half = 0; half < BS_PANEL; half += LANES) {
+                floats scales = load(plane->scale + at + half);
+                for (int i = 0; i < m; i++) {
+                    int32_t total = sums[i * matrix->groups + g];
+                    float *to = tile + BS_PANEL * i + half;
                     ints whole;
-                    memcpy(&whole, row + half, sizeof whole);
+                    memcpy(&whole, acc + BS_PANEL * i + half, sizeof whole);
+                    if (zero[i]) {
+                        ints codes_sums;
+                        memcpy(&codes_sums, plane->sums + at + half, sizeof codes_sums);
+                        whole -= all_ints(zero[i]) * codes_sums;
+                    }
                     whole = whole * all_ints(plane->step) + all_ints(plane->first * total);
-                    floats y = load(tile + BS_PANEL * i + half) + as_floats(whole) * (load(plane->scale + at + half) * all(scale[i]));
+                    floats y = as_floats(whole) * (scales * all(scale[i]));
                     if (plane->offset) y += load(plane->offset + at + half) * all((float)total * scale[i]);
-                    store(tile + BS_PANEL * i + half, y);
+                    store(to, begins ? y : load(to) + y);
                 }
             }
         }
@@ -378,20 +399,20 @@ static void panel_of(const bs_run *run, const bs_step *step, int64_t panel, int6
 
 static void do_linear(const bs_run *run, const bs_step *step, bs_work *work) {
     const bs_matrix *matrix = step->matrix;
-    int64_t panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, rows = run->rows[step->output], blocks = UP(rows, BS_BLOCK) / BS_BLOCK, from, to;
+    int64_t panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, rows = run->rows[step->output], block = step->coded ? bs_rows_at_once(matrix) : BS_BLOCK, from, to;
     _Alignas(64) float tile[BS_BLOCK * BS_PANEL];
     if (step->coded) {
         bs_codes codes = codes_of(run, step->input);
         int32_t *sums = (int32_t *)scratch_of(run, work);
         const int8_t *arranged = NULL;
-        bs_share(work, panels * blocks, &from, &to);
+        bs_share(work, panels * (UP(rows, block) / block), &from, &to);
         for (int64_t piece = from; piece < to; piece++) {
-            int64_t row = piece / panels * BS_BLOCK, panel = piece % panels;
-            int m = (int)LEAST(BS_BLOCK, rows - row);
+            int64_t row = piece / panels * block, panel = piece % panels;
+            int m = (int)LEAST(block, rows - row);
             if (piece == from || panel == 0) {
-                const int8_t *block = codes.codes + row * matrix->padded;
-                sums_of_codes(matrix, block, m, codes.zero + row, sums);
-                arranged = arrange(block, matrix->padded, m, (int8_t *)(sums + BS_BLOCK * matrix->groups));
+                const int8_t *of_rows = codes.codes + row * matrix->padded;
+                sums_of_codes(matrix, of_rows, m, codes.zero + row, sums);
+                arranged = arrange(of_rows, matrix->padded, m, matrix->plane[0].form[0], (int8_t *)(sums + BS_BLOCK * matrix->groups));
             }
             product_of_codes(matrix, panel, arranged, sums, m, codes.scale + row, codes.zero + row, codes.shift + row, tile);
             panel_of(run, step, panel, row, m, tile);
@@ -535,12 +556,13 @@ static void do_convolve(const bs_run *run, const bs_step *step, bs_work *work) {
     int64_t in_pixels = (int64_t)step->height * step->across, out_pixels = (int64_t)step->out_height * step->out_across;
     _Alignas(64) float tile[BS_BLOCK * BS_PANEL];
     char *gathered = scratch_of(run, work);
-    bs_share(work, UP(rows, BS_BLOCK) / BS_BLOCK, &from, &to);
+    int64_t at_once = step->coded ? bs_rows_at_once(matrix) : BS_BLOCK;
+    bs_share(work, UP(rows, at_once) / at_once, &from, &to);
     if (step->coded) {
         bs_codes codes = codes_of(run, step->input);
         for (int64_t block = from; block < to; block++) {
-            int64_t row = block * BS_BLOCK;
-            int m = (int)LEAST(BS_BLOCK, rows - row);
+            int64_t row = block * at_once;
+            int m = (int)LEAST(at_once, rows - row);
             float scale[BS_BLOCK], shift[BS_BLOCK];
             int32_t zero[BS_BLOCK];
             for (int i = 0; i < m; i++) {
@@ -550,7 +572,7 @@ static void do_convolve(const bs_run *run, const bs_step *step, bs_work *work) {
             windows(step, (const char *)codes.codes, row, m, 1, gathered, matrix->padded, zero);
             int32_t *sums = (int32_t *)(gathered + BS_BLOCK * matrix->padded);
             sums_of_codes(matrix, (const int8_t *)gathered, m, zero, sums);
-            const int8_t *arranged = arrange((const int8_t *)gathered, matrix->padded, m, (int8_t *)(sums + BS_BLOCK * matrix->groups));
+            const int8_t *arranged = arrange((const int8_t *)gathered, matrix->padded, m, matrix->plane[0].form[0], (int8_t *)(sums + BS_BLOCK * matrix->groups));
             for (int64_t panel = 0; panel < panels; panel++) {
                 product_of_codes(matrix, panel, arranged, sums, m, scale, zero, shift, tile);
                 panel_of(run, step, panel, row, m, tile);
@@ -573,6 +595,6 @@ static void do_convolve(const bs_run *run, const bs_step *step, bs_work *work) {
 
 extern const bs_tier JOIN(bs_tier_, TIER);
 const bs_tier JOIN(bs_tier_, TIER) = {
-    TEXT(TIER), runs_here, arrange, multiply,
+    TEXT(TIER), runs_here, nibbles, arrange, multiply,
     {do_gather, do_map, do_quantize, do_linear, do_convolve, do_norm, do_attend, do_take, do_pool, do_input, do_flatten},
 };

@@ -8,6 +8,7 @@
 #define LANES 8
 typedef float floats __attribute__((vector_size(32)));
 typedef int32_t ints __attribute__((vector_size(32)));
+typedef int8_t bytes __attribute__((vector_size(8)));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE floats load(const float *from) { floats x; memcpy(&x, from, sizeof x); return x; }
@@ -21,12 +22,11 @@ INLINE floats largest(floats a, floats b) { return choose(a > b, a, b); }
 INLINE floats smallest(floats a, floats b) { return choose(a < b, a, b); }
 INLINE floats magnitude(floats x) { return (floats)((ints)x & all_ints(0x7fffffff)); }
 
-/* To the nearest whole number, ties to even, as torch and ONNX round: for |x| < 2^22. */
+/* To the nearest whole number, ties to even, as torch and ONNX round: for |x| < 2^22, and no compiler that keeps to IEEE
+   arithmetic may simplify it. */
 INLINE floats nearest(floats x) {
     const floats big = all(12582912.0f); /* 1.5 * 2^23 */
-    floats y = x + big;
-    __asm__("" : "+m"(y)); /* so that no compiler ever simplifies it */
-    return y - big;
+    return (x + big) - big;
 }
 
 INLINE float sum_of(floats x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
@@ -65,25 +65,24 @@ INLINE floats hyperbolic_tangent(floats x) {
     return choose(magnitude(x) < all(0.6f), small, far);
 }
 
-/* The error function: its series near zero, and Abramowitz and Stegun (1964), 7.1.26, elsewhere: 1.5e-7 absolute. */
+/* The error function as x P(x^2) / Q(x^2) on [-4, 4], beyond which it is 1 in single precision; the coefficients are those of
+   Eigen and XLA. */
 INLINE floats error_function(floats x) {
-    floats a = magnitude(x), square = x * x;
-    floats t = all(1.0f) / (all(1.0f) + all(0.3275911f) * a);
-    floats y = all(1.061405429f);
-    y = y * t + all(-1.453152027f);
-    y = y * t + all(1.421413741f);
-    y = y * t + all(-0.284496736f);
-    y = y * t + all(0.254829592f);
-    floats far = all(1.0f) - y * t * exponential(-square);
-    far = (floats)((ints)far | ((ints)x & all_ints((int32_t)0x80000000u)));
-    floats near = all(-1.0f / 1320);
-    near = near * square + all(1.0f / 216);
-    near = near * square + all(-1.0f / 42);
-    near = near * square + all(1.0f / 10);
-    near = near * square + all(-1.0f / 3);
-    near = near * square + all(1.0f);
-    near = near * x * all(1.12837917f);
-    return choose(a < all(0.5f), near, far);
+    x = smallest(largest(x, all(-4.0f)), all(4.0f));
+    floats y = x * x;
+    floats p = all(-2.72614225801306e-10f);
+    p = p * y + all(2.77068142495902e-08f);
+    p = p * y + all(-2.10102402082508e-06f);
+    p = p * y + all(-5.69250639462346e-05f);
+    p = p * y + all(-7.34990630326855e-04f);
+    p = p * y + all(-2.95459980854025e-03f);
+    p = p * y + all(-1.60960333262415e-02f);
+    floats q = all(-1.45660718464996e-05f);
+    q = q * y + all(-2.13374055278905e-04f);
+    q = q * y + all(-1.68282697438203e-03f);
+    q = q * y + all(-7.37332916720468e-03f);
+    q = q * y + all(-1.42647390514189e-02f);
+    return x * p / q;
 }
 
 INLINE floats applied(int function, floats x) {

@@ -48,6 +48,8 @@ int bs_use_tier(const char *name) {
     return -1;
 }
 
+int bs_best_form(int bits) { return bits == 1 && tier()->nibbles ? BS_NIBBLES : bits; }
+
 int bs_interface(void) { return BS_INTERFACE; }
 
 int64_t bs_sizeof(int which) {
@@ -55,15 +57,18 @@ int64_t bs_sizeof(int which) {
     return which >= 0 && which < 4 ? sizes[which] : -1;
 }
 
-void bs_pack_lines(const uint8_t *codes, int64_t outputs, int64_t inputs, int64_t padded, int bits, int shift, uint8_t *lines) {
+void bs_pack_lines(const uint8_t *codes, int64_t outputs, int64_t inputs, int64_t padded, int form, int shift, uint8_t *lines) {
+    int bits = form == BS_NIBBLES ? 1 : form;
     int64_t panels = UP(outputs, BS_PANEL) / BS_PANEL, quads = 8 / bits, count = padded / (4 * quads);
     memset(lines, 0, (size_t)(panels * count * BS_LINE));
     for (int64_t n = 0; n < outputs; n++) {
         const uint8_t *row = codes + n * inputs;
-        uint8_t *panel = lines + n / BS_PANEL * count * BS_LINE + 4 * (n % BS_PANEL);
+        uint8_t *panel = lines + n / BS_PANEL * count * BS_LINE;
         for (int64_t k = 0; k < inputs; k++) {
-            int64_t quad = k / 4;
-            panel[quad / quads * BS_LINE + k % 4] |= (uint8_t)((row[k] >> shift & ((1 << bits) - 1)) << (quad % quads * bits));
+            int64_t quad = k / 4, of_line = quad % quads;
+            uint8_t *line = panel + quad / quads * BS_LINE, code = row[k] >> shift & ((1 << bits) - 1);
+            if (form == BS_NIBBLES) line[of_line / 4 * 32 + of_line % 2 * 16 + n % BS_PANEL] |= (uint8_t)(code << (of_line / 2 % 2 * 4 + k % 4));
+            else line[4 * (n % BS_PANEL) + k % 4] |= (uint8_t)(code << (of_line * bits));
         }
     }
 }
@@ -97,18 +102,19 @@ static void multiply_all(void *what, bs_work *work) {
     const bs_matrix *matrix = given->matrix;
     const bs_plane *plane = &matrix->plane[given->plane];
     int64_t panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, from, to;
-    int8_t *copy = malloc((size_t)(BS_BLOCK * matrix->padded));
+    int8_t *copy = malloc((size_t)(BS_BLOCK * matrix->padded * BS_ROOM));
     if (!copy) return;
     bs_share(work, panels, &from, &to);
-    for (int64_t row = 0; row < given->m; row += BS_BLOCK) {
-        int m = (int)(given->m - row < BS_BLOCK ? given->m - row : BS_BLOCK);
-        const int8_t *arranged = tier()->arrange(given->codes + row * matrix->padded, matrix->padded, m, copy);
+    int64_t block = bs_rows_at_once(matrix);
+    for (int64_t row = 0; row < given->m; row += block) {
+        int m = (int)(given->m - row < block ? given->m - row : block);
+        const int8_t *arranged = tier()->arrange(given->codes + row * matrix->padded, matrix->padded, m, plane->form[0], copy);
         for (int64_t panel = from; panel < to; panel++) {
             int32_t acc[BS_BLOCK * BS_PANEL] = {0};
             for (int s = 0; s < plane->slices; s++) {
                 int64_t lines = matrix->padded / (4 * (8 / plane->bits[s]));
                 tier()->multiply(arranged, matrix->padded, 0, m, plane->lines[s] + panel * lines * BS_LINE, lines,
-                                 plane->bits[s], plane->shift[s], acc);
+                                 plane->form[s], plane->shift[s], acc);
             }
             for (int i = 0; i < m; i++)
                 memcpy(given->result + ((row + i) * panels + panel) * BS_PANEL, acc + i * BS_PANEL, sizeof(int32_t) * BS_PANEL);
@@ -129,7 +135,7 @@ int64_t bs_scratch_bytes(const bs_step *steps, int64_t n, int64_t longest) {
         const bs_step *step = &steps[i];
         int64_t bytes = 0;
         const bs_matrix *matrix = step->matrix;
-        int64_t coded = matrix ? BS_BLOCK * (matrix->padded + 4 * matrix->groups) : 0;
+        int64_t coded = matrix ? BS_BLOCK * 4 * matrix->groups + bs_rows_at_once(matrix) * matrix->padded * BS_ROOM : 0;
         if (step->op == BS_LINEAR) bytes = step->coded ? coded : 4 * BS_PANEL * matrix->inputs;
         if (step->op == BS_CONVOLVE) bytes = step->coded ? coded + BS_BLOCK * matrix->padded : 4 * (BS_BLOCK + BS_PANEL) * step->matrix->inputs;
         if (step->op == BS_ATTEND) bytes = 4 * UP(longest, BS_PANEL) * (step->head_width + UP(step->head_width, BS_PANEL) + 4);

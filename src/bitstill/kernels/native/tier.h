@@ -7,14 +7,27 @@
 
 typedef void (*bs_do)(const bs_run *run, const bs_step *step, bs_work *work);
 
-/* Rows of codes (m, padded), m <= BS_BLOCK, in the order in which `multiply` reads them: as they are, or copied. */
-typedef const int8_t *(*bs_arrange)(const int8_t *codes, int64_t padded, int m, int8_t *copy);
+/* Rows of codes (m, padded), m <= BS_BLOCK, as `multiply` reads them for weights of that form: as they are, or as a copy with
+   BS_ROOM bytes for each code. */
+typedef const int8_t *(*bs_arrange)(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy);
 /* Adds to acc (m, 16) the product, shifted left, of arranged codes from input `first` on and some lines of one panel. */
-typedef void (*bs_multiply)(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int bits, int shift, int32_t *acc);
+typedef void (*bs_multiply)(const int8_t *arranged, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form,
+                            int shift, int32_t *acc);
+
+#define BS_ROOM 8
+#define BS_TABLES 24576 /* bytes of tables that are read again and again: they and the weights stay in the first cache */
+
+/* Rows that are multiplied at once. */
+static inline int bs_rows_at_once(const bs_matrix *matrix) {
+    if (matrix->planes == 0 || matrix->plane[0].form[0] != BS_NIBBLES) return BS_BLOCK;
+    int64_t fit = BS_TABLES / (BS_ROOM * matrix->padded);
+    return fit < 2 ? 2 : fit > BS_BLOCK ? BS_BLOCK : (int)(fit / 2 * 2);
+}
 
 typedef struct {
     const char *name;
     int (*runs_here)(void);
+    int nibbles; /* whether tables are faster for single bits */
     bs_arrange arrange;
     bs_multiply multiply;
     bs_do steps[BS_OPS];

@@ -4,6 +4,8 @@
 #include <sys/auxv.h>
 #endif
 
+static const int nibbles = 0;
+
 static int runs_here(void) {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) >> 20 & 1) != 0; /* HWCAP_ASIMDDP */
@@ -48,13 +50,13 @@ INLINE void rows_of(const int8_t *codes, int64_t stride, int m, const uint8_t *l
     for (; r < m; r++) tile_of(codes + r * stride, stride, 1, lines, n_lines, bits, shift, acc + r * BS_PANEL);
 }
 
-static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int8_t *copy) {
-    (void)padded, (void)m, (void)copy;
+static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {
+    (void)padded, (void)m, (void)form, (void)copy;
     return codes;
 }
 
-static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int bits, int shift, int32_t *acc) {
-    switch (bits) {
+static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {
+    switch (form) {
     case 1: rows_of(codes + first, padded, m, lines, n_lines, 1, shift, acc); break;
     case 2: rows_of(codes + first, padded, m, lines, n_lines, 2, shift, acc); break;
     default: rows_of(codes + first, padded, m, lines, n_lines, 4, shift, acc);

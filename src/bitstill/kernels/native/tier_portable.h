@@ -1,8 +1,10 @@
 /* Any processor: plain C. */
+static const int nibbles = 0;
+
 static int runs_here(void) { return 1; }
 
-static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int8_t *copy) {
-    (void)padded, (void)m, (void)copy;
+static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {
+    (void)padded, (void)m, (void)form, (void)copy;
     return codes;
 }
 
