@@ -19,7 +19,20 @@ LAYERS: tuple[set[str], ...] = (
     {"distill", "train"},
     {"recipes"},
     {"architectures", "augmenting", "delivery", "finetuning", "general", "hf", "loading", "report", "roles", "runfile", "tasks"}
-    | {"api", "bench", "bench_worker", "comparing", "demo", "demo_plans", "dry_run", "evaluate", "exporting", "hub", "parity"},
+    | {
+        "api",
+        "bench",
+        "bench_worker",
+        "comparing",
+        "demo",
+        "demo_plans",
+        "dry_run",
+        "evaluate",
+        "exporting",
+        "hub",
+        "inspecting",
+        "parity",
+    },
     {"cli"},
 )
 ARTIFACT_MAY_IMPORT = (
@@ -59,7 +72,7 @@ OPTIONAL = {
 REQUIRED = {"accelerate", "huggingface_hub", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
 WITHOUT_TORCH = (
     "errors", "schedules", "granularity", "keys", "_version", "decode", "ops.layouts", "ops.entropy", "artifact.format",
-    "artifact.reader", "artifact.coding", "artifact.size", "artifact.files", "hub",
+    "artifact.reader", "artifact.coding", "artifact.size", "artifact.files", "hub", "inspecting",
 )  # fmt: skip
 
 

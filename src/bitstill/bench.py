@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,20 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from bitstill.artifact.format import CONFIG, WEIGHTS
+from bitstill.artifact.reader import read
 from bitstill.bench_worker import serve
 from bitstill.delivery import environment
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.export.convnets import CONV_NETS
+from bitstill.export.plan import program_of
 from bitstill.export.samples import Array, made_up
 
 FILES = {"onnx": "model.onnx", "openvino": "model.bin"}
 """Of exports, which have no model.safetensors."""
-KINDS = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "bitstill": "torch, packed", "torch": "torch"}
+KINDS = {
+    "native": "bitstill.runtime", "bitstill": "torch, packed", "onnx": "ONNX Runtime", "openvino": "OpenVINO",
+    "torch": "torch", "torch-bf16": "torch, bfloat16",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,13 @@ class Network:
         folder: where it is.
         kind: a key of `KINDS`.
         config: its config.json.
+        name: in tables; the folder's if empty.
     """
 
     folder: Path
     kind: str
     config: dict[str, Any]
+    name: str = ""
 
     @property
     def file(self) -> Path:
@@ -58,7 +65,8 @@ def bench(
     """Time artifacts, what they were exported to, and float networks, in turns.
 
     Args:
-        folders: artifacts, exports to ONNX, or Hugging Face folders of float encoders; others are compared with the first.
+        folders: artifacts, which take part in `bitstill.runtime` and in torch; exports to ONNX or OpenVINO; or Hugging Face
+            folders of float encoders. Others are compared with the first.
         batches: texts or pictures at once.
         lengths: of texts, in tokens; pictures have none.
         threads: for each; None is all there are.
@@ -73,11 +81,28 @@ def bench(
         ArtifactError: a folder holds no network that is known here, or cannot be loaded.
         SpecError: numbers below 1, or networks that take different inputs.
     """
+    networks = [network for folder in folders for network in networks_in(Path(folder))]
+    return race(networks, batches, lengths, threads=threads, turns=turns, progress=progress)
+
+
+def race(
+    networks: Sequence[Network],
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    threads: int | None = None,
+    turns: int = 40,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Time networks in turns: what `bench` returns.
+
+    Raises:
+        ArtifactError, SpecError: as `bench`.
+    """
     threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     for name, numbers in (("batch", batches), ("length", lengths), ("threads", [threads]), ("turns", [turns])):
         if not numbers or min(numbers) < 1:
             raise SpecError(f"{name} of at least 1", given=str(list(numbers)), where="bench", fix="Give whole numbers above 0.")
-    networks = [_network(Path(folder)) for folder in folders]
     if len({json.dumps(_takes(network.config)) for network in networks}) > 1:
         given = ", ".join(sorted({str(_takes(network.config)) for network in networks}))
         raise SpecError("networks that take the same inputs", given=given, where="bench", fix="Time them in two commands.")
@@ -91,7 +116,7 @@ def bench(
         found = {_name(point): _point(seconds[point][place], seconds[point][0], point[0]) for point in points}
         rows.append(
             {
-                "name": network.folder.name,
+                "name": network.name or network.folder.name,
                 "kind": KINDS[network.kind],
                 "file_bytes": network.file.stat().st_size,
                 "load_seconds": workers.load_seconds[place],
@@ -171,6 +196,18 @@ def _received(pipe: Connection, network: Network) -> Any:
     except EOFError:
         fix = "It may have run out of memory, or its package may be missing; its own message stands above."
         raise ArtifactError("a network that runs", given="a process that ended", where=str(network.folder), fix=fix) from None
+
+
+def networks_in(folder: Path) -> list[Network]:
+    """The network in a folder; an artifact twice, where the runtime without torch can run it."""
+    network = _network(folder)
+    if network.kind != "bitstill":
+        return [network]
+    try:
+        program_of(read(folder))
+    except ArtifactError:  # damaged, or without a program: whoever loads it says so
+        return [network]
+    return [replace(network, kind="native"), network]
 
 
 def _network(folder: Path) -> Network:

@@ -26,12 +26,12 @@ def serve(pipe: Connection, folder: str, kind: str, threads: int) -> None:
     Args:
         pipe: to whoever compares.
         folder: of the network.
-        kind: "onnx", "openvino", "bitstill" or "torch".
+        kind: a key of `bench.KINDS`.
         threads: that it may use.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
     try:
-        load = {"onnx": _onnx, "openvino": _openvino, "bitstill": _bitstill, "torch": _torch}[kind](threads)
+        load = _LOADERS[kind](threads)
         before = _from_now_on()
         started = time.perf_counter()
         run = load(Path(folder))
@@ -70,10 +70,26 @@ def _bitstill(threads: int) -> Load:
     return _in_torch(threads, load_artifact)
 
 
+def _native(threads: int) -> Load:
+    from bitstill.runtime import load as load_artifact
+
+    def load(folder: Path) -> Run:
+        model = load_artifact(folder, threads=threads)
+        return lambda values: model(**values)
+
+    return load
+
+
 def _torch(threads: int) -> Load:
     from bitstill.hf.models import classifier_in
 
     return _in_torch(threads, classifier_in)
+
+
+def _torch_bf16(threads: int) -> Load:
+    from bitstill.hf.models import classifier_in
+
+    return _in_torch(threads, lambda folder: classifier_in(folder).bfloat16())
 
 
 def _in_torch(threads: int, build: Callable[[Path], Any]) -> Load:
@@ -93,6 +109,11 @@ def _in_torch(threads: int, build: Callable[[Path], Any]) -> Load:
         return run
 
     return load
+
+
+_LOADERS: dict[str, Callable[[int], Load]] = {
+    "native": _native, "bitstill": _bitstill, "onnx": _onnx, "openvino": _openvino, "torch": _torch, "torch-bf16": _torch_bf16,
+}  # fmt: skip
 
 
 def _from_now_on() -> int | None:

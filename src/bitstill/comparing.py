@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 from bitstill.artifact.format import REPORT
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report
-from bitstill.bench import bench
-from bitstill.errors import ArtifactError, MissingPackageError, SpecError
-from bitstill.exporting import export_artifact
+from bitstill.bench import networks_in, race
+from bitstill.errors import ArtifactError, SpecError
 from bitstill.hub import located
 from bitstill.report.tables import Row
 
@@ -124,16 +122,12 @@ def _teacher(reports: dict[str, dict[str, Any]]) -> tuple[Row, ...]:
 def _latencies(
     folders: dict[str, Path], batch: int, length: int, threads: int | None, turns: int, progress: bool
 ) -> tuple[dict[str, float], str]:
-    """Medians in ms by name, and how they were taken: in ONNX Runtime if all can be exported, else in torch."""
-    with tempfile.TemporaryDirectory(prefix="bitstill-compare-") as scratch:
-        exported, runs_in = [Path(scratch) / str(place) for place in range(len(folders))], "ONNX Runtime"
-        try:
-            for folder, out in zip(folders.values(), exported, strict=True):
-                export_artifact(folder, out)
-        except (ArtifactError, MissingPackageError) as error:
-            exported, runs_in = list(folders.values()), f"torch, since not all can be exported ({error.where}: {error.given})"
-        found = bench(exported, batches=(batch,), lengths=(length,), threads=threads, turns=turns, progress=progress)
-    (point,) = found["rows"][0]["points"]
-    medians = {name: row["points"][point]["ms"] for name, row in zip(folders, found["rows"], strict=True)}
+    """Medians in ms by name, and how they were taken: in `bitstill.runtime` if all can run there, else in torch."""
+    found = [networks_in(folder) for folder in folders.values()]
+    native = all(each[0].kind == "native" for each in found)
+    networks = [each[0] if native else each[-1] for each in found]
+    timed = race(networks, (batch,), (length,), threads=threads, turns=turns, progress=progress)
+    (point,) = timed["rows"][0]["points"]
+    medians = {name: row["points"][point]["ms"] for name, row in zip(folders, timed["rows"], strict=True)}
     tokens = f", {length} tokens" if " x " in point else ""
-    return medians, f"Median of {turns} turns in {runs_in}; threads {found['threads']}, batch {batch}{tokens}."
+    return medians, f"Median of {turns} turns in {timed['rows'][0]['kind']}; threads {timed['threads']}, batch {batch}{tokens}."

@@ -1,17 +1,14 @@
-"""Looking at an artifact after the fact: its metric, its layers, its bytes."""
+"""The metric of an artifact, measured again on its own task."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from bitstill.api import load
-from bitstill.artifact.reader import Archive, read, read_config
-from bitstill.artifact.size import size_report, to_json
+from bitstill.artifact.reader import read_config
 from bitstill.decode import decode
 from bitstill.errors import ArtifactError, SpecError, suggest
-from bitstill.export.gguf import gguf_types
 from bitstill.hub import located
 from bitstill.loading import task_for
 from bitstill.tasks import TASKS, TEXT
@@ -58,35 +55,3 @@ def task_of(folder: Path, data: Path | None = None) -> Task:
         )
     options = decode(TextOptions, config.get("task_options"), "config.json: task_options") if name == TEXT else None
     return task_for(name, {"artifact": folder}, data, options)
-
-
-def inspect_artifact(folder: str | Path) -> dict[str, Any]:
-    """Every packed layer and every leftover of the artifact in `folder`, with bytes. Needs no torch model.
-
-    Raises:
-        ArtifactError: as `artifact.reader.read`.
-    """
-    archive = read(located(folder))
-    leftovers = [
-        {"parameter": name, "shape": list(tensor.shape), "action": "float", "detail": str(tensor.dtype), "bytes": tensor.nbytes}
-        for name, tensor in archive.leftovers.items()
-    ]
-    layers = [
-        {"parameter": f"{layer.name}.weight", "shape": list(layer.shape), "action": "quantized", "detail": layer.quantizer}
-        for layer in archive.layers.values()
-    ]
-    return {
-        "architecture": archive.config.get("architecture"),
-        "task": archive.config.get("task"),
-        "parameters": layers + leftovers,
-        "size": to_json(size_report(archive)),
-        "gguf": _gguf(archive),
-    }
-
-
-def _gguf(archive: Archive) -> dict[str, Any]:
-    """Whether llama.cpp's file format has a place for every layer: which, or why not."""
-    try:
-        return {"fits": True, "block_types": dict(Counter(gguf_types(archive).values()))}
-    except ArtifactError as error:
-        return {"fits": False, "why_not": f"{error.where}: wanted {error.wanted}, got {error.given}"}

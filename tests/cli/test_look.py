@@ -90,7 +90,7 @@ def test_an_export_is_compared_on_the_task(cli, delivered, tmp_path):
 def test_compare_puts_artifacts_side_by_side(cli, delivered, teacher, tmp_path):
     options = ("--turns", 1, "--threads", 1)
     text = cli("compare", delivered, teacher, *options, "--out", tmp_path / "compare.html")
-    assert text.status == 0 and "Median of 1 turns in ONNX Runtime; threads 1, batch 1." in text.out
+    assert text.status == 0 and "Median of 1 turns in bitstill.runtime; threads 1, batch 1." in text.out
     page = (tmp_path / "compare.html").read_text()
     assert "against latency" in page and "against bytes" in page
     found = json.loads(cli("compare", delivered, teacher, *options, "--json").out)
@@ -127,6 +127,9 @@ def test_bench_times_networks_and_draws_them(cli, delivered, tmp_path):
     assert text.status == 0 and "torch, packed" in text.out and "(1.00)" in text.out
     assert "<svg" in (tmp_path / "pages" / "bench.html").read_text()
     found = json.loads(cli("bench", delivered, *options, "--json").out)
-    assert [list(row["points"]) for row in found["rows"]] == [["2"]]
+    assert [(row["kind"], list(row["points"])) for row in found["rows"]] == [
+        ("bitstill.runtime", ["2"]),
+        ("torch, packed", ["2"]),
+    ]
     missing = cli("bench", tmp_path / "nowhere")
     assert missing.status == 1 and "a folder with a network" in missing.err

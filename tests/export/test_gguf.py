@@ -183,7 +183,7 @@ def test_options_of_onnx_are_refused(tmp_path):
 
 
 def test_inspect_says_whether_it_fits(tmp_path):
-    from bitstill.evaluate import inspect_artifact
+    from bitstill.inspecting import inspect_artifact
 
     assert inspect_artifact(encoder(tmp_path / "a"))["gguf"] == {"fits": True, "block_types": {"Q1_0": 19}}
     narrow = inspect_artifact(encoder(tmp_path / "b", hidden_size=48))["gguf"]

@@ -49,6 +49,11 @@ def gguf_text(found: dict[str, Any]) -> str:
     return f"gguf: yes, {', '.join(f'{count} as {kind}' for kind, count in found['block_types'].items()) or 'in float'}."
 
 
+def runtime_text(found: dict[str, Any]) -> str:
+    """Whether an artifact runs without torch."""
+    return "runtime: yes, by bitstill.runtime." if found["fits"] else escape(f"runtime: no. {found['why_not']}.")
+
+
 def export_text(found: dict[str, Any], folder: Path) -> str:
     """What an export has come to, in a few lines."""
     first = f"{found['file_bytes']:,} bytes (artifact: {found['artifact_bytes']:,}). Written to [bold]{escape(str(folder))}[/]"

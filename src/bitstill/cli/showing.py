@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bitstill.cli.options import DataOption, JsonFlag, SeedOption
-from bitstill.cli.printing import err, export_text, gguf_text, out, print_json, write_page
+from bitstill.cli.printing import err, export_text, gguf_text, out, print_json, runtime_text, write_page
 
 
 def demo(
@@ -57,7 +57,7 @@ def inspect(
     folder: Annotated[Path, typer.Argument(help="An artifact, or owner/name on the hub.")], as_json: JsonFlag = False
 ) -> None:
     """Show every layer of an artifact: what was done to it, its bits and its bytes."""
-    from bitstill.evaluate import inspect_artifact
+    from bitstill.inspecting import inspect_artifact
     from bitstill.report.tables import size_table
 
     found = inspect_artifact(folder)
@@ -65,7 +65,8 @@ def inspect(
         print_json(found)
         return
     out.print(size_table(found))
-    out.print(gguf_text(found["gguf"]), style="dim", highlight=False)
+    for text in (runtime_text(found["runtime"]), gguf_text(found["gguf"])):
+        out.print(text, style="dim", highlight=False)
 
 
 def export(

@@ -57,6 +57,11 @@ int64_t bs_sizeof(int which) {
     return which >= 0 && which < 4 ? sizes[which] : -1;
 }
 
+/* Four codes of a bit each: the first in the lowest bit. */
+static inline uint8_t nibble_of(const uint8_t *codes) {
+    return (uint8_t)(codes[0] | codes[1] << 1 | codes[2] << 2 | codes[3] << 3);
+}
+
 void bs_pack_lines(const uint8_t *codes, int64_t outputs, int64_t inputs, int64_t padded, int form, int shift, uint8_t *lines) {
     int bits = form == BS_NIBBLES ? 1 : form;
     int64_t panels = UP(outputs, BS_PANEL) / BS_PANEL, quads = 8 / bits, count = padded / (4 * quads);
@@ -64,7 +69,17 @@ void bs_pack_lines(const uint8_t *codes, int64_t outputs, int64_t inputs, int64_
     for (int64_t n = 0; n < outputs; n++) {
         const uint8_t *row = codes + n * inputs;
         uint8_t *panel = lines + n / BS_PANEL * count * BS_LINE;
-        for (int64_t k = 0; k < inputs; k++) {
+        int64_t k = 0;
+        if (form == BS_NIBBLES && shift == 0)
+            for (; k + 32 <= inputs; k += 32) { /* a whole line: four codes of a bit, in bytes, to a nibble by one product */
+                uint8_t *line = panel + k / 32 * BS_LINE + n % BS_PANEL;
+                for (int v = 0; v < 2; v++)
+                    for (int h = 0; h < 2; h++) {
+                        uint8_t low = nibble_of(row + k + 16 * v + 4 * h), high = nibble_of(row + k + 16 * v + 8 + 4 * h);
+                        line[32 * v + 16 * h] = (uint8_t)(low | high << 4);
+                    }
+            }
+        for (; k < inputs; k++) {
             int64_t quad = k / 4, of_line = quad % quads;
             uint8_t *line = panel + quad / quads * BS_LINE, code = row[k] >> shift & ((1 << bits) - 1);
             if (form == BS_NIBBLES) line[of_line / 4 * 32 + of_line % 2 * 16 + n % BS_PANEL] |= (uint8_t)(code << (of_line / 2 % 2 * 4 + k % 4));
@@ -79,7 +94,11 @@ void bs_unpack_rows(const uint8_t *packed, int64_t rows, int64_t length, int64_t
         if (layout == 2) memcpy(codes, packed, (size_t)length);
         else if (layout == 1)
             for (int64_t k = 0; k < length; k++) codes[k] = packed[k / 5] / powers[k % 5] % 3;
-        else
+        else if (bits == 1) {
+            for (int64_t k = 0; k < length / 8; k++)
+                for (int i = 0; i < 8; i++) codes[8 * k + i] = packed[k] >> i & 1;
+            for (int64_t k = length / 8 * 8; k < length; k++) codes[k] = packed[k / 8] >> (k % 8) & 1;
+        } else
             for (int64_t k = 0; k < length; k++) {
                 int64_t first = k * bits, at = first >> 3;
                 int found = packed[at] >> (first & 7);
