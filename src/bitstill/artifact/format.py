@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,6 +43,9 @@ TOKENIZER_FILES = (
 FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD, *TOKENIZER_FILES)
 """All that a folder may hold; one with anything else in it is not replaced."""
 
+_MOST, _MOST_LEVELS = 2**40, 256
+"""Weights in a layer, and levels of a plane."""
+_LAYOUTS, _CODINGS = ("bits", "trits", "bytes"), ("none", "zstd", "bitmap")
 _GRANULARITIES: dict[str, type[Granularity]] = {
     "tensor": PerTensor, "channel": PerChannel, "group": PerGroup, "bucket": Bucket,
 }  # fmt: skip
@@ -136,14 +140,58 @@ class LayerRecord:
             fields["granularity"] = _granularity_from_json(fields["granularity"])
             fields["shape"] = tuple(int(n) for n in fields["shape"])
             fields["planes"] = tuple(PlaneRecord(**plane) for plane in fields["planes"])
-            return cls(name=name, **fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            layer = cls(name=name, **fields)
+            _check(layer)
+            return layer
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ArtifactError(
                 "a record of a packed layer",
                 given=f"{type(error).__name__}: {error}",
                 where=f"{CONFIG}: quantization_config.layers[{name!r}]",
                 fix="The file is damaged or was edited; deliver the model again.",
             ) from None
+
+
+def _check(layer: LayerRecord) -> None:
+    """Every field is of its type and within what can be: whoever reads the layer need not ask again.
+
+    Raises:
+        ValueError: what is not.
+    """
+    whole = {
+        "shape": layer.shape,
+        **{f"planes[{n}]": (p.levels, p.step + (p.first is None)) for n, p in enumerate(layer.planes)},
+    }
+    wrong = [name for name, values in whole.items() if not all(type(value) is int and value >= 1 for value in values)]
+    wrong += [] if 0 < math.prod(layer.shape) < _MOST and layer.shape else ["shape"]
+    wrong += [] if layer.planes else ["planes"]
+    for number, plane in enumerate(layer.planes):
+        first = plane.first is None or (type(plane.first) is int and abs(plane.first) <= _MOST_LEVELS)
+        known = plane.layout in _LAYOUTS and plane.coding in _CODINGS and type(plane.offset) is bool
+        trits = plane.layout != "trits" or plane.levels - (plane.coding == "bitmap") == 3
+        if not (first and known and trits and 1 <= plane.levels <= _MOST_LEVELS and plane.step <= _MOST_LEVELS):
+            wrong.append(f"planes[{number}] {plane}")
+    wrong += [] if type(layer.mask) is bool else ["mask"]
+    wrong += [] if isinstance(layer.kind, str) and isinstance(layer.quantizer, str) else ["kind, quantizer"]
+    wrong += [] if isinstance(getattr(layer.granularity, "size", 1), int) else ["granularity"]
+    if layer.input is not None and not _is_rule(layer.input):
+        wrong.append("input")
+    if wrong:
+        raise ValueError(f"{wrong[0]} out of range")
+
+
+def _is_rule(rule: Any) -> bool:
+    """Whether these are the fields of `QuantizeInput`."""
+    return (
+        isinstance(rule, dict)
+        and set(rule) == {"bits", "symmetric", "per", "range"}
+        and type(rule["bits"]) is int
+        and 2 <= rule["bits"] <= 8
+        and type(rule["symmetric"]) is bool
+        and rule["per"] in ("token", "sample", "tensor")
+        and rule["range"] in ("dynamic", "clip", "step")
+        and (rule["range"] == "dynamic" or rule["per"] == "tensor")
+    )
 
 
 def records_digest(records: dict[str, Any]) -> str:

@@ -136,7 +136,7 @@ def read(folder: str | Path) -> Archive:
     config = read_config(folder)
     settings = config["quantization_config"]
     tensors = _read_tensors(folder / WEIGHTS, settings)
-    layers = {name: LayerRecord.from_json(name, record) for name, record in settings.get("layers", {}).items()}
+    layers = {name: LayerRecord.from_json(name, record) for name, record in settings["layers"].items()}
     for layer in layers.values():
         _check_layer(layer, tensors, folder)
     return Archive(folder, config, layers, tensors)
@@ -164,6 +164,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         settings = config["quantization_config"]
         method, version = settings["quant_method"], settings["version"]
+        if not isinstance(settings.get("layers"), dict):
+            raise TypeError("quantization_config.layers is no object")
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             "a quantization_config written by bitstill",
@@ -233,12 +235,13 @@ def _check_layer(layer: LayerRecord, tensors: dict[str, Array], folder: Path) ->
             expected[layer.tensor("codes", index)] = (layer.grid.rows, width)
         if plane.first is None:
             expected[layer.tensor("levels", index)] = (plane.levels,)  # type: ignore[assignment]
-    for name in layer.tensors():
+    for name, kind in layer.tensors().items():
         found = tensors.get(name)
-        if found is None or (name in expected and found.shape != expected[name]):
+        dtypes = ("uint8",) if kind in ("codes", "mask") else ("float32", "float16")
+        if found is None or (name in expected and found.shape != expected[name]) or found.dtype.name not in dtypes:
             raise ArtifactError(
-                f"a tensor {name} of shape {expected.get(name, 'any')}",
-                given="none" if found is None else f"shape {found.shape}",
+                f"a tensor {name} of {dtypes[0]} and shape {expected.get(name, 'any')}",
+                given="none" if found is None else f"{found.dtype.name}, shape {found.shape}",
                 where=str(folder / WEIGHTS),
                 fix="The file is damaged; deliver the model again.",
             )

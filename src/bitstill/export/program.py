@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bitstill.errors import ArtifactError
+
+MOST_STEPS = 100_000
 Function = Literal["relu", "gelu", "gelu_tanh", "tanh"]
 
 
@@ -160,7 +163,14 @@ class Program:
     steps: list[Step] = field(default_factory=list)
 
     def do(self, operation: Operation, *inputs: str) -> str:
-        """Append an operation; returns the name of its output."""
+        """Append an operation; returns the name of its output.
+
+        Raises:
+            ArtifactError: there are more than any network has.
+        """
+        if len(self.steps) >= MOST_STEPS:
+            fix = "A number in config.json is wrong; deliver the model again."
+            raise ArtifactError(f"at most {MOST_STEPS} operations", given="more", where="config.json", fix=fix)
         output = f"v{len(self.steps)}"
         self.steps.append(Step(operation, inputs, output))
         return output

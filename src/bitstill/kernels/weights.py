@@ -77,7 +77,7 @@ def matrix(archive: Archive, layer: str, library: ctypes.CDLL, *, integers: bool
     """
     record = archive.layers.get(layer)
     if record is None:
-        return _dense(archive.tensors[f"{layer}.weight"])
+        return _dense(_leftover(archive, layer, (2, 4)))
     grouped = record.grid.groups > 1
     if isinstance(record.granularity, Bucket) or (grouped and len(record.shape) > 2) or len(record.planes) > PLANES:
         return _dense(archive.weight(layer))
@@ -119,9 +119,12 @@ def table(archive: Archive, layer: str) -> Table:
     """The weight of an embedding, in the very bytes of the file where they are not compressed further."""
     record, held = archive.layers.get(layer), Held()
     if record is None:
-        weight = archive.tensors[f"{layer}.weight"]
+        weight = _leftover(archive, layer, (2,))
         struct = structures.Table(rows=weight.shape[0], length=weight.shape[1], dense=held.at(weight))
         return Table(struct, held)
+    if len(record.shape) != 2:
+        fix = "The file is damaged; deliver the model again."
+        raise ArtifactError("a table of rows", given=f"shape {record.shape}", where=layer, fix=fix)
     if record.grid.rows != record.shape[0] or len(record.planes) > PLANES or _is_bitmap(record):
         struct = structures.Table(rows=record.shape[0], length=record.shape[1], dense=held.at(archive.weight(layer)))
         return Table(struct, held)
@@ -142,6 +145,20 @@ def table(archive: Archive, layer: str) -> Table:
         packed = archive.tensors[record.tensor("mask")]
         struct.mask, struct.mask_bytes = held.at(packed, np.uint8), packed.shape[1]
     return Table(struct, held)
+
+
+def _leftover(archive: Archive, layer: str, dimensions: tuple[int, ...]) -> Array:
+    """The weight of a layer that was not compressed.
+
+    Raises:
+        ArtifactError: there is none, or one of another kind of layer.
+    """
+    name = f"{layer}.weight"
+    weight = archive.tensors.get(name)
+    if weight is None or weight.ndim not in dimensions or weight.size == 0:
+        wanted, given = f"a tensor of {dimensions[0]} dimensions", "none" if weight is None else f"shape {weight.shape}"
+        raise ArtifactError(wanted, given=given, where=name, fix="The file is damaged; deliver the model again.")
+    return weight
 
 
 def _is_bitmap(record: LayerRecord) -> bool:

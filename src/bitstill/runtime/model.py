@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitstill.artifact.reader import Archive, read
-from bitstill.errors import DataError, SpecError
+from bitstill.errors import ArtifactError, BitstillError, DataError, SpecError
 from bitstill.export import program as ops
 from bitstill.export.plan import program_of
 from bitstill.export.program import Program
@@ -44,8 +45,28 @@ def load(source: str | Path, *, threads: int | None = None) -> Model:
     threads = _processors() if threads is None else threads
     if threads < 1:
         raise SpecError("at least one thread", given=str(threads), where="threads", fix="Leave it out to use all processors.")
-    archive = read(located(source))
-    return Model(archive, program_of(archive), threads)
+    folder = located(source)
+    with _fitting(str(folder)):
+        archive = read(folder)
+        return Model(archive, program_of(archive), threads)
+
+
+@contextlib.contextmanager
+def _fitting(where: str) -> Iterator[None]:
+    """What is wrong in a file that has sound checksums and makes no sense all the same becomes one of our errors.
+
+    Raises:
+        ArtifactError: with what happened.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, ArithmeticError) as error:
+        if isinstance(error, BitstillError):
+            raise
+        fix = "Its settings contradict each other: deliver the model again."
+        raise ArtifactError(
+            "an artifact that fits together", given=f"{type(error).__name__}: {error}", where=where, fix=fix
+        ) from error
 
 
 def _processors() -> int:
@@ -247,7 +268,8 @@ class _Native:
         key = tuple(sizes.values())
         with self._lock:
             if key not in self._plans:
-                self._plans[key] = _Ready(plan(self.program, self.layers, sizes))
+                with _fitting("config.json"):
+                    self._plans[key] = _Ready(plan(self.program, self.layers, sizes))
             return self._plans[key]
 
     def _executed(self, ready: _Ready, run: Run, counts: Mapping[str, int], answers: int) -> Array:
@@ -271,10 +293,14 @@ class _Native:
     def _taken(self, values: int, scratch: int) -> _Arena:
         with self._lock:
             arena = self._arenas.pop() if self._arenas else _Arena(np.empty(0, np.uint8), np.empty(0, np.uint8))
-        if arena.values.size < values + 64:
-            arena.values = np.empty(values + 64, np.uint8)
-        if arena.scratch.size < scratch + 64:
-            arena.scratch = np.empty(scratch + 64, np.uint8)
+        try:
+            if arena.values.size < values + 64:
+                arena.values = np.empty(values + 64, np.uint8)
+            if arena.scratch.size < scratch + 64:
+                arena.scratch = np.empty(scratch + 64, np.uint8)
+        except (MemoryError, ValueError):
+            given, fix = f"{values + scratch:,} bytes", "Ask for fewer texts or smaller pictures at once."
+            raise DataError("a batch that fits into memory", given=given, where="inputs", fix=fix) from None
         return arena
 
 

@@ -93,6 +93,19 @@ class Plan:
     held: list[Any] = field(default_factory=list)
 
 
+DAMAGED = "The file is damaged; deliver the model again."
+
+
+def expect(what: str, wanted: object, given: object, where: str) -> None:
+    """Refuse what the steps, which trust their numbers, would read beyond.
+
+    Raises:
+        ArtifactError: what was given is not what was wanted.
+    """
+    if wanted != given:
+        raise ArtifactError(what, given=str(given), where=where, fix=DAMAGED)
+
+
 class Layers:
     """Weights of an artifact in the C library's form, made once and shared by plans for several sizes of pictures."""
 
@@ -125,10 +138,19 @@ class Layers:
             self._tables[layer] = weights.table(self.archive, layer)
         return self._tables[layer]
 
-    def leftover(self, name: str) -> Array | None:
-        """A tensor that was not compressed, in float32."""
+    def leftover(self, name: str, size: int) -> Array | None:
+        """A tensor that was not compressed, of so many numbers, in float32 (size,); None if there is none."""
         found = self.archive.tensors.get(name)
-        return None if found is None else found.astype(np.float32)
+        if found is not None:
+            expect(f"{size} numbers", size, found.size, name)
+        return None if found is None else found.astype(np.float32).reshape(size)
+
+    def needed(self, name: str, size: int) -> Array:
+        """The same, of one that must be there."""
+        found = self.leftover(name, size)
+        if found is None:
+            raise ArtifactError(f"a tensor {name}", given="none", where=name, fix=DAMAGED)
+        return found
 
     def numbers(self, values: Array) -> int:
         """Address of one number for each channel, with room up to a whole panel behind."""
@@ -266,13 +288,16 @@ class _Planner:
 
     def _gather(self, operation: ops.Embedding | ops.Positions, output: str, _ids: str) -> None:
         table = self.layers.table(operation.layer)
+        if self.plan.indices:
+            width = self.plan.values[self.plan.steps[0].output].shape.width
+            expect("tables of one width", width, table.struct.length, operation.layer)
         self.plan.indices.append((operation, table.struct.rows))
         shape, index = Shape("token", table.struct.length), len(self.plan.indices) - 1
         self._emit(Op.GATHER, (), shape, output, table=ctypes.pointer(table.struct), index=index)
 
     def _norm(self, operation: ops.LayerNorm, output: str, name: str) -> None:
-        by, plus = (self.layers.leftover(f"{operation.layer}.{part}") for part in ("weight", "bias"))
         shape = self._shape(name)
+        by, plus = (self.layers.leftover(f"{operation.layer}.{part}", shape.width) for part in ("weight", "bias"))
         by = np.ones(shape.width, np.float32) if by is None else by
         plus = np.zeros(shape.width, np.float32) if plus is None else plus
         numbers: dict[str, Any] = {"by": self.layers.numbers(by), "plus": self.layers.numbers(plus)}
@@ -282,15 +307,14 @@ class _Planner:
         self._elementwise(name, output, TailKind.FUNCTION, function=FUNCTIONS[operation.function])
 
     def _add(self, _operation: ops.Add, output: str, name: str, other: str) -> None:
+        expect("two values of one shape to add", self._shape(name), self._shape(other), output)
         later = max(name, other, key=lambda each: self.plan.values[self.numbers[each]].made)
         self._elementwise(later, output, TailKind.ADD, other if later == name else name)
 
     def _batch_norm(self, operation: ops.BatchNorm, output: str, name: str) -> None:
-        parts = (
-            self.layers.leftover(f"{operation.layer}.{part}") for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        by, plus, mean, variance = parts
-        assert mean is not None and variance is not None
+        width = self._shape(name).width
+        by, plus = (self.layers.leftover(f"{operation.layer}.{part}", width) for part in ("weight", "bias"))
+        mean, variance = (self.layers.needed(f"{operation.layer}.running_{part}", width) for part in ("mean", "var"))
         scale = np.float32(1) / np.sqrt(variance + np.float32(operation.epsilon))
         scale = scale if by is None else scale * by
         shift = -mean * scale if plus is None else plus - mean * scale
@@ -299,6 +323,8 @@ class _Planner:
 
     def _attention(self, operation: ops.Attention, output: str, *names: str) -> None:
         inputs, shape = tuple(self.numbers[name] for name in names), self._shape(names[2])
+        for name in names:
+            expect("as many numbers as heads have", operation.heads * operation.head_width, self._shape(name).width, output)
         self._emit(Op.ATTEND, inputs, shape, output, heads=operation.heads, head_width=operation.head_width)
 
     def _first(self, _operation: ops.FirstToken, output: str, name: str) -> None:
@@ -306,13 +332,19 @@ class _Planner:
 
     def _linear(self, operation: ops.Linear, output: str, name: str) -> None:
         weight, before = self.layers.matrix(operation.layer), self._shape(name)
+        expect(
+            "rows, and as many inputs as there are", (1, before.width), (before.pixels, weight.struct.inputs), operation.layer
+        )
         shape = Shape(before.per, weight.struct.outputs)
         self._product(Op.LINEAR, operation.layer, weight, shape, output, name)
 
     def _convolution(self, operation: ops.Convolution, output: str, name: str) -> None:
         weight, before = self.layers.matrix(operation.layer), self._shape(name)
         record = self.layers.archive.layers.get(operation.layer)
-        rows, columns = (self.layers.archive.tensors[f"{operation.layer}.weight"].shape if record is None else record.shape)[2:]
+        kernel = self.layers.archive.tensors[f"{operation.layer}.weight"].shape if record is None else record.shape
+        wanted = (4, before.width)
+        expect("a kernel of four dimensions for these channels", wanted, (len(kernel), *kernel[1:2]), operation.layer)
+        rows, columns = kernel[2:]
         around = 2 * operation.padding
         high = (before.height + around - rows) // operation.stride + 1
         wide = (before.across + around - columns) // operation.stride + 1
@@ -334,15 +366,15 @@ class _Planner:
                 number = self._emit(Op.MAP, (number,), self._shape(name), f"{layer} floats", coded=1)
         coded = rule is not None and weight.by_integers
         made = self._emit(op, (number,), shape, output, matrix=ctypes.pointer(weight.struct), coded=coded, **sizes)
-        bias = self.layers.leftover(f"{layer}.bias")
+        bias = self.layers.leftover(f"{layer}.bias", shape.width)
         if bias is not None:
             step = self.plan.steps[self.plan.values[made].made]
             step.tail[0] = structures.Tail(kind=TailKind.AFFINE, plus=self.layers.numbers(bias))
 
     def _codes(self, layer: str, rule: Mapping[str, Any], number: int, *, padded: bool) -> int:
         """The quantized value: made once for all layers that quantize it in one way."""
-        learned = {name: self.layers.leftover(f"{layer}.input_transform.{name}") for name in ("low", "high", "step")}
-        bounds = {name: float(value) for name, value in learned.items() if value is not None}
+        names = {"clip": ("low", "high"), "step": ("step",)}.get(rule["range"], ())
+        bounds = {name: float(self.layers.needed(f"{layer}.input_transform.{name}", 1)[0]) for name in names}
         if "step" in bounds:
             bounds["step"] = max(abs(bounds["step"]), 1e-8)
         key = (number, padded, *sorted(rule.items()), *sorted(bounds.items()))

@@ -1,0 +1,63 @@
+"""What damaged and hostile artifacts do: an error of bitstill's at most, also where every access to memory is watched."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.export.test_networks import encoder_artifact, network_artifact
+from tests.kernels.test_builds import FLAGS, NATIVE, X86
+from tests.runtime import fuzz
+
+
+@pytest.fixture(scope="module", params=["encoder", "pictures"])
+def artifact(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound") / "a"
+    if request.param == "encoder":
+        encoder_artifact("bert", folder)
+    else:
+        network_artifact("res8-narrow", 2, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A build of the library with sanitizers."""
+    compiler = shutil.which("gcc")
+    if not compiler or platform.machine() not in ("x86_64", "AMD64") or not sys.platform.startswith("linux"):
+        pytest.skip("no GCC on x86 and Linux here: sanitizers are not tried")
+    folder = tmp_path_factory.mktemp("watched")
+    flags = [*FLAGS, "-O1", "-g", "-fPIC", "-DBS_X86", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    objects = [folder / f"{tier}.o" for tier in X86]
+    for (tier, own), made in zip(X86.items(), objects, strict=True):
+        defines = [f"-DTIER={tier}", f'-DTIER_FILE="tier_{tier}.h"']
+        subprocess.run([compiler, *flags, *own, *defines, "-c", NATIVE / "compute.c", "-o", made], check=True)
+    sources = [NATIVE / "runtime.c", NATIVE / "team.c", *objects]
+    subprocess.run([compiler, *flags, "-shared", *sources, "-o", folder / "libbitstill.so", "-lpthread", "-lm"], check=True)
+    preloaded = [
+        subprocess.run([compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    return folder, {"LD_PRELOAD": " ".join(preloaded), "ASAN_OPTIONS": "detect_leaks=0"}
+
+
+def test_they_are_refused_or_run(artifact):
+    with np.errstate(all="ignore"):
+        refused, ran = fuzz.tried(artifact, 100, seed=0)
+    assert refused > 20 and ran > 5
+
+
+def test_no_memory_is_touched_that_is_not_theirs(artifact, watched):
+    folder, environment = watched
+    command = [sys.executable, fuzz.__file__, artifact, "60", "1", folder]
+    paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, **environment, **paths}
+    found = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, timeout=300, env=environment)
+    assert found.returncode == 0 and str(folder) in found.stdout, found.stdout + found.stderr
