@@ -95,8 +95,8 @@ def timed(
     student: Path, teacher: Path, scratch: Path, points: Sequence[tuple[int, int]], threads: int, turns: int
 ) -> dict[str, Any]:
     """All rows of one network: bytes, seconds to load, and milliseconds and ratios by point."""
-    native, packed = networks_in(student)
-    networks = [replace(native, name=OURS), replace(packed, name=PACKED), *rivals(teacher, scratch).values()]
+    ours = {network.kind: network for network in networks_in(student)}
+    networks = [replace(ours["native"], name=OURS), replace(ours["bitstill"], name=PACKED), *rivals(teacher, scratch).values()]
     rows: dict[str, Any] = {}
     for batch, length in points:
         fewer = max(3, turns // max(1, batch * length // 64))

@@ -31,6 +31,7 @@ LAYERS: tuple[set[str], ...] = (
         "exporting",
         "hub",
         "inspecting",
+        "native_layers",
         "parity",
     },
     {"cli"},

@@ -182,12 +182,15 @@ def compress(
     return Result(delivered, json.loads((target / REPORT).read_text()), target, networks, temporary)
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, *, kernels: bool = False) -> nn.Module:
     """The delivered model in `folder`, ready to run: packed layers, eval mode, no gradients. Nothing in it is executed.
 
     Args:
         folder: an artifact; or "owner/name" on the hub, where it is fetched from.
         model: a float network of the delivered architecture, needed where it is not one of bitstill's own; a copy is used.
+        kernels: let linear layers run in the C library of low-bit kernels, which is faster and agrees to the last bits of a
+            float; without it they unpack their weights and agree with training in every bit. Where the package was installed
+            without a C compiler nothing changes.
 
     Raises:
         ArtifactError: the folder is missing, damaged, of another version, or does not fit `model`.
@@ -199,6 +202,10 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         from bitstill.hf.attention import require
 
         require(loaded)
+    if kernels:
+        from bitstill.native_layers import use_kernels
+
+        use_kernels(loaded, archive)
     return loaded
 
 

@@ -26,8 +26,8 @@ from bitstill.export.samples import Array, made_up
 FILES = {"onnx": "model.onnx", "openvino": "model.bin"}
 """Of exports, which have no model.safetensors."""
 KINDS = {
-    "native": "bitstill.runtime", "bitstill": "torch, packed", "onnx": "ONNX Runtime", "openvino": "OpenVINO",
-    "torch": "torch", "torch-bf16": "torch, bfloat16",
+    "native": "bitstill.runtime", "torch-kernels": "torch, kernels", "bitstill": "torch, packed", "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO", "torch": "torch", "torch-bf16": "torch, bfloat16",
 }  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def _received(pipe: Connection, network: Network) -> Any:
 
 
 def networks_in(folder: Path) -> list[Network]:
-    """The network in a folder; an artifact twice, where the runtime without torch can run it."""
+    """The network in a folder; an artifact in several ways, where the runtime without torch can run it."""
     network = _network(folder)
     if network.kind != "bitstill":
         return [network]
@@ -207,7 +207,7 @@ def networks_in(folder: Path) -> list[Network]:
         program_of(read(folder))
     except ArtifactError:  # damaged, or without a program: whoever loads it says so
         return [network]
-    return [replace(network, kind="native"), network]
+    return [replace(network, kind="native"), replace(network, kind="torch-kernels"), network]
 
 
 def _network(folder: Path) -> Network:

@@ -70,6 +70,12 @@ def _bitstill(threads: int) -> Load:
     return _in_torch(threads, load_artifact)
 
 
+def _torch_kernels(threads: int) -> Load:
+    from bitstill.api import load as load_artifact
+
+    return _in_torch(threads, lambda folder: load_artifact(folder, kernels=True))
+
+
 def _native(threads: int) -> Load:
     from bitstill.runtime import load as load_artifact
 
@@ -112,7 +118,8 @@ def _in_torch(threads: int, build: Callable[[Path], Any]) -> Load:
 
 
 _LOADERS: dict[str, Callable[[int], Load]] = {
-    "native": _native, "bitstill": _bitstill, "onnx": _onnx, "openvino": _openvino, "torch": _torch, "torch-bf16": _torch_bf16,
+    "native": _native, "torch-kernels": _torch_kernels, "bitstill": _bitstill, "onnx": _onnx, "openvino": _openvino,
+    "torch": _torch, "torch-bf16": _torch_bf16,
 }  # fmt: skip
 
 

@@ -276,6 +276,7 @@ class _Native:
             if key not in self._plans:
                 with _fitting("config.json"):
                     self._plans[key] = _Ready(plan(self.program, self.layers, sizes))
+                self.layers.release()
             return self._plans[key]
 
     def _executed(self, ready: _Ready, run: Run, counts: Mapping[str, int], answers: int) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,13 @@ class Layers:
         self._matrices: dict[str, weights.Matrix] = {}
         self._tables: dict[str, weights.Table] = {}
         self._numbers = weights.Held()
+
+    def release(self) -> None:
+        """Let go of the file's bytes that are held in another form by now."""
+        made = (self.archive.layers[layer] for layer in (*self._matrices, *self._tables) if layer in self.archive.layers)
+        gone = {name for layer in made for name in layer.tensors()}
+        kept = {name: tensor for name, tensor in self.archive.tensors.items() if name not in gone}
+        self.archive = replace(self.archive, tensors=kept)
 
     def rule(self, layer: str) -> Mapping[str, Any] | None:
         """How the layer quantizes its input."""
