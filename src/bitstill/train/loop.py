@@ -6,7 +6,9 @@ accumulation and seeding are explicit lines, so that what a step computes can be
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -148,8 +150,8 @@ def train(
             loaded = None
             run.position = Position(index + 1, 0, False, run.history, run.position.decisions)
             run.save()
-    if settings.trackers:
-        run.accelerator.end_training()
+    for tracker in run.accelerator.trackers:  # not `end_training`, which ends the group of processes, too: more may be trained
+        tracker.finish()
     return run.history
 
 
@@ -177,9 +179,17 @@ def accelerator(settings: Settings) -> Accelerator:
             where="Settings",
             fix="Start a new process for it.",
         )
+    if found.num_processes > 1:
+        _leave_the_group_at_exit()
     if trackers:
         found.init_trackers("bitstill")
     return found
+
+
+@functools.cache
+def _leave_the_group_at_exit() -> None:
+    """A process that ends with its group still open may be aborted by threads of that group."""
+    atexit.register(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())
 
 
 def hardware_identity(settings: Settings) -> dict[str, Any]:
