@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from bitstill.errors import ArtifactError, SpecError
 from bitstill.export.convnets import CONV_NETS
 from bitstill.export.plan import program_of
 from bitstill.export.samples import Array, made_up
+from bitstill.kernels.library import processors
 
 FILES = {"onnx": "model.onnx", "openvino": "model.bin"}
 """Of exports, which have no model.safetensors."""
@@ -99,7 +99,7 @@ def race(
     Raises:
         ArtifactError, SpecError: as `bench`.
     """
-    threads = threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    threads = threads or processors()
     for name, numbers in (("batch", batches), ("length", lengths), ("threads", [threads]), ("turns", [turns])):
         if not numbers or min(numbers) < 1:
             raise SpecError(f"{name} of at least 1", given=str(list(numbers)), where="bench", fix="Give whole numbers above 0.")

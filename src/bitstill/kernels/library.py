@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
 from pathlib import Path
@@ -22,6 +23,11 @@ def library() -> ctypes.CDLL | None:
             if (Path(folder) / name).is_file():
                 return _checked(ctypes.CDLL(str(Path(folder) / name)))
     return None
+
+
+def processors() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tiers() -> tuple[str, ...]:

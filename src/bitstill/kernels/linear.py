@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bitstill.artifact.reader import Archive
 from bitstill.kernels import structures, weights
-from bitstill.kernels.structures import ALIGN, PANEL, Op, Range, TailKind
+from bitstill.kernels.structures import Op, TailKind, rounded
 
 Array = npt.NDArray[Any]
 
@@ -26,31 +26,23 @@ class Linear:
 
     def __init__(self, archive: Archive, layer: str, library: ctypes.CDLL) -> None:
         self.library, self.rule = library, archive.layers[layer].input
-        shifted = self.rule is not None and not self.rule["symmetric"]
-        self.weight = weights.matrix(archive, layer, library, integers=self.rule is not None, shifted=shifted)
+        self.weight = weights.matrix(archive, layer, library)
         self.inputs, self.outputs = self.weight.struct.inputs, self.weight.struct.outputs
         self._held = weights.Held()
         multiply = structures.Step(op=Op.LINEAR, matrix=ctypes.pointer(self.weight.struct), output=0, input=1)
         bias = archive.tensors.get(f"{layer}.bias")
         if bias is not None:
-            plus = self._held.at(np.pad(bias.astype(np.float32), (0, -self.outputs % PANEL)))
-            multiply.tail[0] = structures.Tail(kind=TailKind.AFFINE, plus=plus)
+            multiply.tail[0] = structures.Tail(kind=TailKind.AFFINE, plus=self._held.channels(bias))
         self._steps = [multiply]
         self._widths = [self.outputs, self.inputs]
-        if self.rule is not None:
-            self._quantize(archive, layer, multiply)
+        rule = weights.rule_of(archive, layer)
+        if rule is not None:
+            self._quantize(rule, multiply)
 
-    def _quantize(self, archive: Archive, layer: str, multiply: structures.Step) -> None:
+    def _quantize(self, rule: structures.Rule, multiply: structures.Step) -> None:
         """Steps before the product: codes, and floats again where codes cannot be multiplied."""
-        assert self.rule is not None
-        names = {"clip": ("low", "high"), "step": ("step",)}.get(self.rule["range"], ())
-        bounds = {name: float(archive.tensors[f"{layer}.input_transform.{name}"].reshape(())) for name in names}
-        if "step" in bounds:
-            bounds["step"] = max(abs(bounds["step"]), 1e-8)
-        kind = Range[self.rule["range"].upper()]
-        rule = structures.Rule(bits=self.rule["bits"], symmetric=self.rule["symmetric"], range=kind, **bounds)
         self._steps.insert(0, structures.Step(op=Op.QUANTIZE, input=1, output=2, rule=rule))
-        self._widths.append(-(-self.inputs // ALIGN) * ALIGN)
+        self._widths.append(self.weight.struct.padded)
         multiply.input, multiply.coded = 2, 1
         if not self.weight.by_integers:
             self._steps.insert(1, structures.Step(op=Op.MAP, input=2, output=3, coded=1))
@@ -74,9 +66,7 @@ class Linear:
             return result
         # The arena is everything above the lowest address: values lie where they are.
         between = [np.empty(rows * (4 * width + 12) + 256, np.uint8) for width in self._widths[2:]]
-        addresses = np.array(
-            [result.ctypes.data, x.ctypes.data, *(-(-each.ctypes.data // 64) * 64 for each in between)], np.int64
-        )
+        addresses = np.array([result.ctypes.data, x.ctypes.data, *(rounded(each.ctypes.data) for each in between)], np.int64)
         arena = int(addresses.min())
         offsets, counts = addresses - arena, np.full(len(addresses), rows, np.int64)
         widths = np.array(self._widths, np.int64)
@@ -89,7 +79,7 @@ class Linear:
             offset=offsets.ctypes.data,
             rows=counts.ctypes.data,
             width=widths.ctypes.data,
-            scratch=-(-scratch.ctypes.data // 64) * 64,
+            scratch=rounded(scratch.ctypes.data),
             scratch_bytes=each,
         )
         self.library.bs_execute(ctypes.byref(run), threads)

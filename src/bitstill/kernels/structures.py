@@ -10,6 +10,11 @@ INTERFACE = 2
 PANEL, LINE, ALIGN, SLICES, PLANES, TAILS = 16, 64, 64, 3, 2, 6
 
 
+def rounded(number: int) -> int:
+    """Up to a whole line of the cache: of an address, or of the inputs in a row of codes."""
+    return -(-number // ALIGN) * ALIGN
+
+
 class Op(IntEnum):
     """`bs_op`."""
 

@@ -15,13 +15,14 @@ from bitstill.errors import ArtifactError
 from bitstill.export.levels import kept_weights
 from bitstill.granularity import Bucket
 from bitstill.kernels import structures
-from bitstill.kernels.structures import ALIGN, LINE, PANEL, PLANES
+from bitstill.kernels.structures import LINE, PANEL, PLANES, Range, rounded
 from bitstill.ops.layouts import bits_for
 
 Array = npt.NDArray[Any]
 _LAYOUTS = {"bits": 0, "trits": 1, "bytes": 2}
 NIBBLES = 16
 """`BS_NIBBLES`: single bits as indices into tables of sums of four inputs."""
+DAMAGED = "The file is damaged; deliver the model again."
 GROUP = 32
 """Groups of inputs begin at a line of any number of bits."""
 
@@ -36,6 +37,10 @@ class Held:
         """Address of the values, as that type."""
         self.arrays.append(np.ascontiguousarray(values, dtype))
         return int(self.arrays[-1].ctypes.data)
+
+    def channels(self, values: Array) -> int:
+        """Address of one number for each channel, with room up to a whole panel behind."""
+        return self.at(np.pad(values.astype(np.float32), (0, -len(values) % PANEL)))
 
     @property
     def bytes(self) -> int:
@@ -66,14 +71,33 @@ class Table:
     held: Held
 
 
-def matrix(archive: Archive, layer: str, library: ctypes.CDLL, *, integers: bool, shifted: bool = False) -> Matrix:
+def rule_of(archive: Archive, layer: str) -> structures.Rule | None:
+    """How a layer quantizes its input, all but the rows that share a range; None where it does not.
+
+    Raises:
+        ArtifactError: a learned bound or step is missing.
+    """
+    record = archive.layers.get(layer)
+    if record is None or record.input is None:
+        return None
+    bits, symmetric, kind = (record.input[name] for name in ("bits", "symmetric", "range"))
+    bounds = {}
+    for part in {"clip": ("low", "high"), "step": ("step",)}.get(kind, ()):
+        name = f"{layer}.input_transform.{part}"
+        found = archive.tensors.get(name)
+        if found is None or found.size != 1:
+            given = "none" if found is None else f"shape {found.shape}"
+            raise ArtifactError(f"one number {name}", given=given, where=name, fix=DAMAGED)
+        bounds[part] = float(found.reshape(()))
+    if "step" in bounds:
+        bounds["step"] = max(abs(bounds["step"]), 1e-8)
+    return structures.Rule(bits=bits, symmetric=symmetric, range=Range[kind.upper()], **bounds)
+
+
+def matrix(archive: Archive, layer: str, library: ctypes.CDLL) -> Matrix:
     """The weight of a linear layer or a convolution, packed; as floats where it was not compressed or has flat buckets.
 
     A convolution's inputs are in the order height, width, channel.
-
-    Args:
-        integers: whether the layer's inputs are quantized, so that codes can be multiplied with codes.
-        shifted: whether those codes have a zero point or a shift.
     """
     record = archive.layers.get(layer)
     if record is None:
@@ -82,7 +106,7 @@ def matrix(archive: Archive, layer: str, library: ctypes.CDLL, *, integers: bool
     if isinstance(record.granularity, Bucket) or (grouped and len(record.shape) > 2) or len(record.planes) > PLANES:
         return _dense(archive.weight(layer))
     held, inputs = Held(), record.weights // record.shape[0]
-    padded = -(-inputs // ALIGN) * ALIGN
+    padded = rounded(inputs)
     offsets = any(plane.offset for plane in record.planes)
     whole = all(plane.first is not None for plane in record.planes)
     recoded = record.mask and whole and not offsets
@@ -94,7 +118,16 @@ def matrix(archive: Archive, layer: str, library: ctypes.CDLL, *, integers: bool
         group=record.grid.size if grouped else inputs,
         planes=len(record.planes),
     )
-    by_integers = integers and whole and (recoded or not record.mask) and (not grouped or record.grid.size % GROUP == 0)
+    shifted = record.input is not None and not record.input["symmetric"]
+    # No code stands for the zeros around a picture whose values are shifted.
+    edges = shifted and record.input is not None and record.input["range"] == "step" and len(record.shape) > 2
+    by_integers = (
+        record.input is not None
+        and not edges
+        and whole
+        and (recoded or not record.mask)
+        and (not grouped or record.grid.size % GROUP == 0)
+    )
     single = all((3 if recoded else plane.levels) <= 2 for plane in record.planes)
     totals = np.zeros(record.shape[0])
     for index, plane in enumerate(record.planes):
@@ -123,8 +156,7 @@ def table(archive: Archive, layer: str) -> Table:
         struct = structures.Table(rows=weight.shape[0], length=weight.shape[1], dense=held.at(weight))
         return Table(struct, held)
     if len(record.shape) != 2:
-        fix = "The file is damaged; deliver the model again."
-        raise ArtifactError("a table of rows", given=f"shape {record.shape}", where=layer, fix=fix)
+        raise ArtifactError("a table of rows", given=f"shape {record.shape}", where=layer, fix=DAMAGED)
     if record.grid.rows != record.shape[0] or len(record.planes) > PLANES or _is_bitmap(record):
         struct = structures.Table(rows=record.shape[0], length=record.shape[1], dense=held.at(archive.weight(layer)))
         return Table(struct, held)
@@ -157,7 +189,7 @@ def _leftover(archive: Archive, layer: str, dimensions: tuple[int, ...]) -> Arra
     weight = archive.tensors.get(name)
     if weight is None or weight.ndim not in dimensions or weight.size == 0:
         wanted, given = f"a tensor of {dimensions[0]} dimensions", "none" if weight is None else f"shape {weight.shape}"
-        raise ArtifactError(wanted, given=given, where=name, fix="The file is damaged; deliver the model again.")
+        raise ArtifactError(wanted, given=given, where=name, fix=DAMAGED)
     return weight
 
 
@@ -171,7 +203,7 @@ def _dense(weight: Array) -> Matrix:
     struct = structures.Matrix(
         outputs=outputs,
         inputs=inputs,
-        padded=-(-inputs // ALIGN) * ALIGN,
+        padded=rounded(inputs),
         groups=1,
         group=inputs,
         dense=held.at(_by_panel(rows)),
@@ -247,8 +279,8 @@ def _codes(archive: Archive, record: LayerRecord, index: int, library: ctypes.CD
     layout = _LAYOUTS[plane.layout]
     library.bs_unpack_rows(packed.ctypes.data, grid.rows, grid.length, packed.shape[1], layout, bits, codes.ctypes.data)
     if plane.levels < 2**bits and int(codes.max()) >= plane.levels:
-        where, fix = record.tensor("codes", index), "The file is damaged; deliver the model again."
-        raise ArtifactError(f"codes below {plane.levels}", given=str(int(codes.max())), where=where, fix=fix)
+        given, where = str(int(codes.max())), record.tensor("codes", index)
+        raise ArtifactError(f"codes below {plane.levels}", given=given, where=where, fix=DAMAGED)
     return codes
 
 

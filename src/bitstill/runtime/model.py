@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from bitstill.export import program as ops
 from bitstill.export.plan import program_of
 from bitstill.export.program import Program
 from bitstill.hub import located
-from bitstill.kernels.library import library, tiers
-from bitstill.kernels.structures import Run
+from bitstill.kernels.library import library, processors, tiers
+from bitstill.kernels.structures import Run, rounded
 from bitstill.runtime.plan import Layers, Plan, plan
 from bitstill.runtime.reference import Reference
 
@@ -42,7 +41,7 @@ def load(source: str | Path, *, threads: int | None = None) -> Model:
         ArtifactError: it is missing or damaged, or computes something that has no operation here.
         SpecError: threads below 1.
     """
-    threads = _processors() if threads is None else threads
+    threads = processors() if threads is None else threads
     if threads < 1:
         raise SpecError("at least one thread", given=str(threads), where="threads", fix="Leave it out to use all processors.")
     folder = located(source)
@@ -67,10 +66,6 @@ def _fitting(where: str) -> Iterator[None]:
         raise ArtifactError(
             "an artifact that fits together", given=f"{type(error).__name__}: {error}", where=where, fix=fix
         ) from error
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Model:
@@ -247,7 +242,7 @@ class _Native:
         kept = None if whole or ready.plan.padding_counts or not seen[:, 0].all() else seen
         lengths = np.full(texts, length) if kept is None else seen.sum(1)
         starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-        numbers = [rows[operation.layer] for operation, _ in ready.plan.indices]
+        numbers = [rows[operation.layer] for operation in ready.plan.indices]
         flat = [np.ascontiguousarray(each.reshape(-1) if kept is None else each[kept], np.int32) for each in numbers]
         hidden = np.ascontiguousarray(~seen.reshape(-1)).astype(np.uint8) if kept is None and not whole else None
         pointers = (ctypes.c_void_p * len(flat))(*(each.ctypes.data for each in flat))
@@ -288,7 +283,7 @@ class _Native:
         run.scratch_bytes = self.native.bs_scratch_bytes(ready.steps, len(ready.steps), run.longest)
         arena = self._taken(ready.plan.bytes * base, run.scratch_bytes * self.threads)
         try:
-            run.arena, run.scratch = _aligned(arena.values), _aligned(arena.scratch)
+            run.arena, run.scratch = rounded(arena.values.ctypes.data), rounded(arena.scratch.ctypes.data)
             self.native.bs_execute(ctypes.byref(run), self.threads)
             start = run.arena - arena.values.ctypes.data + int(offsets[ready.result])
             return arena.values[start : start + 4 * answers * ready.classes].view(np.float32).reshape(answers, -1).copy()
@@ -309,10 +304,6 @@ class _Native:
             given, fix = f"{values + scratch:,} bytes", "Ask for fewer texts or smaller pictures at once."
             raise DataError("a batch that fits into memory", given=given, where="inputs", fix=fix) from None
         return arena
-
-
-def _aligned(memory: Array) -> int:
-    return -(-int(memory.ctypes.data) // 64) * 64
 
 
 class _Ready:

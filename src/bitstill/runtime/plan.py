@@ -20,11 +20,10 @@ from bitstill.errors import ArtifactError
 from bitstill.export import program as ops
 from bitstill.export.program import Program
 from bitstill.kernels import structures, weights
-from bitstill.kernels.structures import ALIGN, FUNCTIONS, PANEL, TAILS, Op, Range, TailKind
+from bitstill.kernels.structures import ALIGN, FUNCTIONS, TAILS, Op, TailKind, rounded
+from bitstill.kernels.weights import DAMAGED
 
 Array = npt.NDArray[Any]
-LINE = 64
-"""Values begin at lines of the cache."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Value:
     def bytes(self) -> int:
         """For each token, text or sample, rounded up."""
         size = self.shape.pixels * (self.shape.width + 12 if self.codes else 4 * self.shape.width)
-        return -(-size // LINE) * LINE + 4 * LINE
+        return rounded(size) + 4 * ALIGN
 
 
 @dataclass
@@ -79,21 +78,16 @@ class Plan:
         values: made on the way; the last step makes the result.
         offsets: of the values, in bytes for each token or sample.
         bytes: of all values, for each token or sample.
-        indices: tables' layers by place in the list of indices: "words", "kinds" or "places", and the rows of the table.
+        indices: whose rows are looked up, by place in the list of indices.
         padding_counts: whether results depend on padded tokens too.
-        held: what the steps point into.
     """
 
     steps: list[structures.Step] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     bytes: int = 0
-    indices: list[tuple[ops.Embedding | ops.Positions, int]] = field(default_factory=list)
+    indices: list[ops.Embedding | ops.Positions] = field(default_factory=list)
     padding_counts: bool = False
-    held: list[Any] = field(default_factory=list)
-
-
-DAMAGED = "The file is damaged; deliver the model again."
 
 
 def expect(what: str, wanted: object, given: object, where: str) -> None:
@@ -130,13 +124,7 @@ class Layers:
     def matrix(self, layer: str) -> weights.Matrix:
         """Its weight, for products."""
         if layer not in self._matrices:
-            rule = self.rule(layer)
-            shifted = rule is not None and not rule["symmetric"]
-            # No code stands for the zeros around a picture whose values are shifted.
-            edges = shifted and rule is not None and rule["range"] == "step" and len(self.archive.layers[layer].shape) > 2
-            integers = rule is not None and not edges
-            made = weights.matrix(self.archive, layer, self.library, integers=integers, shifted=shifted)
-            self._matrices[layer] = made
+            self._matrices[layer] = weights.matrix(self.archive, layer, self.library)
         return self._matrices[layer]
 
     def table(self, layer: str) -> weights.Table:
@@ -161,7 +149,7 @@ class Layers:
 
     def numbers(self, values: Array) -> int:
         """Address of one number for each channel, with room up to a whole panel behind."""
-        return self._numbers.at(np.pad(values, (0, -len(values) % PANEL)))
+        return self._numbers.channels(values)
 
     @property
     def bytes(self) -> int:
@@ -219,7 +207,7 @@ class _Planner:
         last = self.plan.values[self.plan.steps[-1].output]
         last.read = len(self.plan.steps)
         taken: list[tuple[int, int, int]] = []  # until which step, from, to
-        for index, value in enumerate(self.plan.values):
+        for value in self.plan.values:
             taken = [each for each in taken if each[0] > value.made]
             at = 0
             for _, begin, end in sorted(taken, key=lambda each: each[1]):
@@ -231,14 +219,13 @@ class _Planner:
             taken.append((until, at, at + value.bytes))
             self.plan.offsets.append(at)
             self.plan.bytes = max(self.plan.bytes, at + value.bytes)
-            assert index == len(self.plan.offsets) - 1
         return self.plan
 
     # Steps ---------------------------------------------------------------------------------------------------------------
 
     def _emit(self, op: Op, inputs: tuple[int, ...], shape: Shape, name: str, *, codes: bool = False, **settings: Any) -> int:
         """Append a step that makes a value; returns the value's number."""
-        here, plan = len(plan_steps := self.plan.steps), self.plan
+        here, plan = len(self.plan.steps), self.plan
         plan.values.append(Value(shape, codes, made=here, read=here, readers=self.counts.get(name, 1)))
         number = self.numbers[name] = len(plan.values) - 1
         step = structures.Step(op=op, output=number, **settings)
@@ -249,7 +236,7 @@ class _Planner:
         row_by_row = op in (Op.GATHER, Op.MAP, Op.NORM) or (op == Op.QUANTIZE and step.rule.span == 1)
         same_rows = all(plan.values[value].shape.pixels == shape.pixels and self._own(value) for value in inputs)
         step.by_rows = bool(row_by_row and same_rows and here)
-        plan_steps.append(step)
+        plan.steps.append(step)
         if not step.by_rows:
             self.synced = here
         return number
@@ -298,7 +285,7 @@ class _Planner:
         if self.plan.indices:
             width = self.plan.values[self.plan.steps[0].output].shape.width
             expect("tables of one width", width, table.struct.length, operation.layer)
-        self.plan.indices.append((operation, table.struct.rows))
+        self.plan.indices.append(operation)
         shape, index = Shape("token", table.struct.length), len(self.plan.indices) - 1
         self._emit(Op.GATHER, (), shape, output, table=ctypes.pointer(table.struct), index=index)
 
@@ -380,11 +367,9 @@ class _Planner:
 
     def _codes(self, layer: str, rule: Mapping[str, Any], number: int, *, padded: bool) -> int:
         """The quantized value: made once for all layers that quantize it in one way."""
-        names = {"clip": ("low", "high"), "step": ("step",)}.get(rule["range"], ())
-        bounds = {name: float(self.layers.needed(f"{layer}.input_transform.{name}", 1)[0]) for name in names}
-        if "step" in bounds:
-            bounds["step"] = max(abs(bounds["step"]), 1e-8)
-        key = (number, padded, *sorted(rule.items()), *sorted(bounds.items()))
+        settings = weights.rule_of(self.layers.archive, layer)
+        assert settings is not None
+        key = (number, padded, rule["per"], bytes(settings))
         if key in self.coded:
             return self.coded[key]
         shape = self.plan.values[number].shape
@@ -396,14 +381,8 @@ class _Planner:
             raise ArtifactError(f"inputs quantized per {other} or tensor", given=f"per {per}", where=layer, fix=fix)
         moving = rule["range"] != "step" or not rule["symmetric"]
         self.plan.padding_counts |= per == "tensor" and moving and shape.per == "token"
-        settings = structures.Rule(
-            bits=rule["bits"],
-            symmetric=rule["symmetric"],
-            range=Range[rule["range"].upper()],
-            span=0 if per == "tensor" else shape.pixels,
-            **bounds,
-        )
-        width = -(-shape.width // ALIGN) * ALIGN if padded else shape.width
+        settings.span = 0 if per == "tensor" else shape.pixels
+        width = rounded(shape.width) if padded else shape.width
         coded = Shape(shape.per, width, shape.height, shape.across)
         self.coded[key] = self._emit(Op.QUANTIZE, (number,), coded, f"codes {len(self.coded)}", codes=True, rule=settings)
         return self.coded[key]
