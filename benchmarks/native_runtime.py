@@ -38,12 +38,11 @@ from bitstill.delivery import environment
 from bitstill.export.onnx.lower import lower
 from bitstill.export.plan import program_of
 from bitstill.export.samples import made_up
-from bitstill.loading import task_for
 from bitstill.specs import Binary, Compression, QuantizeInput
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from onnx_runtime import session  # noqa: E402
+from onnx_runtime import predictions, session  # noqa: E402
 
 POINTS = ((1, 16), (1, 128), (8, 32), (32, 64))
 OURS, PACKED = "bitstill.runtime, 1 bit", "bitstill in torch, 1 bit"
@@ -129,14 +128,9 @@ print(json.dumps({"first_answer_ms": sorted(times)[2], "weight_bytes": model.wei
 
 def agreement(student: Path) -> dict[str, float]:
     """Accuracy of bitstill.runtime on SST-2, and how often it says what the artifact says in torch, in percent."""
-    model, native, task = bitstill.load(student), bitstill.runtime.load(student), task_for("sst2", {"artifact": student})
-    own, other, true = [], [], task.test.labels.tolist()
-    for index in range(len(task.test)):
-        batch = task.test.take(torch.tensor([index]))
-        with torch.inference_mode():
-            own.append(int(task.forward(model, batch).argmax()))
-        values = {name: batch[name].numpy() for name in ("input_ids", "attention_mask", "token_type_ids")}
-        other.append(int(native(**values).argmax()))
+    native = bitstill.runtime.load(student)
+    labels, own, true = predictions({OURS: lambda values: native(**values)}, student)
+    other = labels[OURS]
     same = statistics.mean(a == b for a, b in zip(own, other, strict=True))
     return {"accuracy": 100 * statistics.mean(a == b for a, b in zip(other, true, strict=True)), "agreement": 100 * same}
 

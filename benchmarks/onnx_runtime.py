@@ -19,6 +19,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +67,20 @@ def files(student: Path, teacher: Path, folder: Path) -> dict[str, Path]:
     return found
 
 
-def predictions(sessions: dict[str, Any], student: Path) -> tuple[dict[str, list[int]], list[int], list[int]]:
-    """Labels by every session, by the artifact in torch, and the true ones."""
+def predictions(
+    networks: Mapping[str, Callable[[dict[str, Any]], Any]], student: Path
+) -> tuple[dict[str, list[int]], list[int], list[int]]:
+    """Labels by every network, from inputs to logits; by the artifact in torch; and the true ones."""
     model, task = bitstill.load(student), task_for("sst2", {"artifact": student})
-    labels: dict[str, list[int]] = {name: [] for name in sessions}
+    labels: dict[str, list[int]] = {name: [] for name in networks}
     own: list[int] = []
     for index in range(len(task.test)):
         batch = task.test.take(torch.tensor([index]))
         with torch.inference_mode():
             own.append(int(task.forward(model, batch).argmax()))
         values = {name: batch[name].numpy().astype(np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
-        for name, each in sessions.items():
-            labels[name].append(int(each.run(None, values)[0].argmax()))
+        for name, answer in networks.items():
+            labels[name].append(int(answer(values).argmax()))
     return labels, own, task.test.labels.tolist()
 
 
@@ -126,7 +129,8 @@ def main() -> None:
         made = files(arguments.student, arguments.teacher, Path(folder))
         sessions = {name: session(path, arguments.threads) for name, path in made.items()}
         sizes = {name: path.stat().st_size for name, path in made.items()}
-        labels, own, true = predictions(sessions, arguments.student)
+        networks = {name: lambda values, each=each: each.run(None, values)[0] for name, each in sessions.items()}
+        labels, own, true = predictions(networks, arguments.student)
         seconds = {point: latencies(sessions, texts(*point), arguments.turns) for point in POINTS}
     rows: dict[str, dict[str, Any]] = {}
     for name in sessions:
