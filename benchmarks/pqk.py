@@ -68,7 +68,8 @@ class Network:
 GRID = tuple((bits, sparsity) for bits in (4, 2) for sparsity in (0.5, 0.8, 0.9))
 NETWORKS = (
     Network("fsdd", "res8-narrow", 12, 2, 11, GRID, phases=("PQK", "short phase 2")),
-    Network("fsdd", "res8", 6, 1, 5, ((4, 0.8), (2, 0.8)), seeds=1, phases=("PQK", "short phase 2")),
+    Network("fsdd", "res8", 6, 1, 5, ((4, 0.8), (2, 0.8)), seeds=1),
+    Network("fsdd", "res8", 6, 1, 5, GRID, phases=("short phase 2",)),
     Network("cifar10", "resnet-20", 4, 0.2, 0.8, ((4, 0.8),), seeds=1, batch_size=64, phases=("short phase 2",)),
     Network(
         *("sst2", "MiniLM", 0.32, 0.016, 0.064, ((4, 0.5),)),
@@ -191,7 +192,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         if method != "phase 1":
             continue
         after, alone, whole, short = (groups.get((model, bits, sparsity, name), {}) for name in METHODS)
-        if not (delivered := whole or short):
+        if not (delivered := short or whole):
             continue
         base = groups.get((model, 32, 0.0, "float"), {})
         cells = [f"{mean(found, 'value'):.2f}" if found else "" for found in (base, after, alone)]

@@ -6,7 +6,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
-INTERFACE = 2
+INTERFACE = 3
 PANEL, LINE, ALIGN, SLICES, PLANES, TAILS = 16, 64, 64, 3, 2, 6
 
 
@@ -119,7 +119,7 @@ class Step(Structure):
     """`bs_step`."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("op", "input", "input_2", "input_3", "output", "by_rows", "width", "coded")),
+        *((name, c_int32) for name in ("op", "input", "input_2", "input_3", "output", "by_rows", "coded")),
         ("matrix", POINTER(Matrix)),
         ("table", POINTER(Table)),
         *((name, c_int32) for name in ("index", "heads", "head_width")),
@@ -144,7 +144,6 @@ class Run(Structure):
         ("scratch", c_void_p),
         ("scratch_bytes", c_int64),
         ("tier", c_void_p),
-        ("team", c_void_p),
     )
 
 

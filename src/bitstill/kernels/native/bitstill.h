@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BS_INTERFACE 2 /* raised whenever a structure changes */
+#define BS_INTERFACE 3 /* raised whenever a structure changes */
 #define BS_PANEL 16    /* outputs in a line */
 #define BS_LINE 64     /* bytes in a line */
 #define BS_ALIGN 64    /* inputs of a row of codes are padded to this */
@@ -84,7 +84,7 @@ typedef struct {
 typedef struct {
     int32_t op, input, input_2, input_3, output;
     int32_t by_rows; /* whether a thread needs only its own rows of what was made before */
-    int32_t width, coded;
+    int32_t coded;
     const bs_matrix *matrix;
     const bs_table *table;
     int32_t index; /* which list of indices */
@@ -113,7 +113,6 @@ typedef struct {
     char *scratch;
     int64_t scratch_bytes; /* for each thread */
     const void *tier;
-    void *team;
 } bs_run;
 
 /* A quantized value in the arena: scales, zero points, then codes. */

@@ -16,7 +16,6 @@ static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, 
 #include TIER_FILE
 
 #define SMALLEST_NORMAL 1.17549435e-38f
-#define UP(n, to) (((n) + (to)-1) / (to) * (to))
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define MOST(a, b) ((a) > (b) ? (a) : (b))
 
@@ -80,13 +79,6 @@ static void put(const bs_run *run, const bs_step *step, const float *tile, int m
 }
 
 /* Row by row ---------------------------------------------------------------------------------------------------------------- */
-
-static inline int bits_at(const uint8_t *packed, int64_t first, int bits) {
-    int64_t at = first >> 3;
-    int found = packed[at] >> (first & 7);
-    if ((first & 7) + bits > 8) found |= packed[at + 1] << (8 - (first & 7));
-    return found & ((1 << bits) - 1);
-}
 
 static void table_row(const bs_table *table, int64_t row, float *to) {
     if (table->dense) {
@@ -390,8 +382,7 @@ static void product_of_floats(const float *a, int64_t a_stride, int m, int64_t i
 }
 
 /* One panel of a layer for some rows. */
-static void panel_of(const bs_run *run, const bs_step *step, int64_t panel, int64_t row, int m, const float *tile_in) {
-    float *tile = (float *)tile_in;
+static void panel_of(const bs_run *run, const bs_step *step, int64_t panel, int64_t row, int m, float *tile) {
     int channels = (int)LEAST(BS_PANEL, step->matrix->outputs - panel * BS_PANEL);
     finish(run, step, tile, m, row, panel * BS_PANEL, channels);
     put(run, step, tile, m, row, panel * BS_PANEL, channels);

@@ -4,8 +4,6 @@
 
 #include "tier.h"
 
-#define UP(n, to) (((n) + (to)-1) / (to) * (to))
-
 #define DECLARE(name) extern const bs_tier bs_tier_##name
 DECLARE(portable);
 #if defined(BS_X86)
@@ -99,12 +97,7 @@ void bs_unpack_rows(const uint8_t *packed, int64_t rows, int64_t length, int64_t
                 for (int i = 0; i < 8; i++) codes[8 * k + i] = packed[k] >> i & 1;
             for (int64_t k = length / 8 * 8; k < length; k++) codes[k] = packed[k / 8] >> (k % 8) & 1;
         } else
-            for (int64_t k = 0; k < length; k++) {
-                int64_t first = k * bits, at = first >> 3;
-                int found = packed[at] >> (first & 7);
-                if ((first & 7) + bits > 8) found |= packed[at + 1] << (8 - (first & 7));
-                codes[k] = (uint8_t)(found & ((1 << bits) - 1));
-            }
+            for (int64_t k = 0; k < length; k++) codes[k] = (uint8_t)bits_at(packed, k * bits, bits);
     }
 }
 

@@ -7,7 +7,7 @@
 #if defined(_WIN32)
 
 void bs_together(bs_body body, void *what, int threads) {
-    bs_work work = {0, 1, 0, NULL};
+    bs_work work = {0, 1};
     (void)threads;
     body(what, &work);
 }
@@ -74,7 +74,7 @@ static void *worker(void *given) {
         }
         seen++; /* a team leaves only when every worker has seen it, so that none is ever missed */
         if (thread < pool.threads) {
-            bs_work work = {thread, pool.threads, 0, NULL};
+            bs_work work = {thread, pool.threads};
             pool.body(pool.what, &work);
         }
         atomic_fetch_sub_explicit(&pool.leaving, 1, memory_order_release);
@@ -116,7 +116,7 @@ void bs_together(bs_body body, void *what, int threads) {
             pthread_mutex_lock(&pool.lock);
             if (pool.sleepers) pthread_cond_broadcast(&pool.bell);
             pthread_mutex_unlock(&pool.lock);
-            bs_work work = {0, threads, 0, NULL};
+            bs_work work = {0, threads};
             body(what, &work);
             for (int spins = 0; atomic_load_explicit(&pool.leaving, memory_order_acquire) > 0; spins++) {
                 if (spins < SPINS) RELAX();
@@ -127,7 +127,7 @@ void bs_together(bs_body body, void *what, int threads) {
         }
         pthread_mutex_unlock(&pool.turn);
     }
-    bs_work work = {0, 1, 0, NULL};
+    bs_work work = {0, 1};
     body(what, &work);
 }
 

@@ -7,8 +7,6 @@
 /* One thread's place in a team. */
 typedef struct {
     int thread, threads;
-    int64_t next; /* the first piece of work that is its own to ask for */
-    void *team;
 } bs_work;
 
 typedef void (*bs_body)(void *what, bs_work *work);

@@ -33,6 +33,16 @@ typedef struct {
     bs_do steps[BS_OPS];
 } bs_tier;
 
+#define UP(n, to) (((n) + (to)-1) / (to) * (to))
+
+/* The code whose bits begin at bit `first` of a packed row. */
+static inline int bits_at(const uint8_t *packed, int64_t first, int bits) {
+    int64_t at = first >> 3;
+    int found = packed[at] >> (first & 7);
+    if ((first & 7) + bits > 8) found |= packed[at + 1] << (8 - (first & 7));
+    return found & ((1 << bits) - 1);
+}
+
 extern const bs_tier *const bs_tiers[]; /* from the best, NULL at the end */
 
 #endif
