@@ -26,6 +26,8 @@ Learned = Mapping[str, Tensor]
 ScaleDtype = Literal["float32", "float16"]
 SECOND = "second"
 """The name of a second latent weight among a quantizer's learned tensors; unlike the others it is a weight."""
+CURVATURE = "curvature"
+"""The name of the curvature of the loss among them, which follows the optimizer and is not trained itself."""
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -169,8 +171,12 @@ class Binary:
 class Ternary:
     """-1, 0 or +1 times a scale, threshold at 0.7 of the mean magnitude (TWN): 1.6 bits per weight on disk.
 
-    Args: `iterations` fits levels and scale to the weights by that many alternating steps from there (10 in Bai et al.'s 2021
-    code, after Hou and Kwok 2018); the others as for `Binary`.
+    Args:
+        granularity, gradient, scale_dtype, learned_scale: as for `Binary`.
+        iterations: alternating steps that fit levels and scale to the weights from there (10 in Bai et al.'s 2021 code).
+        loss_aware: these steps weigh each weight by the curvature of the loss, for which the root of Adam's second moment
+            stands (Hou and Kwok 2018, loss-aware ternarization): where the loss feels a weight more, its error counts more. The
+            curvature is kept beside the weight while it trains, and never delivered.
     """
 
     granularity: Granularity = field(default_factory=PerChannel)
@@ -178,11 +184,13 @@ class Ternary:
     scale_dtype: ScaleDtype = "float32"
     learned_scale: bool = False
     iterations: int = 0
+    loss_aware: bool = False
 
     def __post_init__(self) -> None:
-        if self.iterations < 0:
+        if self.iterations < int(self.loss_aware):
+            wanted = "iterations of at least 1 where they are loss-aware" if self.loss_aware else "iterations of at least 0"
             fix = "0 is the plain threshold; the published number is 10."
-            raise SpecError("iterations of at least 0", given=str(self.iterations), where="Ternary", fix=fix)
+            raise SpecError(wanted, given=str(self.iterations), where="Ternary", fix=fix)
 
     @property
     def levels(self) -> int:
@@ -208,6 +216,7 @@ class Ternary:
             scale_dtype=dtype,
             scale_RG=learned.get("scale"),
             iterations=self.iterations,
+            curvature=learned.get(CURVATURE),
         )
 
     def differentiable(

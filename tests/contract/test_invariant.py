@@ -45,6 +45,7 @@ QUANTIZERS: dict[str, Quantizer] = {
     **{f"step{b}-no-dead-zone": LearnedStep(b, dead_zone=False) for b in (2, 4)},
     "split-binary": SplitBinary(),
     "ternary-fitted": Ternary(iterations=10),
+    "ternary-loss-aware": Ternary(iterations=3, loss_aware=True),
     "affine3-clipped": Uniform(3, gradient=Clipped(0.2)),
 }
 GRANULARITIES: dict[str, Granularity] = {

@@ -24,7 +24,7 @@ TERMS = (
     Term(AttentionScoreMSE(score_pairs(LAYERS)), teacher="teacher"),
     Term(CrossEntropy(), weight=0.5),
 )
-RULE = bitstill.Compression(weight=bitstill.Binary(), targets=("bert.encoder.layer.*",))
+RULE = bitstill.Compression(weight=bitstill.Ternary(iterations=3, loss_aware=True), targets=("bert.encoder.layer.*",))
 
 
 def pair():
@@ -72,6 +72,8 @@ def test_trainer_trains_with_it_and_delivers_a_folder_that_loads(tmp_path):
     Trainer(student, arguments, train_dataset=rows, compute_loss_func=loss, callbacks=[deliver]).train()
     changed = [name for name, p in student.named_parameters() if not torch.equal(p, before[name])]
     assert "bert.encoder.layer.0.attention.self.query.weight" in changed
+    curvature = student.bert.encoder.layer[0].attention.self.query.weight_transform.curvature
+    assert len(curvature.unique()) > 4
     assert all(torch.equal(p, frozen[name]) for name, p in teacher.named_parameters())
     loss.close()
     delivered = bitstill.load(tmp_path / "out")

@@ -122,3 +122,45 @@ def test_fitted_ternary_is_the_published_loop():
         alpha = (levels * weight).sum() / levels.abs().sum()
         found = ternary(weight[None], granularity=PerTensor(), iterations=10).dequantize()[0]
         assert torch.allclose(found, levels * alpha, atol=1e-6)
+
+
+def test_loss_aware_ternary_is_the_published_loop():
+    """Hou and Kwok 2018: alternate the mean, weighed by the curvature, over what rounds to one, and rounding."""
+    torch.manual_seed(2)
+    for weight, curvature in zip(torch.randn(5, 60), torch.rand(5, 60) ** 4, strict=True):
+        levels = torch.where(weight.abs() > 0.7 * weight.abs().mean(), weight.sign(), 0.0)
+        for _ in range(6):
+            alpha = (levels * curvature * weight).sum() / (levels * curvature).abs().sum()
+            levels = (weight / alpha).clamp(-1, 1).round()
+        alpha = (levels * curvature * weight).sum() / (levels * curvature).abs().sum()
+        found = ternary(weight[None], granularity=PerTensor(), iterations=6, curvature=curvature[None]).dequantize()[0]
+        assert torch.allclose(found, levels * alpha, atol=1e-6)
+
+
+def test_loss_aware_ternary_misses_less_where_the_loss_feels_it():
+    torch.manual_seed(3)
+    weight, curvature = torch.randn(8, 200), torch.rand(8, 200) ** 8
+
+    def missed(curvature_: Tensor | None) -> float:
+        found = ternary(weight, granularity=PerChannel(), iterations=10, curvature=curvature_).dequantize()
+        return float((curvature * (found - weight).square()).sum())
+
+    assert missed(curvature) < missed(None)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.2, 1.0, 8.0]), st.booleans())
+def test_what_a_loss_aware_scale_leaves_too_little_room_for_is_made_smaller(seed, power, pruned):
+    torch.manual_seed(seed % 2**31)
+    weight = torch.randn(6, 40)
+    curvature = (1e-8 + torch.rand(6, 40) * weight.abs().rsqrt()) ** power  # small weights matter more: scales are small
+    mask = torch.rand(6, 40) > 0.4 if pruned else None
+    options = {"granularity": PerChannel(), "iterations": 10, "curvature": curvature}
+    first, second = split_ternary(weight, mask, **options)
+    whole = ternary(weight, mask, **options)
+    halves = [binary(half, mask, granularity=PerChannel()).dequantize() for half in (first, second)]
+    assert torch.allclose(halves[0] + halves[1], whole.dequantize(), atol=1e-5)
+    kept = torch.ones_like(weight) if mask is None else mask.float()
+    room = whole.planes[0].scale_RG[:, 0] * kept.sum(1) / (weight.abs() * kept).sum(1)
+    full = (whole.dequantize() != 0).float().sum(1) == kept.sum(1)
+    ratio = torch.where(full, room, torch.where(room < 1, 0.99 * room, 1.0))
+    assert torch.allclose(first + second, ratio[:, None] * weight, atol=1e-6)

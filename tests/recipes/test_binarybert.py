@@ -158,8 +158,8 @@ def test_a_given_student_is_narrowed_unless_it_is_narrow_already():
 
 
 def test_the_loss_aware_threshold_is_passed_on():
-    found = stages(BinaryBERT(width=1.0, ternary_iterations=10))
-    assert found[0].begin[-1].compression[0].weight == replace(TERNARY, iterations=10)
+    found = stages(BinaryBERT(width=1.0, ternary_iterations=10, loss_aware=True))
+    assert found[0].begin[-1].compression[0].weight == replace(TERNARY, iterations=10, loss_aware=True)
 
 
 def test_the_second_matrix_of_a_feed_forward_part_may_have_an_input_of_its_own():

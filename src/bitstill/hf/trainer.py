@@ -22,6 +22,7 @@ from bitstill.distill.taps import Output, as_logits, tap
 from bitstill.errors import SpecError, TrainingError
 from bitstill.hf import attention
 from bitstill.schedules import at
+from bitstill.train.following import Following
 from bitstill.train.stage import Stage, Term
 from bitstill.train.step import taps
 
@@ -96,7 +97,7 @@ class DistillationLoss:
 
 
 class Deliver(TrainerCallback):
-    """Delivers the trained student as an artifact when Trainer has finished.
+    """Delivers the trained student as an artifact when Trainer has finished; until then its quantizers follow the optimizer.
 
     Args:
         folder: where; an older artifact there is replaced in one step.
@@ -106,6 +107,13 @@ class Deliver(TrainerCallback):
 
     def __init__(self, folder: str | Path, *, tokenizer: Any = None, storage: Storage | None = None) -> None:
         self.folder, self.tokenizer, self.storage = Path(folder), tokenizer, storage
+        self._follow: Following | None = None
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the quantizers follow, which learned points and loss-aware ones need."""
+        if self._follow is None:
+            self._follow = Following(kwargs["model"], kwargs["optimizer"])
+        self._follow()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freeze, pack, write, read back, check."""

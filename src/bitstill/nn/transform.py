@@ -14,7 +14,7 @@ from bitstill.errors import DataError
 from bitstill.granularity import PerChannel, PerGroup
 from bitstill.ops.masks import even_mask, magnitude_mask
 from bitstill.ops.quantized import Quantized
-from bitstill.quantizers import SECOND
+from bitstill.quantizers import CURVATURE, SECOND, Ternary
 from bitstill.specs import Prune, Quantizer
 
 
@@ -28,22 +28,25 @@ class WeightTransform(nn.Module):
     """
 
     mask: Tensor | None
+    curvature: Tensor | None
 
     def __init__(self, spec: Quantizer, weight: Tensor, prune: Prune | None = None) -> None:
         super().__init__()
         self.spec, self.prune = spec, prune
         self.register_buffer("mask", None if prune is None else layer_mask(weight, prune, prune.sparsity))
+        loss_aware = isinstance(spec, Ternary) and spec.loss_aware
+        self.register_buffer(CURVATURE, torch.ones_like(weight, requires_grad=False) if loss_aware else None)
         initial = spec.initial(weight.detach(), self.mask)
         self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial.items()})
 
     def quantize(self, weight: Tensor, *, training: bool = False) -> Quantized:
         """The quantized weight, without gradient. Computed in float32 whatever autocast says."""
-        return self._quantize(weight, dict(self.learned.items()), training)
+        return self._quantize(weight, self._known(), training)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, same shape and dtype as `weight`, with the spec's gradient rule."""
         passes = None if self.prune is not None and self.prune.gradient == "dense" else self.mask
-        return self._effective(weight, dict(self.learned.items()), passes)
+        return self._effective(weight, self._known(), passes)
 
     @property
     def by_row(self) -> bool:
@@ -58,7 +61,12 @@ class WeightTransform(nn.Module):
             weight: these rows of the latent weight, (n, ...).
             rows: which they are, int64 (n,).
         """
-        return self._effective(weight, {name: tensor[rows] for name, tensor in self.learned.items()}, None)
+        return self._effective(weight, {name: tensor[rows] for name, tensor in self._known().items()}, None)
+
+    def _known(self) -> dict[str, Tensor]:
+        """What the spec's formula needs besides weight and mask."""
+        learned = dict(self.learned.items())
+        return learned if self.curvature is None else {**learned, CURVATURE: self.curvature}
 
     def _quantize(self, weight: Tensor, learned: dict[str, Tensor], training: bool) -> Quantized:
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):

@@ -12,9 +12,18 @@ from bitstill.granularity import Granularity, grid_of
 from bitstill.ops.grouping import from_groups, kept, to_groups
 from bitstill.ops.ternary import ternary
 
+ROOM = 0.99
+"""Of a mean magnitude that a scale allows: the signs of the two halves of a zero differ by what is left."""
+SMALLEST = torch.finfo(torch.float32).tiny
+
 
 def split_ternary(
-    weight: Tensor, mask: Tensor | None = None, *, granularity: Granularity, iterations: int = 0
+    weight: Tensor,
+    mask: Tensor | None = None,
+    *,
+    granularity: Granularity,
+    iterations: int = 0,
+    curvature: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two latent weights with w1 + w2 = w and binary(w1) + binary(w2) = ternary(w).
 
@@ -28,26 +37,34 @@ def split_ternary(
     a then leaves (0, 1) where zeros of one sign weigh more than all that is not zero, and signs would flip. Here they are
     dealt in turn, by magnitude, so that a is as near 1/2 as can be, and always inside. Computed in float64.
 
+    b is above 0 as long as alpha exceeds the mean magnitude S / n, which a loss-aware scale need not: magnitudes of the halves
+    add up to S at least, and to S where nothing is zero. In such a group w is first multiplied by a number, so that S / n is a
+    little below alpha, or equals it; the quantized sum is then still exact, and the latent one is w times that number.
+
     Args:
         weight: latent, of any shape.
         mask: bool of the same shape, False where pruned; the magnitudes of pruned weights count nowhere.
-        granularity, iterations: those of the ternary quantizer.
+        granularity, iterations, curvature: those of the ternary quantizer.
 
     Returns:
         The two latent weights, of the shape and dtype of `weight`.
     """
-    quantized = ternary(weight, mask, granularity=granularity, iterations=iterations)
+    quantized = ternary(weight, mask, granularity=granularity, iterations=iterations, curvature=curvature)
     grid = grid_of(weight.shape, granularity)
     w_RGK = to_groups(weight.double(), grid)
-    magnitude = w_RGK.abs()
     counts = kept(mask, grid, weight.device)
-    counts = torch.ones_like(magnitude) if counts is None else counts.double()
+    counts = torch.ones_like(w_RGK) if counts is None else counts.double()
     large = quantized.planes[0].values_RGK.abs().double()
     zeros = counts - large
 
     n_RG, z_RG = counts.sum(-1), zeros.sum(-1)
+    alpha_RG = (w_RGK.abs() * large).sum(-1) / large.sum(-1).clamp(min=1)
+    if curvature is not None:
+        alpha_RG = quantized.planes[0].scale_RG.double()
+        room = alpha_RG * n_RG / (w_RGK.abs() * counts).sum(-1).clamp(min=SMALLEST)
+        w_RGK = w_RGK * torch.where(z_RG == 0, room, torch.where(room < 1, ROOM * room, 1.0)).unsqueeze(-1)
+    magnitude = w_RGK.abs()
     large_sum = (magnitude * large).sum(-1)
-    alpha_RG = large_sum / large.sum(-1).clamp(min=1)
     b_RG = (n_RG * alpha_RG - (magnitude * counts).sum(-1)) / (2 * z_RG.clamp(min=1))
     to_first = _dealt(magnitude, zeros)
     difference = (magnitude * (zeros - 2 * to_first)).sum(-1)  # what the second receives, minus what the first does

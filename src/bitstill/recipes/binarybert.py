@@ -49,8 +49,10 @@ class BinaryBERT:
             their bytes are split, the others keep one plane (adaptive splitting); None splits all.
         granularity: which weights of a matrix share a scale (paper: `PerTensor()`).
         scale_dtype: precision of scales on disk and in training (paper: "float32").
-        ternary_iterations: 0 places the ternary threshold by its formula (TWN, paper); 10 is the loss-aware variant in the
-            paper's code, which fits levels and scale to the weights.
+        ternary_iterations: 0 places the ternary threshold by its formula (TWN, paper); 10 fits levels and scale to the weights,
+            as the variant in the paper's code does that it calls loss-aware.
+        loss_aware: these iterations weigh each weight by the root of Adam's second moment (Hou and Kwok 2018), which the paper
+            describes and its code leaves out.
         input: input quantization of the layers whose weights are quantized; None keeps inputs in float (paper:
             `QuantizeInput(per="tensor", range="clip")`).
         wide_input: of the second matrix of each feed-forward part, whose inputs are mostly positive; None is `input` (paper:
@@ -94,6 +96,7 @@ class BinaryBERT:
     granularity: Granularity = PerChannel()
     scale_dtype: ScaleDtype = "float16"
     ternary_iterations: int = 0
+    loss_aware: bool = False
     input: QuantizeInput | None = field(default_factory=QuantizeInput)
     wide_input: QuantizeInput | None = None
     learned_lr: float = 1e-4
@@ -247,7 +250,12 @@ class BinaryBERT:
         student: nn.Module = models.get("student", models["teacher"])
         matrices: Ternary | Binary = Binary(self.granularity, scale_dtype=self.scale_dtype)
         if bits == "ternary":
-            matrices = Ternary(self.granularity, scale_dtype=self.scale_dtype, iterations=self.ternary_iterations)
+            matrices = Ternary(
+                self.granularity,
+                scale_dtype=self.scale_dtype,
+                iterations=self.ternary_iterations,
+                loss_aware=self.loss_aware,
+            )
         rows: Literal[1, "ternary"] | None = None if not self.embeddings else "ternary" if bits == "ternary" else 1
         return encoder_rules(
             student, matrices, self.input, embeddings=rows, scale_dtype=self.scale_dtype, wide_input=self.wide_input

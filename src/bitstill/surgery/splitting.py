@@ -43,7 +43,7 @@ def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[
             fix = "Train the ternary model with learned_scale=False."
             raise SpecError("scales that follow the weights", given="learned ones", where=f"splitting {name}", fix=fix)
         if name not in chosen:
-            transform.spec = one_plane(spec)
+            transform.spec, transform.curvature = one_plane(spec), None
             continue
         known = halves.get(layer.weight)
         if known is not None and known[0] != spec:
@@ -77,7 +77,13 @@ def _split(
     if shared is None:
         if isinstance(spec.gradient, Clipped):
             latent = latent.clamp(-spec.gradient.bound, spec.gradient.bound)
-        first, second = split_ternary(latent, transform.mask, granularity=spec.granularity, iterations=spec.iterations)
+        first, second = split_ternary(
+            latent,
+            transform.mask,
+            granularity=spec.granularity,
+            iterations=spec.iterations,
+            curvature=transform.curvature,
+        )
         with torch.no_grad():
             layer.weight.copy_(first.T if flip else first)
         shared = nn.Parameter(second)

@@ -21,10 +21,11 @@ from tqdm.auto import tqdm
 
 from bitstill.errors import SpecError, TrainingError, suggest
 from bitstill.lifecycle import freeze
-from bitstill.nn.transform import WeightTransform, belongs_to_quantizer
+from bitstill.nn.transform import belongs_to_quantizer
 from bitstill.schedules import at
 from bitstill.train import checkpoint
 from bitstill.train.checkpoint import Best, Checkpoint, Position
+from bitstill.train.following import Following
 from bitstill.train.keys import derive, uniform
 from bitstill.train.optim import parameter_groups, set_learning_rate
 from bitstill.train.sampler import Sampler, steps_per_epoch
@@ -238,7 +239,7 @@ def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
         if loaded is not None and run.position.step:
             loaded.restore_optimizer(optimizer)
         parameters = [p for _, p in named]
-        sorted_points = [m for m in step_module.modules() if isinstance(m, WeightTransform) and "points" in m.learned]
+        follow = Following(step_module, optimizer)
         wrapped = run.accelerator.prepare(step_module) if several else step_module
         probed: dict[str, float] = {}
         logger = _Logger(run, stage, total)
@@ -255,9 +256,8 @@ def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
             if stage.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, stage.clip_norm)
             optimizer.step()
+            follow()
             optimizer.zero_grad(set_to_none=True)
-            for transform in sorted_points:
-                transform.sort_points()
             if probe:
                 probed = {name: probed.get(name, 0.0) + float(norm) for name, norm in norms.items()}
                 if step == min(PROBED_STEPS, total) - 1:
