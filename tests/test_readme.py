@@ -37,7 +37,8 @@ def blocks(language: str) -> list[str]:
 def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "readme.py"
-    script.write_text("\n".join(blocks("python")))
+    encoder = str(tiny.saved(tmp_path / "encoder", "bert"))
+    script.write_text("\n".join(blocks("python")).replace("sentence-transformers/all-MiniLM-L6-v2", encoder))
     runpy.run_path(str(script))
     assert "by_kind" not in capsys.readouterr().err
     assert (tmp_path / "mine-2bit" / "model.safetensors").exists() and (tmp_path / "digits-onnx" / "model.onnx").exists()

@@ -1,4 +1,4 @@
-"""Programs of transformer encoders with a classifier, from a Hugging Face `config.json`.
+"""Programs of transformer encoders, with a classifier or bare, from a Hugging Face `config.json`.
 
 Families differ in what they call their layers, in how places are counted and in what comes after the last block; the blocks
 themselves are the same.
@@ -7,7 +7,7 @@ themselves are the same.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitstill.errors import ArtifactError
@@ -15,6 +15,7 @@ from bitstill.export.program import (
     Activation,
     Add,
     Attention,
+    ByText,
     Embedding,
     FirstToken,
     Function,
@@ -36,6 +37,7 @@ class Family:
     """What one family calls its parts.
 
     Args:
+        bare: the class without a head, whose layers have no prefix.
         prefix: of everything but the head.
         block: of each block; `{}` is its number.
         query, key, value, attended, attention_norm, inner, outer, norm: layers of a block.
@@ -45,6 +47,7 @@ class Family:
         counts_padding: False where places are counted over real tokens, from the padding id on (RoBERTa).
     """
 
+    bare: str
     prefix: str
     block: str
     query: str
@@ -62,31 +65,30 @@ class Family:
 
 
 _BERT = Family(
-    "bert", "encoder.layer.{}", "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-    "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
+    "BertModel", "bert", "encoder.layer.{}", "attention.self.query", "attention.self.key", "attention.self.value",
+    "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
     ("bert.pooler.dense", "tanh", "classifier"),
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
-    "roberta": Family(
-        "roberta", _BERT.block, _BERT.query, _BERT.key, _BERT.value, _BERT.attended, _BERT.attention_norm, _BERT.inner,
-        _BERT.outer, _BERT.norm, ("classifier.dense", "tanh", "classifier.out_proj"), counts_padding=False,
+    "roberta": replace(
+        _BERT, bare="RobertaModel", prefix="roberta", head=("classifier.dense", "tanh", "classifier.out_proj"),
+        counts_padding=False,
     ),
-    "electra": Family(
-        "electra", _BERT.block, _BERT.query, _BERT.key, _BERT.value, _BERT.attended, _BERT.attention_norm, _BERT.inner,
-        _BERT.outer, _BERT.norm, ("classifier.dense", "gelu", "classifier.out_proj"),
+    "electra": replace(
+        _BERT, bare="ElectraModel", prefix="electra", head=("classifier.dense", "gelu", "classifier.out_proj"),
     ),
     "distilbert": Family(
-        "distilbert", "transformer.layer.{}", "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin",
-        "sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm", ("pre_classifier", "relu", "classifier"),
-        keys=("n_layers", "n_heads", "activation", "dim"), segments=False,
+        "DistilBertModel", "distilbert", "transformer.layer.{}", "attention.q_lin", "attention.k_lin", "attention.v_lin",
+        "attention.out_lin", "sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm",
+        ("pre_classifier", "relu", "classifier"), keys=("n_layers", "n_heads", "activation", "dim"), segments=False,
     ),
 }  # fmt: skip
 """By `model_type`."""
 
 
 def encoder(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Program:
-    """The program of an encoder that classifies, or scores, texts.
+    """The program of an encoder that classifies or scores texts, or, without a head, gives a vector for each token.
 
     Args:
         config: of `config.json`.
@@ -99,26 +101,33 @@ def encoder(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     family = FAMILIES.get(kind)
     if family is None:
         raise _unknown(f"an encoder of {', '.join(FAMILIES)}", kind, "model_type")
-    classes = [name for name in config.get("architectures") or () if name.endswith("ForSequenceClassification")]
-    if not classes:
-        raise _unknown("a model for sequence classification", str(config.get("architectures")), "architectures")
+    classes = config.get("architectures") or ()
+    bare = family.bare in classes
+    if not bare and not any(name.endswith("ForSequenceClassification") for name in classes):
+        raise _unknown(f"a model for sequence classification, or a {family.bare}", str(classes), "architectures")
+    prefix = "" if bare else f"{family.prefix}."
     layers, heads, act, width = (config[key] for key in family.keys)
     if act not in _FUNCTIONS:
         raise _unknown(f"an activation of {', '.join(_FUNCTIONS)}", act, family.keys[2])
     texts: tuple[int | str, ...] = ("batch", "length")
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if family.segments else ()))
-    program = Program(tuple(Input(name, "int64", texts) for name in names))
-    value = _embedded(program, family, config, shapes)
+    program = Program(tuple(Input(name, "int64", texts) for name in names), "last_hidden_state" if bare else "logits")
+    value = _embedded(program, family, prefix, config, shapes)
     for index in range(layers):
-        value = _block(program, family, f"{family.prefix}.{family.block.format(index)}", value, config, width // heads, shapes)
+        value = _block(program, family, f"{prefix}{family.block.format(index)}", value, config, width // heads, shapes)
+    if bare:
+        program.do(ByText(), value)
+        return program
     value = program.do(FirstToken(), value)
     for part in family.head:
         value = program.do(Activation(_FUNCTIONS[part]) if part in _FUNCTIONS else Linear(part), value)
     return program
 
 
-def _embedded(program: Program, family: Family, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    tables, padding = f"{family.prefix}.embeddings", config.get("pad_token_id") or 0
+def _embedded(
+    program: Program, family: Family, prefix: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> str:
+    tables, padding = f"{prefix}embeddings", config.get("pad_token_id") or 0
     places = Positions(f"{tables}.position_embeddings")
     if not family.counts_padding:
         places = Positions(places.layer, first=padding + 1, padding=padding)
@@ -128,7 +137,7 @@ def _embedded(program: Program, family: Family, config: Mapping[str, Any], shape
         value = program.do(Add(), value, kinds)
     value = program.do(Add(), value, program.do(places, "input_ids"))
     value = program.do(LayerNorm(f"{tables}.LayerNorm", _epsilon(config)), value)
-    projection = f"{family.prefix}.embeddings_project"
+    projection = f"{prefix}embeddings_project"
     return program.do(Linear(projection), value) if projection in shapes else value
 
 

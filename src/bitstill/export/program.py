@@ -77,6 +77,11 @@ class FirstToken:
 
 
 @dataclass(frozen=True)
+class ByText:
+    """Each text's tokens on their own: (tokens, width) -> (texts, length, width). Where padding is, anything may stand."""
+
+
+@dataclass(frozen=True)
 class Convolution:
     """Two-dimensional, with zeros around the picture."""
 
@@ -119,7 +124,7 @@ class Flatten:
 
 
 Operation = (
-    Embedding | Positions | Linear | LayerNorm | Activation | Add | Attention | FirstToken
+    Embedding | Positions | Linear | LayerNorm | Activation | Add | Attention | FirstToken | ByText
     | Convolution | BatchNorm | MaxPool | AveragePool | Mean | Flatten
 )  # fmt: skip
 

@@ -15,11 +15,13 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
 )
 from transformers.utils import logging
 
 from bitstill.errors import ArtifactError, DataError
 from bitstill.hf import attention
+from bitstill.keys import POOLER
 from bitstill.train.keys import derive
 from bitstill.train.task import Task
 
@@ -102,7 +104,10 @@ def config_of(model: nn.Module) -> dict[str, Any] | None:
         return None
     assert config is not None
     content: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
-    return {**content, "architectures": [type(model).__name__], "dtype": "float32"}
+    about = {**content, "architectures": [type(model).__name__], "dtype": "float32"}
+    if getattr(model, "pooler", model) is None:  # an argument of the class, which no config of transformers says
+        about[POOLER] = False
+    return about
 
 
 def from_config(config: dict[str, Any]) -> nn.Module:
@@ -115,16 +120,17 @@ def from_config(config: dict[str, Any]) -> nn.Module:
 
     settings = {key: value for key, value in config.items() if key != "quantization_config"}
     names = settings.get("architectures") or [None]
-    known = {name for _, table in _AUTO.values() for name in table.values()}
+    known = {name for table in (*(table for _, table in _AUTO.values()), MODEL_MAPPING_NAMES) for name in table.values()}
     try:
         if names[0] not in known:
             raise ValueError(f"architecture {names[0]!r}")
         cls = getattr(transformers, names[0])
         with quiet():
-            model: nn.Module = cls(cls.config_class.from_dict(settings))
+            without = {} if settings.pop(POOLER, True) else {"add_pooling_layer": False}
+            model: nn.Module = cls(cls.config_class.from_dict(settings), **without)
     except Exception as error:  # a config may be wrong in as many ways as there are architectures
         raise ArtifactError(
-            "a classifier that transformers knows",
+            "a classifier, or a model without a head, that transformers knows",
             given=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
             where="config.json",
             fix="Upgrade transformers, or pass the network: bitstill.load(folder, model=network).",

@@ -8,13 +8,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from bitstill.artifact.reader import Archive, read
-from bitstill.errors import ArtifactError, BitstillError, DataError, SpecError
+from bitstill.errors import ArtifactError, BitstillError, DataError, SpecError, suggest
 from bitstill.export import program as ops
 from bitstill.export.plan import program_of
 from bitstill.export.program import Program
@@ -25,29 +25,34 @@ from bitstill.runtime.plan import Layers, Plan, plan
 from bitstill.runtime.reference import Reference
 
 Array = npt.NDArray[Any]
+Pooling = Literal["mean", "first"]
 KEPT = 4
 """Arenas that wait for the next call: as many as callers that came at once, up to this."""
 
 
-def load(source: str | Path, *, threads: int | None = None) -> Model:
+def load(source: str | Path, *, threads: int | None = None, pooling: Pooling | None = None) -> Model:
     """An artifact, ready to run. Neither torch nor transformers is imported.
 
     Args:
         source: its folder, or its name on the hub.
         threads: at most, for one call; None is one for each processor that this process may use. Calls that come while another
             one works run on their caller's thread alone.
+        pooling: of an encoder without a head: one vector for each text, the "mean" of its tokens' or that of its "first" token
+            (for sentence embeddings as their model was trained, most often "mean"); None is a vector for each token.
 
     Raises:
         ArtifactError: it is missing or damaged, or computes something that has no operation here.
-        SpecError: threads below 1.
+        SpecError: threads below 1; an unknown pooling, or one for a network that gives no vectors for tokens.
     """
     threads = processors() if threads is None else threads
     if threads < 1:
         raise SpecError("at least one thread", given=str(threads), where="threads", fix="Leave it out to use all processors.")
+    if pooling not in (None, *get_args(Pooling)):
+        raise SpecError("a known pooling", given=repr(pooling), where="pooling", fix=suggest(str(pooling), get_args(Pooling)))
     folder = located(source)
     with _fitting(str(folder)):
         archive = read(folder)
-        return Model(archive, program_of(archive), threads)
+        return Model(archive, program_of(archive), threads, pooling)
 
 
 @contextlib.contextmanager
@@ -77,8 +82,12 @@ class Model:
         engine: "avx2" or another instruction set of the C library; "numpy" where the package was installed without it.
     """
 
-    def __init__(self, archive: Archive, program: Program, threads: int) -> None:
-        self.program, self.threads = program, threads
+    def __init__(self, archive: Archive, program: Program, threads: int, pooling: Pooling | None = None) -> None:
+        self.program, self.threads, self.pooling = program, threads, pooling
+        self._by_text = isinstance(program.steps[-1].operation, ops.ByText)
+        if pooling is not None and not self._by_text:
+            fix = "Leave it out: a classifier gives its answers for each text."
+            raise SpecError("an encoder without a head, to pool", given=program.result, where="pooling", fix=fix)
         self.labels = tuple(
             name for _, name in sorted((archive.config.get("id2label") or {}).items(), key=lambda at: int(at[0]))
         )
@@ -118,7 +127,8 @@ class Model:
                 `token_type_ids`, both of that shape. Pictures: float (samples, channels, height, width).
 
         Returns:
-            float32 (texts or samples, classes).
+            float32 (texts or samples, classes). Of an encoder without a head: (texts, length, width), zeros where padding is;
+            with pooling (texts, width).
 
         Raises:
             DataError: an input is missing or unknown, has another shape or type, or names a word or place that no table has.
@@ -161,7 +171,12 @@ class Model:
                     found[layer] = self._checked(source, ids if source == "input_ids" else kinds, layer, seen)
                 case ops.Positions(layer):
                     found[layer] = self._checked("input_ids", places(step.operation, ids), layer, seen, " (its length)")
-        return self._run.texts(found, seen)
+        answer = self._run.texts(found, seen)
+        if self._by_text:
+            answer[~seen] = 0.0
+        if self.pooling == "mean":
+            answer = answer.sum(1) / seen.sum(1)[:, None].astype(np.float32)
+        return answer[:, 0] if self.pooling == "first" else answer
 
     def _checked(self, name: str, numbers: Array, layer: str, seen: Array, what: str = "") -> Array:
         rows = self._rows[layer]
@@ -236,7 +251,7 @@ class _Native:
         ready = self._ready({})
         texts, length = seen.shape
         if texts == 0:
-            return np.empty((0, ready.classes), np.float32)
+            return np.empty((0, length, ready.classes) if ready.by_token else (0, ready.classes), np.float32)
         # Nobody looks at padding: only texts whose ranges it takes part in, or whose first token it is, need it.
         whole = bool(seen.all())
         kept = None if whole or ready.plan.padding_counts or not seen[:, 0].all() else seen
@@ -251,7 +266,14 @@ class _Native:
         run.longest, run.samples = longest, texts
         if hidden is not None:
             run.hidden = hidden.ctypes.data
-        return self._executed(ready, run, {"token": tokens, "text": texts}, texts)
+        answer = self._executed(ready, run, {"token": tokens, "text": texts}, tokens if ready.by_token else texts)
+        if not ready.by_token:
+            return answer
+        if kept is None:
+            return answer.reshape(texts, length, -1)
+        by_text = np.zeros((texts, length, ready.classes), np.float32)
+        by_text[kept] = answer
+        return by_text
 
     def pictures(self, picture: Array) -> Array:
         """Answers for pictures (samples, channels, height, width)."""
@@ -316,6 +338,7 @@ class _Ready:
         self.offsets = np.array(made.offsets, np.int64)
         self.result = made.steps[-1].output
         self.classes = made.values[self.result].shape.width
+        self.by_token = made.values[self.result].shape.per == "token"
         self._pixels = np.array([value.shape.pixels for value in made.values], np.int64)
         self._per = [value.shape.per for value in made.values]
 

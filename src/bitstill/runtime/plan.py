@@ -194,7 +194,8 @@ class _Planner:
         self.make: dict[type[Any], Callable[..., None]] = {
             ops.Embedding: self._gather, ops.Positions: self._gather, ops.Linear: self._linear, ops.LayerNorm: self._norm,
             ops.Activation: self._activation, ops.Add: self._add, ops.Attention: self._attention,
-            ops.FirstToken: self._first, ops.Convolution: self._convolution, ops.BatchNorm: self._batch_norm,
+            ops.FirstToken: self._first, ops.ByText: self._by_text, ops.Convolution: self._convolution,
+            ops.BatchNorm: self._batch_norm,
             ops.MaxPool: self._pool, ops.AveragePool: self._pool, ops.Mean: self._mean, ops.Flatten: self._flatten,
         }  # fmt: skip
 
@@ -323,6 +324,9 @@ class _Planner:
 
     def _first(self, _operation: ops.FirstToken, output: str, name: str) -> None:
         self._emit(Op.TAKE, (self.numbers[name],), Shape("text", self._shape(name).width), output)
+
+    def _by_text(self, _operation: ops.ByText, output: str, name: str) -> None:
+        self.numbers[output] = self.numbers[name]  # rows are in that order already
 
     def _linear(self, operation: ops.Linear, output: str, name: str) -> None:
         weight, before = self.layers.matrix(operation.layer), self._shape(name)

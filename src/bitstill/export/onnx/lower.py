@@ -97,9 +97,9 @@ class _Lowering:
         self._make: dict[type[Any], Callable[..., str]] = {
             ops.Embedding: self._embedding, ops.Positions: self._positions, ops.Linear: self._linear,
             ops.LayerNorm: self._layer_norm, ops.Activation: self._activation, ops.Add: self._add,
-            ops.Attention: self._attention, ops.FirstToken: self._first_token, ops.Convolution: self._convolution,
-            ops.BatchNorm: self._batch_norm, ops.MaxPool: self._max_pool, ops.AveragePool: self._average_pool,
-            ops.Mean: self._mean, ops.Flatten: self._flatten,
+            ops.Attention: self._attention, ops.FirstToken: self._first_token, ops.ByText: self._by_text,
+            ops.Convolution: self._convolution, ops.BatchNorm: self._batch_norm, ops.MaxPool: self._max_pool,
+            ops.AveragePool: self._average_pool, ops.Mean: self._mean, ops.Flatten: self._flatten,
         }  # fmt: skip
         readers: dict[str, list[str]] = {}
         for step in program.steps:
@@ -115,14 +115,17 @@ class _Lowering:
         last = self.program.steps[-1].output
         self.graph.named(self.values[last], self.program.result)
         given = [(each.name, each.dtype, each.shape) for each in self.program.inputs]
-        classes = self._classes()
-        data = self.graph.model(given, (self.program.result, "float32", ("batch", classes)), "bitstill")
+        data = self.graph.model(given, (self.program.result, "float32", self._shape_of_result()), "bitstill")
         return Lowered(data, self.arithmetic)
 
-    def _classes(self) -> int:
+    def _shape_of_result(self) -> tuple[int | str, ...]:
         last = self.program.steps[-1].operation
+        if isinstance(last, ops.ByText):
+            before = self.program.steps[-2].operation
+            assert isinstance(before, ops.LayerNorm)
+            return ("batch", "length", self._shape(before.layer)[0])
         assert isinstance(last, ops.Linear)
-        return int(self._shape(last.layer)[0])
+        return ("batch", self._shape(last.layer)[0])
 
     def _rank(self, step: Step) -> int:
         match step.operation:
@@ -425,12 +428,14 @@ class _Lowering:
         return self._per_graph["hidden from all"]
 
     def _first_token(self, _: ops.FirstToken, value: str) -> str:
-        graph = self.graph
+        texts = self._by_text(ops.ByText(), value)
         self._first.clear()
         self._tokens = False
-        width = graph.node("Shape", value, start=1)
-        texts = graph.node("Reshape", value, graph.node("Concat", self._shape_of_ids(), width, axis=0))
-        return graph.node("Gather", texts, graph.constant(0), axis=1)
+        return self.graph.node("Gather", texts, self.graph.constant(0), axis=1)
+
+    def _by_text(self, _: ops.ByText, value: str) -> str:
+        width = self.graph.node("Shape", value, start=1)
+        return self.graph.node("Reshape", value, self.graph.node("Concat", self._shape_of_ids(), width, axis=0))
 
     def _max_pool(self, operation: ops.MaxPool, value: str) -> str:
         return self.graph.node("MaxPool", value, kernel_shape=list(operation.window), strides=list(operation.window))
