@@ -76,9 +76,9 @@ static void network(float *to, int64_t texts, int64_t length, int64_t width) {
     bs_table table = {.rows = WORDS, .length = width, .dense = words};
     bs_step steps[] = {
         {.op = BS_GATHER, .output = 0, .table = &table},
-        {.op = BS_NORM, .input = 0, .output = 1, .by_rows = 1, .by = by, .plus = plus, .epsilon = 1e-6f},
-        {.op = BS_QUANTIZE, .input = 1, .output = 2, .by_rows = 1, .rule = {.bits = 8, .symmetric = 1, .span = 1}},
-        {.op = BS_LINEAR, .input = 2, .output = 3, .coded = 1, .matrix = &matrix,
+        {.op = BS_NORM, .input = 0, .output = 1, .by_rows = BS_OWN_ROWS, .by = by, .plus = plus, .epsilon = 1e-6f},
+        {.op = BS_QUANTIZE, .input = 1, .output = 2, .by_rows = BS_OWN_ROWS, .rule = {.bits = 8, .symmetric = 1, .span = 1}},
+        {.op = BS_LINEAR, .input = 2, .output = 3, .by_rows = BS_OWN_ROWS_IF_MANY, .coded = 1, .matrix = &matrix,
          .tail = {{.kind = BS_AFFINE, .plus = plus}, {.kind = BS_FUNCTION, .function = BS_GELU}, {.kind = BS_ADD, .value = 1}}},
         {.op = BS_ATTEND, .input = 3, .input_2 = 1, .input_3 = 3, .output = 4, .heads = 3, .head_width = (int32_t)(width / 3)},
     };

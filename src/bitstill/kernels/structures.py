@@ -15,6 +15,12 @@ def rounded(number: int) -> int:
     return -(-number // ALIGN) * ALIGN
 
 
+class Waiting(IntEnum):
+    """`bs_waiting`: whether a step waits until all threads have done the one before."""
+
+    ALWAYS, NEVER, UNLESS_ROWS_ARE_MANY = range(3)
+
+
 class Op(IntEnum):
     """`bs_op`."""
 

@@ -1,8 +1,8 @@
 """From a program to the C library's steps: layers with what follows them, values with their places in memory.
 
 Elementwise operations become *tails* of the step whose result they change, where nothing else reads that result. A step that
-reads only what the same thread has made needs no waiting for the others. Values whose last reader has run give their memory to
-later ones.
+reads only what the same thread has made needs no waiting for the others; products are made so where rows are many. Values whose
+last reader has run give their memory to later ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bitstill.errors import ArtifactError
 from bitstill.export import program as ops
 from bitstill.export.program import Program
 from bitstill.kernels import structures, weights
-from bitstill.kernels.structures import ALIGN, FUNCTIONS, TAILS, Op, TailKind, rounded
+from bitstill.kernels.structures import ALIGN, FUNCTIONS, TAILS, Op, TailKind, Waiting, rounded
 from bitstill.kernels.weights import DAMAGED
 
 Array = npt.NDArray[Any]
@@ -184,7 +184,8 @@ class _Planner:
             for name in step.inputs:
                 self.counts[name] = self.counts.get(name, 0) + 1
         self.coded: dict[tuple[Any, ...], int] = {}
-        self.synced = -1
+        self.waits: list[tuple[int, int]] = []
+        """After each step: the last before which all threads have waited for each other, where rows are few, and where many."""
         for place, given in enumerate(program.inputs):
             if given.dtype == "float32":
                 found = [size if isinstance(size, int) else sizes[size] for size in given.shape[1:]]
@@ -216,7 +217,8 @@ class _Planner:
                     break
                 at = max(at, end)
             # Others may still read it until all have waited for each other once more.
-            until = next((n for n in range(value.read + 1, len(self.plan.steps)) if not self.plan.steps[n].by_rows), 1 << 30)
+            later = range(value.read + 1, len(self.plan.steps))
+            until = next((n for n in later if self.plan.steps[n].by_rows == Waiting.ALWAYS), 1 << 30)
             taken.append((until, at, at + value.bytes))
             self.plan.offsets.append(at)
             self.plan.bytes = max(self.plan.bytes, at + value.bytes)
@@ -235,17 +237,31 @@ class _Planner:
         for value in inputs:
             plan.values[value].read = here
         row_by_row = op in (Op.GATHER, Op.MAP, Op.NORM) or (op == Op.QUANTIZE and step.rule.span == 1)
-        same_rows = all(plan.values[value].shape.pixels == shape.pixels and self._own(value) for value in inputs)
-        step.by_rows = bool(row_by_row and same_rows and here)
+        same_rows = all((plan.values[v].shape.per, plan.values[v].shape.pixels) == (shape.per, shape.pixels) for v in inputs)
+        few = many = False  # whether it reads only what its thread has made
+        if same_rows and here and (row_by_row or (op == Op.LINEAR and step.coded)):
+            few, many = (all(self._own(value, here - 1, many=each) for value in inputs) for each in (False, True))
+        step.by_rows = Waiting.ALWAYS if not many else Waiting.NEVER if few and row_by_row else Waiting.UNLESS_ROWS_ARE_MANY
         plan.steps.append(step)
-        if not step.by_rows:
-            self.synced = here
+        waited = self.waits[-1] if here else (0, 0)
+        self.waits.append((waited[0] if step.by_rows == Waiting.NEVER else here, waited[1] if many else here))
         return number
 
-    def _own(self, value: int) -> bool:
-        """Whether each thread has made its own rows of a value, or all have waited since it was made."""
-        step = self.plan.values[value].made
-        return step < self.synced or (self.plan.steps[step].op in (Op.GATHER, Op.MAP, Op.NORM, Op.QUANTIZE, Op.INPUT, Op.POOL))
+    def _own(self, value: int, reader: int, *, many: bool) -> bool:
+        """Whether each thread has made its own rows of a value, or all have waited since it was made.
+
+        Args:
+            value: its number.
+            reader: the step after which it is read.
+            many: whether rows are.
+        """
+        made = self.plan.values[value].made
+        if made < self.waits[reader][many]:
+            return True
+        step = self.plan.steps[made]
+        if step.op == Op.LINEAR:
+            return many and step.by_rows == Waiting.UNLESS_ROWS_ARE_MANY
+        return step.op in (Op.GATHER, Op.MAP, Op.NORM, Op.QUANTIZE, Op.INPUT, Op.POOL)
 
     def _shape(self, name: str) -> Shape:
         return self.plan.values[self.numbers[name]].shape
@@ -259,7 +275,8 @@ class _Planner:
             return False
         if other is not None:
             added = self.plan.values[self.numbers[other]]
-            if added.made >= value.made or (step.by_rows and not self._own(self.numbers[other])):
+            sizes = {Waiting.ALWAYS: (), Waiting.NEVER: (False, True), Waiting.UNLESS_ROWS_ARE_MANY: (True,)}[step.by_rows]
+            if added.made >= value.made or not all(self._own(self.numbers[other], value.made, many=many) for many in sizes):
                 return False
             added.read = max(added.read, value.made)
             settings["value"] = self.numbers[other]

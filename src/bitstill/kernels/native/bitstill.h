@@ -21,6 +21,7 @@
 #define BS_LINE 64     /* bytes in a line */
 #define BS_ALIGN 64    /* inputs of a row of codes are padded to this */
 #define BS_BLOCK 32    /* rows that are multiplied at once */
+#define BS_ROWS_EACH 8 /* rows for each thread, from which on it is worth their while to multiply rows of their own */
 #define BS_SLICES 3
 #define BS_PLANES 2
 #define BS_TAILS 6
@@ -29,6 +30,7 @@ enum bs_op { BS_GATHER, BS_MAP, BS_QUANTIZE, BS_LINEAR, BS_CONVOLVE, BS_NORM, BS
 enum bs_function { BS_NONE, BS_RELU, BS_GELU, BS_GELU_TANH, BS_TANH };
 enum bs_tail_kind { BS_END, BS_AFFINE, BS_FUNCTION, BS_ADD };
 enum bs_form { BS_LINES_1 = 1, BS_LINES_2 = 2, BS_LINES_4 = 4, BS_NIBBLES = 16 };
+enum bs_waiting { BS_WAITS, BS_OWN_ROWS, BS_OWN_ROWS_IF_MANY };
 enum bs_range { BS_DYNAMIC, BS_CLIP, BS_STEP };
 
 /* Rows as the file holds them: for tables, which are read row by row. */
@@ -83,7 +85,7 @@ typedef struct {
 
 typedef struct {
     int32_t op, input, input_2, input_3, output;
-    int32_t by_rows; /* whether a thread needs only its own rows of what was made before */
+    int32_t by_rows; /* whether a thread needs only its own rows of what was made before: bs_waiting */
     int32_t coded;
     const bs_matrix *matrix;
     const bs_table *table;

@@ -390,16 +390,22 @@ static void panel_of(const bs_run *run, const bs_step *step, int64_t panel, int6
 
 static void do_linear(const bs_run *run, const bs_step *step, bs_work *work) {
     const bs_matrix *matrix = step->matrix;
-    int64_t panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, rows = run->rows[step->output], block = step->coded ? bs_rows_at_once(matrix) : BS_BLOCK, from, to;
+    int64_t panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, rows = run->rows[step->output], from, to;
     _Alignas(64) float tile[BS_BLOCK * BS_PANEL];
     if (step->coded) {
         bs_codes codes = codes_of(run, step->input);
         int32_t *sums = (int32_t *)scratch_of(run, work);
         const int8_t *arranged = NULL;
-        bs_share(work, panels * (UP(rows, block) / block), &from, &to);
+        int64_t block = bs_rows_at_once(matrix), first = 0, last = rows;
+        if (step->by_rows && many_rows(run, step, work->threads)) {
+            bs_share(work, rows, &first, &last);
+            from = 0, to = panels * (UP(last - first, block) / block);
+        } else {
+            bs_share(work, panels * (UP(rows, block) / block), &from, &to);
+        }
         for (int64_t piece = from; piece < to; piece++) {
-            int64_t row = piece / panels * block, panel = piece % panels;
-            int m = (int)LEAST(block, rows - row);
+            int64_t row = first + piece / panels * block, panel = piece % panels;
+            int m = (int)LEAST(block, last - row);
             if (piece == from || panel == 0) {
                 const int8_t *of_rows = codes.codes + row * matrix->padded;
                 sums_of_codes(matrix, of_rows, m, codes.zero + row, sums);

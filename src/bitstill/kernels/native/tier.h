@@ -43,6 +43,11 @@ static inline int bits_at(const uint8_t *packed, int64_t first, int bits) {
     return found & ((1 << bits) - 1);
 }
 
+/* Whether there are rows enough that each thread multiplies its own, for all outputs, rather than all rows for some outputs. */
+static inline int many_rows(const bs_run *run, const bs_step *step, int threads) {
+    return run->rows[step->output] >= (int64_t)BS_ROWS_EACH * threads;
+}
+
 extern const bs_tier *const bs_tiers[]; /* from the best, NULL at the end */
 
 #endif

@@ -1,0 +1,86 @@
+"""No thread reads what another may still be writing, or writes where another may still read: each plan, step by step."""
+
+from __future__ import annotations
+
+import pytest
+
+import bitstill
+from bitstill.export.plan import program_of
+from bitstill.export.samples import FREE
+from bitstill.kernels.library import library
+from bitstill.kernels.structures import Op, TailKind, Waiting
+from bitstill.runtime.plan import Layers, plan
+from tests.export.test_networks import BYTES, FAMILIES, NETWORKS, encoder_artifact, network_artifact
+from tests.runtime.test_embeddings import bare_artifact
+from tests.runtime.test_networks import PER_TENSOR
+
+pytestmark = pytest.mark.skipif(library() is None, reason="installed without a C compiler: there are no plans")
+ROW_BY_ROW = (Op.GATHER, Op.MAP, Op.NORM, Op.QUANTIZE, Op.INPUT, Op.POOL)
+
+
+def reads(step):
+    count = {Op.GATHER: 0, Op.INPUT: 0, Op.ATTEND: 3}.get(step.op, 1)
+    added = [tail.value for tail in step.tail if tail.kind == TailKind.ADD]
+    return [step.input, step.input_2, step.input_3][:count], added
+
+
+def check(made, many):
+    """Every step in order, where rows are many or few."""
+    last = 0  # the last step before which all threads have waited
+    readers = [[] for _ in made.values]
+    by_rows = [step.op in ROW_BY_ROW or (many and step.by_rows == Waiting.UNLESS_ROWS_ARE_MANY) for step in made.steps]
+    for place, step in enumerate(made.steps):
+        if step.by_rows == Waiting.ALWAYS or (step.by_rows == Waiting.UNLESS_ROWS_ARE_MANY and not many):
+            last = place
+        inputs, added = reads(step)
+        across = step.op in (Op.ATTEND, Op.TAKE, Op.POOL, Op.FLATTEN, Op.CONVOLVE) or (
+            step.op == Op.QUANTIZE and step.rule.span != 1
+        )
+        for value in (*inputs, *added):
+            writer = made.values[value].made
+            own = by_rows[writer] and by_rows[place] and not (across and value in inputs)
+            assert writer < last or own, f"step {place} reads value {value} too early"
+            readers[value].append(place)
+        begin, end = made.offsets[step.output], made.offsets[step.output] + made.values[step.output].bytes
+        for other, value in enumerate(made.values):
+            at = made.offsets[other]
+            if value.made < place and at < end and begin < at + value.bytes:
+                assert all(use < last for use in (value.made, *readers[other])), f"step {place} overwrites value {other}"
+    later = {value for place, step in enumerate(made.steps) for part in reads(step) for value in part if place > 0}
+    return len(later)
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("input", [None, BYTES, PER_TENSOR], ids=["float", "tokens", "tensor"])
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("make", [encoder_artifact, bare_artifact])
+def test_encoders(make, kind, input, many, tmp_path):
+    make(kind, tmp_path / "a", input)
+    archive = bitstill.read(tmp_path / "a")
+    made = plan(program_of(archive), Layers(archive, library()), {})
+    assert check(made, many) > 10
+    if input is BYTES:
+        waiting = [step.op for step in made.steps if step.by_rows == Waiting.ALWAYS]
+        layers = 3
+        few = waiting.count(Op.LINEAR) <= 3 and len(waiting) <= 2 * layers + 9
+        assert waiting.count(Op.ATTEND) == layers and few, "twice in a layer, and around the head"
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_pictures(name, bits, tmp_path):
+    network_artifact(name, bits, tmp_path / "a")
+    archive = bitstill.read(tmp_path / "a")
+    program = program_of(archive)
+    sizes = {size: FREE[size] for size in program.inputs[0].shape[1:] if isinstance(size, str)}
+    assert check(plan(program, Layers(archive, library()), sizes), many=False) > 1
+
+
+def test_the_check_finds_what_is_wrong(tmp_path):
+    encoder_artifact("bert", tmp_path / "a")
+    archive = bitstill.read(tmp_path / "a")
+    made = plan(program_of(archive), Layers(archive, library()), {})
+    attend = next(step for step in made.steps if step.op == Op.ATTEND)
+    attend.by_rows = Waiting.NEVER
+    with pytest.raises(AssertionError, match="too early"):
+        check(made, many=True)
