@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -14,33 +15,54 @@ import bitstill
 ROOT = Path(bitstill.__file__).parents[2]
 NATIVE = ROOT / "src" / "bitstill" / "kernels" / "native"
 FLAGS = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
-ARM, X86 = ({"portable": [], "neon": ["-march=armv8.2-a+dotprod"]}, {"portable": [], "avx2": ["-mavx2", "-mfma"]})
+AVX512 = ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]
+ARM = {"portable": [], "neon": ["-march=armv8.2-a+dotprod"]}
+X86 = {
+    "portable": [], "avx2": ["-mavx2", "-mfma"], "avxvnni": ["-mavx2", "-mfma", "-mavxvnni"], "avx512": AVX512,
+    "amx": [*AVX512, "-mamx-tile", "-mamx-int8"],
+}  # fmt: skip
+CHECK = Path(__file__).with_name("check.c")
 
 
-def built(folder, compiler, tiers, *flags):
-    """The check, with the library's sources, for one processor."""
-    objects = []
+def built(out, compiler, tiers, *flags, sources=(CHECK,)):
+    """The library's sources and more, for one processor: a program, or with -shared a library."""
+    common = [compiler, *FLAGS, *flags, f"-I{NATIVE}"]
+    objects, defines = [], []
     for tier, own in tiers.items():
-        objects.append(str(folder / f"{tier}.o"))
-        defines = [f"-DTIER={tier}", f'-DTIER_FILE="tier_{tier}.h"', f"-I{NATIVE}"]
-        subprocess.run([compiler, *FLAGS, *flags, *own, *defines, "-c", NATIVE / "compute.c", "-o", objects[-1]], check=True)
-    sources = [NATIVE / "runtime.c", NATIVE / "team.c", Path(__file__).with_name("check.c")]
-    processor = "-DBS_ARM" if "neon" in tiers else "-DBS_X86"
-    command = [
-        compiler,
-        *FLAGS,
-        *flags,
-        processor,
-        f"-I{NATIVE}",
-        *sources,
-        *objects,
-        "-o",
-        folder / "check",
-        "-lpthread",
-        "-lm",
-    ]
-    subprocess.run(list(map(str, command)), check=True)
-    return folder / "check"
+        if subprocess.run([compiler, *own, "-E", "-x", "c", os.devnull], check=False, capture_output=True).returncode:
+            continue  # a compiler older than the instruction set
+        objects.append(out.with_name(f"{tier}.o"))
+        which = [f"-DTIER={tier}", f'-DTIER_FILE="tier_{tier}.h"']
+        subprocess.run([*common, *own, *which, "-c", NATIVE / "compute.c", "-o", objects[-1]], check=True)
+        defines.append(f"-DBS_{tier.upper()}")
+    inside = [NATIVE / "runtime.c", NATIVE / "team.c", *sources, *objects]
+    subprocess.run([*common, *defines, *inside, "-o", out, "-lpthread", "-lm"], check=True)
+    return out
+
+
+def test_newer_instructions_in_plain_c(tmp_path):
+    """The tiers that this processor may not run, with the instructions it may lack written out, and every access watched."""
+    compiler = shutil.which("gcc")
+    if not compiler or platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("no GCC on x86 here: AVX-512 and AMX are not tried")
+    plain = ["-mavx2", "-mfma", "-include", CHECK.with_name("emulated.h"), "-Wno-unused-function"]
+    tiers = {"portable": [], **dict.fromkeys(("avxvnni", "avx512", "amx"), plain)}
+    watched = "-fsanitize=address,undefined"
+    program = built(tmp_path / "check", compiler, tiers, "-O1", watched, "-fno-sanitize-recover=all")
+    assert checked(program) == "".join(f"{tier}: as it should be\n" for tier in ("amx", "avx512", "avxvnni", "portable"))
+
+
+def test_a_tier_that_multiplies_wrongly_is_not_used(tmp_path):
+    compiler = shutil.which("gcc")
+    if not compiler or platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("no GCC on x86 here: AVX-512 is not tried")
+    wrong = tmp_path / "wrong.h"
+    wrong.write_text(
+        f'#include "{CHECK.with_name("emulated.h")}"\n#undef _mm512_and_si512\n#define _mm512_and_si512 e_add_32\n'
+    )
+    plain = ["-mavx2", "-mfma", "-include", wrong, "-Wno-unused-function"]
+    program = built(tmp_path / "check", compiler, {"portable": [], "avx512": plain}, "-O1")
+    assert checked(program) == "portable: as it should be\n"
 
 
 def checked(*command):
@@ -55,7 +77,7 @@ def test_on_arm_by_an_emulator(tmp_path):
         pytest.skip(
             "no aarch64-linux-gnu-gcc and qemu-aarch64 here (Debian: gcc-aarch64-linux-gnu, qemu-user): ARM is not tested"
         )
-    program = built(tmp_path, compiler, ARM, "-O2", "-static")
+    program = built(tmp_path / "check", compiler, ARM, "-O2", "-static")
     assert checked(emulator, "-cpu", "max", program) == "neon: as it should be\nportable: as it should be\n"
     assert checked(emulator, "-cpu", "cortex-a53", program) == "portable: as it should be\n"
 
@@ -66,6 +88,6 @@ def test_with_sanitizers(which, tmp_path):
     compiler = shutil.which("cc")
     if not compiler:
         pytest.skip("no C compiler here: sanitizers are not tried")
-    program = built(tmp_path, compiler, X86, "-O1", "-g", f"-fsanitize={which}", "-fno-sanitize-recover=all")
+    program = built(tmp_path / "check", compiler, X86, "-O1", "-g", f"-fsanitize={which}", "-fno-sanitize-recover=all")
     plainly = [setarch, "-R"] if (setarch := shutil.which("setarch")) else []  # threads are watched at fixed addresses alone
     assert "portable: as it should be\n" in checked(*plainly, program)

@@ -15,7 +15,7 @@ from bitstill.kernels.library import library, tiers, use_tier
 pytestmark = pytest.mark.skipif(library() is None, reason="installed without a C compiler: there is no native library")
 
 
-@pytest.fixture(params=["avx512vnni", "avx2", "neon", "portable"])
+@pytest.fixture(params=["amx", "avx512", "avxvnni", "avx2", "neon", "portable"])
 def tier(request):
     if request.param not in tiers():
         pytest.skip(f"this processor, or this build, has no {request.param}: not tested here")

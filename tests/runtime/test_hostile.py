@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.export.test_networks import encoder_artifact, network_artifact
-from tests.kernels.test_builds import FLAGS, NATIVE, X86
+from tests.kernels.test_builds import X86, built
 from tests.runtime import fuzz
 
 
@@ -34,13 +34,8 @@ def watched(tmp_path_factory):
     if not compiler or platform.machine() not in ("x86_64", "AMD64") or not sys.platform.startswith("linux"):
         pytest.skip("no GCC on x86 and Linux here: sanitizers are not tried")
     folder = tmp_path_factory.mktemp("watched")
-    flags = [*FLAGS, "-O1", "-g", "-fPIC", "-DBS_X86", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    objects = [folder / f"{tier}.o" for tier in X86]
-    for (tier, own), made in zip(X86.items(), objects, strict=True):
-        defines = [f"-DTIER={tier}", f'-DTIER_FILE="tier_{tier}.h"']
-        subprocess.run([compiler, *flags, *own, *defines, "-c", NATIVE / "compute.c", "-o", made], check=True)
-    sources = [NATIVE / "runtime.c", NATIVE / "team.c", *objects]
-    subprocess.run([compiler, *flags, "-shared", *sources, "-o", folder / "libbitstill.so", "-lpthread", "-lm"], check=True)
+    flags = ["-O1", "-g", "-fPIC", "-shared", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    built(folder / "libbitstill.so", compiler, X86, *flags, sources=())
     preloaded = [
         subprocess.run([compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")

@@ -6,40 +6,80 @@
 
 #define DECLARE(name) extern const bs_tier bs_tier_##name
 DECLARE(portable);
-#if defined(BS_X86)
+#if defined(BS_AVX2)
 DECLARE(avx2);
 #endif
-#if defined(BS_ARM)
+#if defined(BS_AVXVNNI)
+DECLARE(avxvnni);
+#endif
+#if defined(BS_AVX512)
+DECLARE(avx512);
+#endif
+#if defined(BS_AMX)
+DECLARE(amx);
+#endif
+#if defined(BS_NEON)
 DECLARE(neon);
 #endif
 
 const bs_tier *const bs_tiers[] = {
-#if defined(BS_X86)
+#if defined(BS_AMX)
+    &bs_tier_amx,
+#endif
+#if defined(BS_AVX512)
+    &bs_tier_avx512,
+#endif
+#if defined(BS_AVXVNNI)
+    &bs_tier_avxvnni,
+#endif
+#if defined(BS_AVX2)
     &bs_tier_avx2,
 #endif
-#if defined(BS_ARM)
+#if defined(BS_NEON)
     &bs_tier_neon,
 #endif
     &bs_tier_portable, NULL};
 
 static const bs_tier *chosen;
 
+/* Whether a tier multiplies as plain C does: tried once, because nobody has every processor to try it on beforehand. */
+static int multiplies(const bs_tier *tried) {
+    enum { ROWS = 21, LINES = 11, PADDED = 384 };
+    int8_t codes[ROWS * PADDED], *copy = malloc(ROWS * PADDED * BS_ROOM);
+    uint8_t lines[LINES * BS_LINE];
+    uint32_t state = 1;
+    int same = copy != NULL;
+    for (int i = 0; i < ROWS * PADDED; i++) codes[i] = (int8_t)((state = state * 1664525 + 1013904223) >> 24);
+    for (int i = 0; i < LINES * BS_LINE; i++) lines[i] = (uint8_t)((state = state * 1664525 + 1013904223) >> 24);
+    for (int bits = 1; bits <= 4 && same; bits *= 2)
+        for (int m = 1; m <= ROWS; m += 5) {
+            int32_t sums[2][BS_BLOCK * BS_PANEL] = {{0}};
+            tried->multiply(tried->arrange(codes, PADDED, m, bits, copy), PADDED, 0, m, lines, LINES, bits, 1, sums[0]);
+            bs_tier_portable.multiply(codes, PADDED, 0, m, lines, LINES, bits, 1, sums[1]);
+            same = same && memcmp(sums[0], sums[1], sizeof sums[0]) == 0;
+        }
+    free(copy);
+    return same;
+}
+
+static int usable(const bs_tier *tried) { return tried->runs_here() && (tried == &bs_tier_portable || multiplies(tried)); }
+
 static const bs_tier *tier(void) {
     if (!chosen)
         for (int i = 0; bs_tiers[i]; i++)
-            if (bs_tiers[i]->runs_here()) return chosen = bs_tiers[i];
+            if (usable(bs_tiers[i])) return chosen = bs_tiers[i];
     return chosen;
 }
 
 const char *bs_tier_name(int index) {
     for (int i = 0; bs_tiers[i]; i++)
-        if (bs_tiers[i]->runs_here() && index-- == 0) return bs_tiers[i]->name;
+        if (usable(bs_tiers[i]) && index-- == 0) return bs_tiers[i]->name;
     return NULL;
 }
 
 int bs_use_tier(const char *name) {
     for (int i = 0; bs_tiers[i]; i++)
-        if (strcmp(bs_tiers[i]->name, name) == 0 && bs_tiers[i]->runs_here()) {
+        if (strcmp(bs_tiers[i]->name, name) == 0 && usable(bs_tiers[i])) {
             chosen = bs_tiers[i];
             return 0;
         }

@@ -1,0 +1,72 @@
+/* x86 with AVX-512 and its dot products of bytes: a line is one register, four products and their sum for each of 16 outputs. */
+#include <immintrin.h>
+
+static const int nibbles = 0;
+
+#ifndef AMX
+static int runs_here(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("fma");
+}
+#endif
+
+#define TILE 8
+
+/* The i-th quad of sixteen outputs. */
+INLINE __m512i unpacked(const uint8_t *line, const int bits, int i) {
+    const __m512i mask = _mm512_set1_epi8((char)((1 << bits) - 1));
+    return _mm512_and_si512(_mm512_srl_epi16(_mm512_loadu_si512(line), _mm_cvtsi32_si128(i * bits)), mask);
+}
+
+INLINE void tile_of(const int8_t *codes, int64_t stride, const int m, const uint8_t *lines, int64_t n_lines, const int bits, int shift, int32_t *acc) {
+    const int quads = 8 / bits;
+    __m512i sums[TILE];
+#pragma GCC unroll 8
+    for (int r = 0; r < m; r++) sums[r] = _mm512_setzero_si512();
+    for (int64_t line = 0; line < n_lines; line++, codes += 4 * quads) {
+#pragma GCC unroll 8
+        for (int i = 0; i < quads; i++) {
+            __m512i weights = unpacked(lines + line * BS_LINE, bits, i);
+#pragma GCC unroll 8
+            for (int r = 0; r < m; r++) {
+                int32_t quad;
+                memcpy(&quad, codes + r * stride + 4 * i, 4);
+                sums[r] = _mm512_dpbusd_epi32(sums[r], weights, _mm512_set1_epi32(quad));
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < m; r++) {
+        int32_t *to = acc + r * BS_PANEL;
+        _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), _mm512_sll_epi32(sums[r], _mm_cvtsi32_si128(shift))));
+    }
+}
+
+INLINE void rows_of(const int8_t *codes, int64_t stride, int m, const uint8_t *lines, int64_t n_lines, const int bits, int shift, int32_t *acc) {
+#define ROWS(n) for (; m >= n; m -= n, codes += n * stride, acc += n * BS_PANEL) tile_of(codes, stride, n, lines, n_lines, bits, shift, acc)
+    ROWS(8);
+    ROWS(4);
+    ROWS(2);
+    ROWS(1);
+#undef ROWS
+}
+
+static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {
+    (void)padded, (void)m, (void)form, (void)copy;
+    return codes;
+}
+
+static void multiply_rows(const int8_t *codes, int64_t padded, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {
+    switch (form) {
+    case BS_LINES_1: rows_of(codes, padded, m, lines, n_lines, 1, shift, acc); break;
+    case BS_LINES_2: rows_of(codes, padded, m, lines, n_lines, 2, shift, acc); break;
+    default: rows_of(codes, padded, m, lines, n_lines, 4, shift, acc);
+    }
+}
+
+#ifndef AMX
+static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {
+    multiply_rows(codes + first, padded, m, lines, n_lines, form, shift, acc);
+}
+#endif
