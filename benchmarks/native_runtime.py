@@ -32,17 +32,14 @@ import torch
 
 import bitstill
 import bitstill.runtime
-from bitstill.artifact.reader import Archive
 from bitstill.bench import Network, networks_in, race
 from bitstill.delivery import environment
-from bitstill.export.onnx.lower import lower
-from bitstill.export.plan import program_of
 from bitstill.export.samples import made_up
 from bitstill.specs import Binary, Compression, QuantizeInput
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from onnx_runtime import predictions, session  # noqa: E402
+from onnx_runtime import predictions, session, teacher_files  # noqa: E402
 
 POINTS = ((1, 16), (1, 128), (8, 32), (32, 64))
 OURS, PACKED = "bitstill.runtime, 1 bit", "bitstill in torch, 1 bit"
@@ -66,19 +63,15 @@ def rivals(teacher: Path, folder: Path) -> dict[str, Network]:
     """The float network as others run it."""
     import nncf
     import openvino
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from safetensors.numpy import load_file
 
     config = json.loads((teacher / "config.json").read_text())
-    archive = Archive(teacher, config, {}, load_file(teacher / "model.safetensors"))
-    (folder / "float.onnx").write_bytes(lower(program_of(archive), archive).data)
-    session(folder / "float.onnx", 1, folded=folder / "folded.onnx")
+    floats_file, int8_file = teacher_files(teacher, folder)
     places = {name: folder / place for name, place in ((ORT, "ort"), (NNCF, "nncf"), ("OpenVINO float32", "openvino"))}
     for place in places.values():
         place.mkdir()
         (place / "config.json").write_text(json.dumps(config))
-    quantize_dynamic(folder / "folded.onnx", places[ORT] / "model.onnx", weight_type=QuantType.QInt8)
-    floats = openvino.convert_model(folder / "float.onnx")
+    int8_file.rename(places[ORT] / "model.onnx")
+    floats = openvino.convert_model(floats_file)
     openvino.save_model(floats, places["OpenVINO float32"] / "model.xml", compress_to_fp16=False)
     samples = [made_up(config, 1, 32, seed=seed) for seed in range(32)]
     quantized = nncf.quantize(floats, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples))

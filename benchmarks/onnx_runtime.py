@@ -51,14 +51,19 @@ def session(path: Path, threads: int, folded: Path | None = None) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def files(student: Path, teacher: Path, folder: Path) -> dict[str, Path]:
-    """All rows' ONNX files."""
+def teacher_files(teacher: Path, folder: Path) -> tuple[Path, Path]:
+    """The float network as ONNX, and what ONNX Runtime makes of it at 8 bits."""
     config = json.loads((teacher / "config.json").read_text())
     archive = Archive(teacher, config, {}, load_file(teacher / "model.safetensors"))
     (folder / "float.onnx").write_bytes(lower(program_of(archive), archive).data)
     session(folder / "float.onnx", 1, folded=folder / "folded.onnx")
     quantize_dynamic(folder / "folded.onnx", folder / "int8.onnx", weight_type=QuantType.QInt8)
-    found = {"float32": folder / "float.onnx", BASE: folder / "int8.onnx"}
+    return folder / "float.onnx", folder / "int8.onnx"
+
+
+def files(student: Path, teacher: Path, folder: Path) -> dict[str, Path]:
+    """All rows' ONNX files."""
+    found = dict(zip(("float32", BASE), teacher_files(teacher, folder), strict=True))
     for name, activations in (("1 bit, inputs as trained", "trained"), ("1 bit, inputs per tensor", "per-tensor")):
         for opset in (21, 23):
             out = folder / f"{activations}-{opset}"

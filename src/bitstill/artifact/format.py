@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -158,26 +159,34 @@ def _check(layer: LayerRecord) -> None:
     Raises:
         ValueError: what is not.
     """
-    whole = {
-        "shape": layer.shape,
-        **{f"planes[{n}]": (p.levels, p.step + (p.first is None)) for n, p in enumerate(layer.planes)},
+    fits = {
+        "shape": bool(layer.shape) and _are_counts(layer.shape) and math.prod(layer.shape) < _MOST,
+        "planes": bool(layer.planes),
+        **{f"planes[{number}] {plane}": _is_plane(plane) for number, plane in enumerate(layer.planes)},
+        "mask": type(layer.mask) is bool,
+        "kind, quantizer": isinstance(layer.kind, str) and isinstance(layer.quantizer, str),
+        "granularity": isinstance(getattr(layer.granularity, "size", 1), int),
+        "input": layer.input is None or _is_rule(layer.input),
     }
-    wrong = [name for name, values in whole.items() if not all(type(value) is int and value >= 1 for value in values)]
-    wrong += [] if 0 < math.prod(layer.shape) < _MOST and layer.shape else ["shape"]
-    wrong += [] if layer.planes else ["planes"]
-    for number, plane in enumerate(layer.planes):
-        first = plane.first is None or (type(plane.first) is int and abs(plane.first) <= _MOST_LEVELS)
-        known = plane.layout in _LAYOUTS and plane.coding in _CODINGS and type(plane.offset) is bool
-        trits = plane.layout != "trits" or plane.levels - (plane.coding == "bitmap") == 3
-        if not (first and known and trits and 1 <= plane.levels <= _MOST_LEVELS and plane.step <= _MOST_LEVELS):
-            wrong.append(f"planes[{number}] {plane}")
-    wrong += [] if type(layer.mask) is bool else ["mask"]
-    wrong += [] if isinstance(layer.kind, str) and isinstance(layer.quantizer, str) else ["kind, quantizer"]
-    wrong += [] if isinstance(getattr(layer.granularity, "size", 1), int) else ["granularity"]
-    if layer.input is not None and not _is_rule(layer.input):
-        wrong.append("input")
-    if wrong:
-        raise ValueError(f"{wrong[0]} out of range")
+    if not all(fits.values()):
+        raise ValueError(f"{next(name for name in fits if not fits[name])} out of range")
+
+
+def _are_counts(values: Iterable[Any]) -> bool:
+    return all(type(value) is int and value >= 1 for value in values)
+
+
+def _is_plane(plane: PlaneRecord) -> bool:
+    """Whether levels, places and coding go together."""
+    return (
+        _are_counts((plane.levels, plane.step + (plane.first is None)))
+        and max(plane.levels, plane.step) <= _MOST_LEVELS
+        and (plane.first is None or (type(plane.first) is int and abs(plane.first) <= _MOST_LEVELS))
+        and plane.layout in _LAYOUTS
+        and plane.coding in _CODINGS
+        and type(plane.offset) is bool
+        and (plane.layout != "trits" or plane.levels - (plane.coding == "bitmap") == 3)
+    )
 
 
 def _is_rule(rule: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from bitstill.errors import ArtifactError
 from bitstill.ops.layouts import TRITS_PER_BYTE, Layout, bits_for, packed_length
 
 Array = npt.NDArray[Any]
+Unpack = Callable[[Array, int, int, Layout], Array]
+"""Packed codes (rows, bytes), length of a row, levels and layout to codes (rows, length), uint8."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,18 @@ class Archive:
             stored = np.frombuffer(plain, np.uint8)
         return stored.reshape(layer.grid.rows, width)
 
-    def codes(self, layer: LayerRecord, plane: int = 0) -> Array:
-        """Codes of one plane, uint8 (rows, row length)."""
+    def codes(self, layer: LayerRecord, plane: int = 0, unpack: Unpack | None = None) -> Array:
+        """Codes of one plane, uint8 (rows, row length).
+
+        Args:
+            layer, plane: which.
+            unpack: does what `_unpacked` does, quickly; None is that.
+        """
         record, where = layer.planes[plane], f"{WEIGHTS}: {layer.tensor('codes', plane)}"
         if record.coding == "bitmap":
             codes = self._from_bitmap(layer, plane, where)
         else:
-            codes = _unpacked(self.packed_codes(layer, plane), layer.grid.length, record.levels, record.layout)
+            codes = (unpack or _unpacked)(self.packed_codes(layer, plane), layer.grid.length, record.levels, record.layout)
         if codes.size and int(codes.max()) >= record.levels:
             raise _damaged_codes(f"codes below {record.levels}", str(int(codes.max())), where)
         return codes

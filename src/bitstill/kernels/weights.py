@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from bitstill.export.levels import kept_weights
 from bitstill.granularity import Bucket
 from bitstill.kernels import structures
 from bitstill.kernels.structures import LINE, PANEL, PLANES, Range, rounded
-from bitstill.ops.layouts import bits_for
+from bitstill.ops.layouts import Layout, bits_for
 
 Array = npt.NDArray[Any]
 _LAYOUTS = {"bits": 0, "trits": 1, "bytes": 2}
@@ -131,7 +132,7 @@ def matrix(archive: Archive, layer: str, library: ctypes.CDLL) -> Matrix:
     single = all((3 if recoded else plane.levels) <= 2 for plane in record.planes)
     totals = np.zeros(record.shape[0])
     for index, plane in enumerate(record.planes):
-        codes = _codes(archive, record, index, library)
+        codes = archive.codes(record, index, functools.partial(_unpacked, library))
         if recoded:
             codes, plane = _with_zero(codes, plane, kept_weights(archive, record))
         rows = _inputs_last(codes.reshape(record.shape))
@@ -268,19 +269,13 @@ def _with_zero(codes: Array, plane: PlaneRecord, kept: Array | None) -> tuple[Ar
     return (levels - low).astype(np.uint8), recoded
 
 
-def _codes(archive: Archive, record: LayerRecord, index: int, library: ctypes.CDLL) -> Array:
-    """Codes of one plane, uint8 (rows, weights in a row), as `Archive.codes`, but quickly."""
-    plane, grid = record.planes[index], record.grid
-    if plane.coding == "bitmap":
-        return archive.codes(record, index)
-    packed = np.ascontiguousarray(archive.packed_codes(record, index))
-    codes = np.empty((grid.rows, grid.length), np.uint8)
-    bits = bits_for(plane.levels)
-    layout = _LAYOUTS[plane.layout]
-    library.bs_unpack_rows(packed.ctypes.data, grid.rows, grid.length, packed.shape[1], layout, bits, codes.ctypes.data)
-    if plane.levels < 2**bits and int(codes.max()) >= plane.levels:
-        given, where = str(int(codes.max())), record.tensor("codes", index)
-        raise ArtifactError(f"codes below {plane.levels}", given=given, where=where, fix=DAMAGED)
+def _unpacked(library: ctypes.CDLL, packed: Array, length: int, levels: int, layout: Layout) -> Array:
+    """Rows of codes, uint8 (rows, length), by the library."""
+    packed = np.ascontiguousarray(packed)
+    rows, size = packed.shape
+    codes = np.empty((rows, length), np.uint8)
+    at, to = packed.ctypes.data, codes.ctypes.data
+    library.bs_unpack_rows(at, rows, length, size, _LAYOUTS[layout], bits_for(levels), to)
     return codes
 
 
