@@ -36,7 +36,7 @@ def test_the_terminal_shows_every_network_and_every_point(found):
     for table in latency_tables(found):
         console.print(table)
     text = console.export_text()
-    assert re.search(r"student \[1 bit\] +1\.60 \(0\.40\) +100\.00 \(0\.40\)", text)
+    assert re.search(r"student \[1 bit\] +torch +1\.60 \(0\.40\) +100\.00 \(0\.40\)", text)
     assert re.search(r"teacher +torch +1,234,567 +0\.25 +83", text)
 
 
@@ -44,3 +44,9 @@ def test_the_page_has_a_plot_for_every_point_and_names_the_fastest(found):
     page = latency_page(found)
     assert page.count("<svg") == 2 and "Fastest at 8 x 128" in page and "100.00 ms" in page
     assert "student [1 bit]" in page and "median ratio to the first network" in page
+
+
+def test_one_network_run_in_two_ways_can_be_told_apart(found):
+    found["rows"][1] |= {"name": "teacher", "kind": "torch, kernels"}
+    page = latency_page(found)
+    assert "teacher in torch, kernels" in page and "1 network, 2 ways to run, timed in turns" in page

@@ -23,7 +23,7 @@ def latency_tables(found: Found) -> tuple[rich.table.Table, rich.table.Table]:
     rows = found["rows"]
     return (
         plain_table(("network", "runs in"), COSTS, [_costs(row) for row in rows]),
-        plain_table(("network",), _points(rows), [(row["name"], *_times(row)) for row in rows]),
+        plain_table(("network", "runs in"), _points(rows), [(row["name"], row["kind"], *_times(row)) for row in rows]),
     )
 
 
@@ -34,12 +34,15 @@ def latency_page(found: Found) -> str:
     missing, rows = missing_packages(), found["rows"]
     note = f"Medians of {found['turns']} turns, {found['threads']} threads; in brackets the median ratio to the first network."
     costs = Table(("network", "runs in", *COSTS), tuple(_costs(row) for row in rows), texts=2)
-    times = Table(("network", *_points(rows)), tuple((row["name"], *_times(row)) for row in rows), note=note)
+    cells = tuple((row["name"], row["kind"], *_times(row)) for row in rows)
+    times = Table(("network", "runs in", *_points(rows)), cells, texts=2, note=note)
     shown = [Section("Networks", tables=(costs,)), Section("Latency", tables=(times,))]
     if missing is None:
         shown[1] = replace(shown[1], figures=tuple(_plot(rows, point) for point in rows[0]["points"]))
     shown.append(sections.settings({key: found[key] for key in ("threads", "turns", "versions", "hardware") if key in found}))
-    title = f"{len(rows)} networks, timed in turns"
+    networks = len({row["name"] for row in rows})
+    ways = "" if networks == len(rows) else f", {len(rows)} ways to run"
+    title = f"{networks} network{'s' if networks > 1 else ''}{ways}, timed in turns"
     page = Page("Latency", title, _fastest(rows), tuple(shown))
     return styled(page) if missing is None else plain(page, advice(missing))
 
@@ -61,7 +64,7 @@ def _fastest(rows: Sequence[Mapping[str, Any]]) -> tuple[Fact, ...]:
     facts = []
     for point in rows[0]["points"]:
         best = min(rows, key=lambda row: row["points"][point]["ms"])
-        facts.append(Fact(f"Fastest at {point}", f"{best['points'][point]['ms']:.2f} ms", best["name"]))
+        facts.append(Fact(f"Fastest at {point}", f"{best['points'][point]['ms']:.2f} ms", f"{best['name']} in {best['kind']}"))
     return tuple(facts)
 
 
@@ -70,19 +73,21 @@ def _plot(rows: Sequence[Mapping[str, Any]], point: str) -> Figure:
     from bitstill.report.plots import WIDTH
     from bitstill.report.svg import INK, SERIES, canvas, inline
 
-    with canvas(WIDTH, 0.55 + 0.3 * len(rows), f"latency-{point}") as figure:
+    several = len({row["name"] for row in rows}) < len(rows)
+    labels = [f"{row['name']}\n{row['kind']}" if several else row["name"] for row in rows]
+    with canvas(WIDTH, 0.55 + (0.38 if several else 0.3) * len(rows), f"latency-{point}") as figure:
         axes = figure.subplots()
         for place, row in enumerate(rows):
             here = row["points"][point]
             axes.plot([here["ms_10"], here["ms_90"]], [place, place], color=SERIES[0], linewidth=2.2, alpha=0.55)
             axes.plot(here["ms"], place, "o", color=SERIES[1], markersize=6)
-        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", colors=INK)
         axes.set_xlabel("milliseconds")
-        worded = ", ".join(f"{row['name']} {row['points'][point]['ms']:.2f} ms" for row in rows)
+        worded = ", ".join(f"{row['name']} in {row['kind']} {row['points'][point]['ms']:.2f} ms" for row in rows)
         svg = inline(figure, f"Latency at {point}: {worded}")
     return Figure(svg, point, "Dots are medians, lines go from the 10th to the 90th percentile.")
