@@ -334,30 +334,45 @@ static void product_of_codes(const bs_matrix *matrix, int64_t panel, const int8_
                       load(tile + BS_PANEL * i + half) + load(matrix->weights + panel * BS_PANEL + half) * all(shift[i]));
 }
 
+/* Bits `down` to `down + bits - 1` of one byte of each of eight outputs of a line, the byte of input `k`. */
+INLINE ints codes_in(const uint8_t *line, int half, int64_t k, int down, int bits) {
+    ints words;
+    memcpy(&words, line + 32 * half, sizeof words);
+    return words >> (int)(k % 4 * 8 + down) & all_ints((1 << bits) - 1);
+}
+
+/* Levels of codes: consecutive, or learned. */
+INLINE floats levels_of(const bs_plane *plane, ints codes) {
+    if (plane->step) return as_floats(codes * all_ints(plane->step) + all_ints(plane->first));
+    floats found;
+    for (int n = 0; n < LANES; n++) found[n] = plane->levels[codes[n]];
+    return found;
+}
+
 /* The weights of one panel as floats, (inputs, 16). */
 static const float *dense_panel(const bs_matrix *matrix, int64_t panel, float *to) {
     if (matrix->dense) return matrix->dense + panel * matrix->inputs * BS_PANEL;
-    for (int64_t k = 0; k < matrix->inputs; k++) {
-        float *row = to + k * BS_PANEL;
-        for (int p = 0; p < matrix->planes; p++) {
-            const bs_plane *plane = &matrix->plane[p];
-            int codes[BS_PANEL] = {0};
-            for (int s = 0; s < plane->slices; s++) {
-                int bits = plane->bits[s], per_line = 4 * (8 / bits);
-                const uint8_t *line = plane->lines[s] + (panel * (matrix->padded / per_line) + k / per_line) * BS_LINE + k % 4;
-                int down = (int)(k % per_line / 4) * bits, mask = (1 << bits) - 1;
-                for (int n = 0; n < BS_PANEL; n++) codes[n] |= (line[4 * n] >> down & mask) << plane->shift[s];
+    for (int64_t k = 0, group = 0, end = matrix->group; k < matrix->inputs; k++) {
+        if (k == end) group++, end += matrix->group;
+        for (int half = 0; half < 2; half++) {
+            floats total = all(0.0f);
+            for (int p = 0; p < matrix->planes; p++) {
+                const bs_plane *plane = &matrix->plane[p];
+                ints codes = all_ints(0);
+                for (int s = 0; s < plane->slices; s++) {
+                    int bits = plane->bits[s], of_line = 5 - bits / 2; /* 32, 16 or 8 inputs, as a power of two */
+                    const uint8_t *line = plane->lines[s] + ((panel * matrix->padded + k) >> of_line) * BS_LINE;
+                    codes |= codes_in(line, half, k, (int)((k >> 2) & ((1 << (of_line - 2)) - 1)) * bits, bits) << plane->shift[s];
+                }
+                int64_t at = (panel * matrix->groups + group) * BS_PANEL + 8 * half;
+                floats w = levels_of(plane, codes) * load(plane->scale + at);
+                total += plane->offset ? w + load(plane->offset + at) : w;
             }
-            int64_t at = (panel * matrix->groups + k / matrix->group) * BS_PANEL;
-            for (int n = 0; n < BS_PANEL; n++) {
-                float w = plane->levels[codes[n]] * plane->scale[at + n] + (plane->offset ? plane->offset[at + n] : 0.0f);
-                row[n] = p ? row[n] + w : w;
+            if (matrix->mask) {
+                const uint8_t *line = matrix->mask + (panel * (matrix->padded / 32) + k / 32) * BS_LINE;
+                total = choose(codes_in(line, half, k, (int)(k % 32 / 4), 1) != all_ints(0), total, all(0.0f));
             }
-        }
-        if (matrix->mask) {
-            const uint8_t *line = matrix->mask + (panel * (matrix->padded / 32) + k / 32) * BS_LINE + k % 4;
-            for (int n = 0; n < BS_PANEL; n++)
-                if (!(line[4 * n] >> (k % 32 / 4) & 1)) row[n] = 0.0f;
+            store(to + k * BS_PANEL + 8 * half, total);
         }
     }
     return to;
