@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from bitstill.tasks.augmentation import Augmentation
     from bitstill.tasks.corpus import Corpus
     from bitstill.tasks.text import TextOptions
+    from bitstill.train.following import Following
     from bitstill.train.loop import Settings
     from bitstill.train.task import Split, Task
 
@@ -65,6 +66,7 @@ _HOMES = {
     "Corpus": "bitstill.tasks.corpus",
     "DifferentiableQuantization": "bitstill.recipes",
     "FineTuning": "bitstill.recipes",
+    "Following": "bitstill.train.following",
     "GeneralDistillation": "bitstill.recipes.general_distillation",
     "LearnedStep": "bitstill.specs",
     "PQK": "bitstill.recipes",
@@ -115,6 +117,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "Corpus",
     "DifferentiableQuantization",
     "FineTuning",
+    "Following",
     "GeneralDistillation",
     "LearnedStep",
     "PQK",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -112,11 +113,13 @@ def race(
         seconds = _in_turns(workers, points, turns, progress)
         peaks = workers.ended()
     rows = []
+    alike = Counter(folder.name for folder in {network.folder for network in networks})
     for place, network in enumerate(networks):
+        short = network.folder.name if alike[network.folder.name] == 1 else str(network.folder)
         found = {_name(point): _point(seconds[point][place], seconds[point][0], point[0]) for point in points}
         rows.append(
             {
-                "name": network.name or network.folder.name,
+                "name": network.name or short,
                 "kind": KINDS[network.kind],
                 "file_bytes": network.file.stat().st_size,
                 "load_seconds": workers.load_seconds[place],

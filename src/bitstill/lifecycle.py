@@ -148,7 +148,9 @@ def freeze(model: nn.Module, leftovers: torch.dtype = torch.float32) -> nn.Modul
 
     Raises:
         DataError: a weight is NaN or infinite, or too large for `leftovers`.
+        SpecError: weights are to be loss-aware, and no optimizer has ever been followed.
     """
+    _check_followed(model)
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     owned: set[int] = set()
     for name, module in frozen.named_modules():
@@ -230,6 +232,14 @@ def uncompressed(model: nn.Module) -> nn.Module:
     swap(plain, replacements)
     remove_transforms(plain)
     return plain
+
+
+def _check_followed(model: nn.Module) -> None:
+    """Refuse loss-aware weights that know nothing of a loss: they would be fitted ones that are called otherwise."""
+    curvatures = [m.curvature for m in model.modules() if isinstance(m, WeightTransform) and m.curvature is not None]
+    if curvatures and all(bool((curvature == 1).all()) for curvature in curvatures):
+        fix = "In a loop of your own, make a bitstill.Following(model, optimizer) and call it after each step."
+        raise SpecError("loss-aware weights that have followed an optimizer", given="none that has", where="freeze", fix=fix)
 
 
 def _add_second(module: nn.Module) -> None:

@@ -39,7 +39,7 @@ class Compared:
         largest_difference: of two outputs.
         largest_output: of the artifact.
         tolerance: fraction of the latter that the former may be.
-        same_label: fraction of inputs; of outputs that are equally large, the first counts.
+        same_label: fraction of inputs; of outputs that are equally large, the first counts. None without labels.
         metric: on a task, of the artifact and of what was exported.
     """
 
@@ -48,7 +48,7 @@ class Compared:
     largest_difference: float
     largest_output: float
     tolerance: float
-    same_label: float
+    same_label: float | None
     metric: tuple[str, float, float] | None = None
 
     @property
@@ -103,7 +103,7 @@ def _compared(
     wanted: Array, given: Array, inputs: str, tolerance: float, metric: tuple[str, float, float] | None = None
 ) -> Compared:
     largest, of = float(np.abs(given - wanted).max()), float(np.abs(wanted).max())
-    same = float((given.argmax(-1) == wanted.argmax(-1)).mean())
+    same = float((given.argmax(-1) == wanted.argmax(-1)).mean()) if wanted.ndim == 2 else None
     return Compared(len(wanted), inputs, largest, of, tolerance, same, metric)
 
 

@@ -176,7 +176,8 @@ class Ternary:
         iterations: alternating steps that fit levels and scale to the weights from there (10 in Bai et al.'s 2021 code).
         loss_aware: these steps weigh each weight by the curvature of the loss, for which the root of Adam's second moment
             stands (Hou and Kwok 2018, loss-aware ternarization): where the loss feels a weight more, its error counts more. The
-            curvature is kept beside the weight while it trains, and never delivered.
+            curvature is kept beside the weight while it trains, and never delivered. A training loop of your own calls
+            `bitstill.Following`.
     """
 
     granularity: Granularity = field(default_factory=PerChannel)

@@ -10,7 +10,7 @@
 #endif
 
 #define __builtin_cpu_supports(feature) 1
-#define __get_cpuid_count(leaf, subleaf, a, b, c, d) (*(a) = *(b) = *(c) = 0, *(d) = ~0u, 1)
+#define __get_cpuid_count(leaf, subleaf, a, b, c, d) (*(b) = *(c) = 0, *(a) = *(d) = ~0u, 1)
 #define syscall(...) 0
 
 typedef struct { uint8_t at[64]; } line_of_64;

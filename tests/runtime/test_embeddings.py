@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from transformers import AutoModel
 
 import bitstill
 import bitstill.runtime
@@ -52,13 +53,16 @@ def test_each_text_has_the_mean_or_the_first_of_its_tokens(engine, tmp_path):
     assert mean.dtype == first.dtype == np.float32
     values["attention_mask"][:] = 1
     values["attention_mask"][1, 3:5] = 0  # hidden in the middle
+    values["attention_mask"][2, :3] = 0  # padding on the left
+    left = bitstill.runtime.load(tmp_path / "a", pooling="first")(**values)
+    np.testing.assert_allclose(left[2], in_torch(tmp_path / "a", values)[2, 3], atol=1e-5)
     hidden = bitstill.runtime.load(tmp_path / "a", pooling="mean")(**values)
     wanted = in_torch(tmp_path / "a", values)[1, [0, 1, 2, 5, 6, 7, 8]].mean(0)
     np.testing.assert_allclose(hidden[1], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(("pooling", "shape"), [(None, (0, 6, 16)), ("mean", (0, 16)), ("first", (0, 16))])
-def test_no_texts_have_no_vectors(pooling, shape, tmp_path):
+def test_no_texts_have_no_vectors(pooling, shape, engine, tmp_path):
     bare_artifact("bert", tmp_path / "a")
     assert bitstill.runtime.load(tmp_path / "a", pooling=pooling)(input_ids=np.ones((0, 6), int)).shape == shape
 
@@ -86,3 +90,13 @@ def test_they_can_be_exported(kind, to, tmp_path):
     if to == "onnx":
         (made,) = onnxruntime.InferenceSession(tmp_path / "o" / "model.onnx").get_outputs()
         assert made.name == "last_hidden_state" and made.shape == ["batch", "length", 16]
+
+
+def test_transformers_makes_up_no_pooler(tmp_path):
+    bare_artifact("roberta", tmp_path / "a")
+    loaded = AutoModel.from_pretrained(tmp_path / "a")
+    assert loaded.pooler is None
+    values = made_up(read_config(tmp_path / "a"), 2, 6)
+    tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+    with torch.inference_mode():
+        assert torch.equal(loaded(**tensors)[0], bitstill.load(tmp_path / "a")(**tensors)[0])

@@ -25,10 +25,15 @@ def reads(step):
 
 
 def check(made, many):
-    """Every step in order, where rows are many or few."""
-    last = 0  # the last step before which all threads have waited
-    readers = [[] for _ in made.values]
+    """Every step in order, where rows are many or few. Returns how many values are read."""
+    uses = [[value.made] for value in made.values]
+    for place, step in enumerate(made.steps):
+        for value in (*reads(step)[0], *reads(step)[1]):
+            uses[value].append(place)
+    uses[made.steps[-1].output].append(len(made.steps))  # whoever called
+    shapes = [(value.shape.per, value.shape.pixels) for value in made.values]
     by_rows = [step.op in ROW_BY_ROW or (many and step.by_rows == Waiting.UNLESS_ROWS_ARE_MANY) for step in made.steps]
+    last = 0  # the last step before which all threads have waited
     for place, step in enumerate(made.steps):
         if step.by_rows == Waiting.ALWAYS or (step.by_rows == Waiting.UNLESS_ROWS_ARE_MANY and not many):
             last = place
@@ -37,17 +42,15 @@ def check(made, many):
             step.op == Op.QUANTIZE and step.rule.span != 1
         )
         for value in (*inputs, *added):
-            writer = made.values[value].made
-            own = by_rows[writer] and by_rows[place] and not (across and value in inputs)
+            writer, same_rows = made.values[value].made, shapes[value] == shapes[step.output]
+            own = by_rows[writer] and by_rows[place] and same_rows and not (across and value in inputs)
             assert writer < last or own, f"step {place} reads value {value} too early"
-            readers[value].append(place)
         begin, end = made.offsets[step.output], made.offsets[step.output] + made.values[step.output].bytes
         for other, value in enumerate(made.values):
             at = made.offsets[other]
             if value.made < place and at < end and begin < at + value.bytes:
-                assert all(use < last for use in (value.made, *readers[other])), f"step {place} overwrites value {other}"
-    later = {value for place, step in enumerate(made.steps) for part in reads(step) for value in part if place > 0}
-    return len(later)
+                assert all(use < last for use in uses[other]), f"step {place} overwrites value {other}"
+    return sum(len(each) > 1 for each in uses)
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -66,14 +69,15 @@ def test_encoders(make, kind, input, many, tmp_path):
         assert waiting.count(Op.ATTEND) == layers and few, "twice in a layer, and around the head"
 
 
+@pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("bits", [2, 8])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_of_pictures(name, bits, tmp_path):
+def test_networks_of_pictures(name, bits, many, tmp_path):
     network_artifact(name, bits, tmp_path / "a")
     archive = bitstill.read(tmp_path / "a")
     program = program_of(archive)
     sizes = {size: FREE[size] for size in program.inputs[0].shape[1:] if isinstance(size, str)}
-    assert check(plan(program, Layers(archive, library()), sizes), many=False) > 1
+    assert check(plan(program, Layers(archive, library()), sizes), many) > 1
 
 
 def test_the_check_finds_what_is_wrong(tmp_path):
@@ -83,4 +87,10 @@ def test_the_check_finds_what_is_wrong(tmp_path):
     attend = next(step for step in made.steps if step.op == Op.ATTEND)
     attend.by_rows = Waiting.NEVER
     with pytest.raises(AssertionError, match="too early"):
+        check(made, many=True)
+    attend.by_rows = Waiting.ALWAYS
+    check(made, many=True)
+    norm = next(number for number, step in enumerate(made.steps) if step.op == Op.NORM)
+    made.offsets[norm + 2] = made.offsets[norm]  # which later steps add
+    with pytest.raises(AssertionError, match="overwrites"):
         check(made, many=True)

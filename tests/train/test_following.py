@@ -123,3 +123,19 @@ def test_another_optimizer_is_refused(optimizer: SGD) -> None:
 def test_iterations_are_needed() -> None:
     with pytest.raises(SpecError, match="at least 1 where they are loss-aware"):
         Ternary(loss_aware=True)
+
+
+def test_what_has_never_followed_an_optimizer_is_not_delivered_as_loss_aware() -> None:
+    model = nn.Sequential(nn.Linear(7, 5))
+    prepare(model, RULE)
+    with pytest.raises(SpecError, match=r"loss-aware weights that have followed an optimizer.*bitstill\.Following"):
+        freeze(model)
+
+
+def test_two_processes_need_not_send_it() -> None:
+    model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 5))
+    prepare(model, RULE)
+    names = Following(model, torch.optim.AdamW(model.parameters())).buffers
+    assert (
+        names == [f"{layer}.weight_transform.curvature" for layer in "01"] and set(names) <= dict(model.named_buffers()).keys()
+    )

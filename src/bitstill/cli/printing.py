@@ -84,10 +84,10 @@ def export_text(found: dict[str, Any], folder: Path) -> str:
     compared, layers = found["compared"], ", ".join(f"{count} {word} {kind}" for kind, count in kinds.most_common())
     changed = "" if found["activations"] == "trained" else " [yellow]Inputs are quantized otherwise than in training.[/]"
     where = "random inputs" if compared["inputs"] == "random" else f"samples of {compared['inputs']},"
+    same = "" if compared["same_label"] is None else f"; {100 * compared['same_label']:.4g} % have the same label"
     lines = [
         f"{first}\nLayers: {layers}.{changed}\nOn {compared['samples']} {where} outputs differ from the artifact's by at "
-        f"most {compared['largest_difference']:.2g} (largest output {compared['largest_output']:.2g}); "
-        f"{100 * compared['same_label']:.4g} % have the same label."
+        f"most {compared['largest_difference']:.2g} (largest output {compared['largest_output']:.2g}){same}."
     ]
     if compared["metric"] is not None:
         name, ours, theirs = compared["metric"]

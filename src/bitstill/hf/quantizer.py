@@ -15,7 +15,7 @@ from bitstill.artifact.format import FORMAT_VERSION, LayerRecord
 from bitstill.artifact.reader import Archive, read
 from bitstill.artifact.restore import original_layers, restored_layer
 from bitstill.errors import ArtifactError, SpecError
-from bitstill.keys import ATTENTION, RESIZED
+from bitstill.keys import ATTENTION, POOLER, RESIZED
 from bitstill.nn.attention import attention_record, restore_transforms
 from bitstill.nn.layers import adopt
 from bitstill.nn.resize import resize
@@ -69,6 +69,8 @@ class BitstillQuantizer(HfQuantizer):
         assert checkpoint_files is not None
         self.archive = read(Path(checkpoint_files[0]).parent)
         _check_class(model, self.archive)
+        if self.archive.config.get(POOLER) is False:
+            model.register_module("pooler", None)
         resize(model, self.archive.config.get(RESIZED))
         restore_transforms(model, self.archive.config.get(ATTENTION))
         originals = original_layers(model, self.archive)

@@ -109,10 +109,17 @@ class Deliver(TrainerCallback):
         self.folder, self.tokenizer, self.storage = Path(folder), tokenizer, storage
         self._follow: Following | None = None
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget what another Trainer has trained."""
+        self._follow = None
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the quantizers follow, which learned points and loss-aware ones need."""
+        optimizer = kwargs["optimizer"]
+        if getattr(optimizer, "step_was_skipped", False):  # its gradients were not finite
+            return
         if self._follow is None:
-            self._follow = Following(kwargs["model"], kwargs["optimizer"])
+            self._follow = Following(kwargs["model"], getattr(optimizer, "optimizer", optimizer))
         self._follow()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -176,7 +176,7 @@ class Model:
             answer[~seen] = 0.0
         if self.pooling == "mean":
             answer = answer.sum(1) / seen.sum(1)[:, None].astype(np.float32)
-        return answer[:, 0] if self.pooling == "first" else answer
+        return answer[np.arange(len(seen)), seen.argmax(1)] if self.pooling == "first" else answer
 
     def _checked(self, name: str, numbers: Array, layer: str, seen: Array, what: str = "") -> Array:
         rows = self._rows[layer]

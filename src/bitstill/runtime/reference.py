@@ -47,9 +47,10 @@ class Reference:
                     values[step.output] = self._attention(step.operation, seen, *(values[name] for name in step.inputs))
                 case ops.FirstToken():
                     given = values[step.inputs[0]]
-                    values[step.output] = given.reshape(*seen.shape, -1)[:, 0]
+                    values[step.output] = given.reshape(*seen.shape, given.shape[1])[:, 0]
                 case ops.ByText():
-                    values[step.output] = values[step.inputs[0]].reshape(*seen.shape, -1)
+                    given = values[step.inputs[0]]
+                    values[step.output] = given.reshape(*seen.shape, given.shape[1])
                 case operation:
                     values[step.output] = self._make[type(operation)](operation, *(values[name] for name in step.inputs))
         return values[self.program.steps[-1].output]

@@ -1,4 +1,9 @@
-"""What quantizers do when the optimizer has made a step: learned points are put in order, curvatures follow the gradients."""
+"""What quantizers do when the optimizer has made a step: learned points are put in order, curvatures follow the gradients.
+
+follow = bitstill.Following(model, optimizer)
+optimizer.step()
+follow()
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from torch import nn
 from bitstill.errors import SpecError
 from bitstill.nn.layers import CompressedTransposedLinear, is_compressed
 from bitstill.nn.transform import WeightTransform
+from bitstill.quantizers import CURVATURE
 
 LEAST = 1e-8
 """Of a curvature, so that a row whose gradients have all been zero has means; as in Adam's denominator."""
@@ -30,6 +36,11 @@ class Following:
             for name, module in model.named_modules()
             if is_compressed(module) and getattr(module.weight_transform, "curvature", None) is not None
         ]
+
+    @property
+    def buffers(self) -> list[str]:
+        """Names of the curvatures in the model."""
+        return [f"{name}.weight_transform.{CURVATURE}" for name, _ in self._curved]
 
     def __call__(self) -> None:
         """Sort points; set each curvature to the root of Adam's second moment.

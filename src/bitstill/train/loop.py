@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from bitstill.errors import SpecError, TrainingError, suggest
@@ -240,6 +241,8 @@ def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
             loaded.restore_optimizer(optimizer)
         parameters = [p for _, p in named]
         follow = Following(step_module, optimizer)
+        if several:  # curvatures are equal in all processes, and large: they need no broadcast with each step
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(step_module, follow.buffers)
         wrapped = run.accelerator.prepare(step_module) if several else step_module
         probed: dict[str, float] = {}
         logger = _Logger(run, stage, total)

@@ -40,53 +40,67 @@ const bs_tier *const bs_tiers[] = {
 #endif
     &bs_tier_portable, NULL};
 
-static const bs_tier *chosen;
+static const bs_tier *_Atomic chosen;
 
-/* Whether a tier multiplies as plain C does: tried once, because nobody has every processor to try it on beforehand. */
+static int best_form(const bs_tier *of, int bits) { return bits == 1 && of->nibbles ? BS_NIBBLES : bits; }
+
+/* Whether a tier multiplies as plain C does, in the form that it likes best, from the first input and from a later one. */
 static int multiplies(const bs_tier *tried) {
-    enum { ROWS = 21, LINES = 11, PADDED = 384 };
-    int8_t codes[ROWS * PADDED], *copy = malloc(ROWS * PADDED * BS_ROOM);
-    uint8_t lines[LINES * BS_LINE];
+    enum { ROWS = 21, PADDED = 384, USED = 352 };
+    int8_t rows[ROWS * PADDED], *copy = malloc(ROWS * PADDED * BS_ROOM);
+    uint8_t codes[BS_PANEL * PADDED], lines[2][BS_PANEL * PADDED];
     uint32_t state = 1;
     int same = copy != NULL;
-    for (int i = 0; i < ROWS * PADDED; i++) codes[i] = (int8_t)((state = state * 1664525 + 1013904223) >> 24);
-    for (int i = 0; i < LINES * BS_LINE; i++) lines[i] = (uint8_t)((state = state * 1664525 + 1013904223) >> 24);
-    for (int bits = 1; bits <= 4 && same; bits *= 2)
-        for (int m = 1; m <= ROWS; m += 5) {
-            int32_t sums[2][BS_BLOCK * BS_PANEL] = {{0}};
-            tried->multiply(tried->arrange(codes, PADDED, m, bits, copy), PADDED, 0, m, lines, LINES, bits, 1, sums[0]);
-            bs_tier_portable.multiply(codes, PADDED, 0, m, lines, LINES, bits, 1, sums[1]);
-            same = same && memcmp(sums[0], sums[1], sizeof sums[0]) == 0;
-        }
+    for (int i = 0; i < ROWS * PADDED; i++) rows[i] = (int8_t)((state = state * 1664525 + 1013904223) >> 24);
+    for (int bits = 1; bits <= 4 && same; bits *= 2) {
+        for (int i = 0; i < BS_PANEL * PADDED; i++) codes[i] = (uint8_t)((state = state * 1664525 + 1013904223) >> (32 - bits));
+        int form = best_form(tried, bits), per_line = 4 * (8 / bits);
+        bs_pack_lines(codes, BS_PANEL, PADDED, PADDED, form, 0, lines[0]);
+        bs_pack_lines(codes, BS_PANEL, PADDED, PADDED, bits, 0, lines[1]);
+        for (int first = 0; first <= 32; first += 32)
+            for (int m = 1; m <= ROWS; m += 5) {
+                int32_t sums[2][BS_BLOCK * BS_PANEL] = {{0}};
+                int64_t skip = first / per_line * BS_LINE, count = (USED - first) / per_line;
+                tried->multiply(tried->arrange(rows, PADDED, m, form, copy), PADDED, first, m, lines[0] + skip, count, form, 1, sums[0]);
+                bs_tier_portable.multiply(rows, PADDED, first, m, lines[1] + skip, count, bits, 1, sums[1]);
+                same = same && memcmp(sums[0], sums[1], sizeof sums[0]) == 0;
+            }
+    }
     free(copy);
     return same;
 }
 
-static int usable(const bs_tier *tried) { return tried->runs_here() && (tried == &bs_tier_portable || multiplies(tried)); }
+/* Tried once, because nobody has every processor to try it on beforehand. */
+static int usable(int index) {
+    enum { UNKNOWN, YES, NO };
+    static _Atomic int found[8];
+    const bs_tier *tried = bs_tiers[index];
+    if (found[index] == UNKNOWN) found[index] = tried->runs_here() && (tried == &bs_tier_portable || multiplies(tried)) ? YES : NO;
+    return found[index] == YES;
+}
 
 static const bs_tier *tier(void) {
-    if (!chosen)
-        for (int i = 0; bs_tiers[i]; i++)
-            if (usable(bs_tiers[i])) return chosen = bs_tiers[i];
+    for (int i = 0; !chosen; i++)
+        if (usable(i)) chosen = bs_tiers[i]; /* plain C, the last, always is */
     return chosen;
 }
 
 const char *bs_tier_name(int index) {
     for (int i = 0; bs_tiers[i]; i++)
-        if (usable(bs_tiers[i]) && index-- == 0) return bs_tiers[i]->name;
+        if (usable(i) && index-- == 0) return bs_tiers[i]->name;
     return NULL;
 }
 
 int bs_use_tier(const char *name) {
     for (int i = 0; bs_tiers[i]; i++)
-        if (strcmp(bs_tiers[i]->name, name) == 0 && usable(bs_tiers[i])) {
+        if (strcmp(bs_tiers[i]->name, name) == 0 && usable(i)) {
             chosen = bs_tiers[i];
             return 0;
         }
     return -1;
 }
 
-int bs_best_form(int bits) { return bits == 1 && tier()->nibbles ? BS_NIBBLES : bits; }
+int bs_best_form(int bits) { return best_form(tier(), bits); }
 
 int bs_interface(void) { return BS_INTERFACE; }
 
