@@ -15,6 +15,15 @@ static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, 
                      int shift, int32_t *acc);
 #include TIER_FILE
 
+#ifndef ARRANGES /* most tiers read rows of codes as they are, and all weights in lines */
+static const int nibbles = 0;
+
+static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {
+    (void)padded, (void)m, (void)form, (void)copy;
+    return codes;
+}
+#endif
+
 #define SMALLEST_NORMAL 1.17549435e-38f
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define MOST(a, b) ((a) > (b) ? (a) : (b))
@@ -412,7 +421,7 @@ static void do_linear(const bs_run *run, const bs_step *step, bs_work *work) {
         int32_t *sums = (int32_t *)scratch_of(run, work);
         const int8_t *arranged = NULL;
         int64_t block = bs_rows_at_once(matrix), first = 0, last = rows;
-        if (step->by_rows && many_rows(run, step, work->threads)) {
+        if (own_rows(run, step, work->threads)) {
             bs_share(work, rows, &first, &last);
             from = 0, to = panels * (UP(last - first, block) / block);
         } else {

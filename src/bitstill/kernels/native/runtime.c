@@ -215,8 +215,7 @@ static void execute(void *what, bs_work *work) {
     const bs_tier *with = run->tier;
     for (int64_t i = 0; i < run->n_steps; i++) {
         const bs_step *step = &run->steps[i];
-        int own = step->by_rows == BS_OWN_ROWS || (step->by_rows == BS_OWN_ROWS_IF_MANY && many_rows(run, step, work->threads));
-        if (!own) bs_wait(work);
+        if (!own_rows(run, step, work->threads)) bs_wait(work);
         with->steps[step->op](run, step, work);
     }
 }

@@ -43,9 +43,10 @@ static inline int bits_at(const uint8_t *packed, int64_t first, int bits) {
     return found & ((1 << bits) - 1);
 }
 
-/* Whether there are rows enough that each thread multiplies its own, for all outputs, rather than all rows for some outputs. */
-static inline int many_rows(const bs_run *run, const bs_step *step, int threads) {
-    return run->rows[step->output] >= (int64_t)BS_ROWS_EACH * threads;
+/* Whether each thread computes rows of its own from rows of its own; a product does, for all outputs, where rows are many, and
+   otherwise all rows for some outputs. */
+static inline int own_rows(const bs_run *run, const bs_step *step, int threads) {
+    return step->by_rows == BS_OWN_ROWS || (step->by_rows == BS_OWN_ROWS_IF_MANY && run->rows[step->output] >= (int64_t)BS_ROWS_EACH * threads);
 }
 
 extern const bs_tier *const bs_tiers[]; /* from the best, NULL at the end */

@@ -44,6 +44,18 @@ typedef struct {
 
 #define MEMORY() __asm__ __volatile__("" ::: "memory") /* the compiler does not know what tiles read and write */
 
+/* Adds a tile of weights, which lie in memory, times the codes `from` a place on. */
+#define ADD_TILE(its_weights, its_codes, its_codes_2)                    \
+    do {                                                                 \
+        _tile_loadd(its_weights, weights, BS_LINE);                      \
+        _tile_loadd(its_codes, from, padded);                            \
+        _tile_dpbsud(TMM_SUMS, its_codes, its_weights);                  \
+        if (more) {                                                      \
+            _tile_loadd(its_codes_2, from + SIDE * padded, padded);      \
+            _tile_dpbsud(TMM_SUMS_2, its_codes_2, its_weights);          \
+        }                                                                \
+    } while (0)
+
 static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {
     codes += first;
     if (m < FEWEST) {
@@ -71,23 +83,8 @@ static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, 
         const uint8_t *packed = lines + tile * SIDE / of_line * BS_LINE;
         for (int q = 0; q < count; q++) _mm512_store_si512(weights + q * BS_LINE, unpacked(packed + q / of_line * BS_LINE, bits, q % of_line));
         MEMORY();
-        if (tile < whole) {
-            _tile_loadd(TMM_WEIGHTS, weights, BS_LINE);
-            _tile_loadd(TMM_CODES, from, padded);
-            _tile_dpbsud(TMM_SUMS, TMM_CODES, TMM_WEIGHTS);
-            if (more) {
-                _tile_loadd(TMM_CODES_2, from + SIDE * padded, padded);
-                _tile_dpbsud(TMM_SUMS_2, TMM_CODES_2, TMM_WEIGHTS);
-            }
-        } else {
-            _tile_loadd(TMM_REST_WEIGHTS, weights, BS_LINE);
-            _tile_loadd(TMM_REST, from, padded);
-            _tile_dpbsud(TMM_SUMS, TMM_REST, TMM_REST_WEIGHTS);
-            if (more) {
-                _tile_loadd(TMM_REST_2, from + SIDE * padded, padded);
-                _tile_dpbsud(TMM_SUMS_2, TMM_REST_2, TMM_REST_WEIGHTS);
-            }
-        }
+        if (tile < whole) ADD_TILE(TMM_WEIGHTS, TMM_CODES, TMM_CODES_2);
+        else ADD_TILE(TMM_REST_WEIGHTS, TMM_REST, TMM_REST_2);
         MEMORY();
     }
     _Alignas(64) int32_t sums[BS_BLOCK * BS_PANEL];

@@ -1,8 +1,6 @@
 /* x86 with AVX-512 and its dot products of bytes: a line is one register, four products and their sum for each of 16 outputs. */
 #include <immintrin.h>
 
-static const int nibbles = 0;
-
 #ifndef AMX
 static int runs_here(void) {
     __builtin_cpu_init();
@@ -50,11 +48,6 @@ INLINE void rows_of(const int8_t *codes, int64_t stride, int m, const uint8_t *l
     ROWS(2);
     ROWS(1);
 #undef ROWS
-}
-
-static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {
-    (void)padded, (void)m, (void)form, (void)copy;
-    return codes;
 }
 
 static void multiply_rows(const int8_t *codes, int64_t padded, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {

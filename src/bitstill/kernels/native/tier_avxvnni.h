@@ -2,8 +2,6 @@
 #include <cpuid.h>
 #include <immintrin.h>
 
-static const int nibbles = 0;
-
 /* Not every compiler's list of features has this one; that the system keeps such registers follows from AVX2. */
 static int runs_here(void) {
     unsigned a, b, c, d;
@@ -48,11 +46,6 @@ INLINE void tile_of(const int8_t *codes, int64_t stride, const int m, const uint
 INLINE void rows_of(const int8_t *codes, int64_t stride, int m, const uint8_t *lines, int64_t n_lines, const int bits, int shift, int32_t *acc) {
     for (; m >= 4; m -= 4, codes += 4 * stride, acc += 4 * BS_PANEL) tile_of(codes, stride, 4, lines, n_lines, bits, shift, acc);
     for (; m >= 1; m--, codes += stride, acc += BS_PANEL) tile_of(codes, stride, 1, lines, n_lines, bits, shift, acc);
-}
-
-static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {
-    (void)padded, (void)m, (void)form, (void)copy;
-    return codes;
 }
 
 static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {

@@ -4,8 +4,6 @@
 #include <sys/auxv.h>
 #endif
 
-static const int nibbles = 0;
-
 static int runs_here(void) {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) >> 20 & 1) != 0; /* HWCAP_ASIMDDP */
@@ -48,11 +46,6 @@ INLINE void rows_of(const int8_t *codes, int64_t stride, int m, const uint8_t *l
     int r = 0;
     for (; r + 4 <= m; r += 4) tile_of(codes + r * stride, stride, 4, lines, n_lines, bits, shift, acc + r * BS_PANEL);
     for (; r < m; r++) tile_of(codes + r * stride, stride, 1, lines, n_lines, bits, shift, acc + r * BS_PANEL);
-}
-
-static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {
-    (void)padded, (void)m, (void)form, (void)copy;
-    return codes;
 }
 
 static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {

@@ -1,12 +1,5 @@
 /* Any processor: plain C. */
-static const int nibbles = 0;
-
 static int runs_here(void) { return 1; }
-
-static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {
-    (void)padded, (void)m, (void)form, (void)copy;
-    return codes;
-}
 
 static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int bits, int shift, int32_t *acc) {
     int quads = 8 / bits, mask = (1 << bits) - 1;
