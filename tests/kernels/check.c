@@ -54,7 +54,8 @@ static void products(const char *tier, int bits, int form) {
     free(codes), free(lines), free(rows), free(found);
 }
 
-/* Look up rows, normalize, quantize, multiply with bias and GELU, attend: (tokens, 48). Weights are of one bit. */
+/* Look up rows, normalize, quantize, multiply with bias and GELU, attend, with probabilities as codes where texts have an odd
+   length: (tokens, 48). Weights are of one bit. */
 static void network(float *to, int64_t texts, int64_t length, int64_t width) {
     enum { WORDS = 50 };
     int64_t tokens = texts * length, padded = UP(width, BS_ALIGN), panels = UP(width, BS_PANEL) / BS_PANEL;
@@ -80,14 +81,16 @@ static void network(float *to, int64_t texts, int64_t length, int64_t width) {
         {.op = BS_QUANTIZE, .input = 1, .output = 2, .by_rows = BS_OWN_ROWS, .rule = {.bits = 8, .symmetric = 1, .span = 1}},
         {.op = BS_LINEAR, .input = 2, .output = 3, .by_rows = BS_OWN_ROWS_IF_MANY, .coded = 1, .matrix = &matrix,
          .tail = {{.kind = BS_AFFINE, .plus = plus}, {.kind = BS_FUNCTION, .function = BS_GELU}, {.kind = BS_ADD, .value = 1}}},
-        {.op = BS_ATTEND, .input = 3, .input_2 = 1, .input_3 = 3, .output = 4, .heads = 3, .head_width = (int32_t)(width / 3)},
+        {.op = BS_ATTEND_RANGES, .input = 3, .input_2 = 1, .input_3 = 3, .output = 5, .heads = 3, .head_width = (int32_t)(width / 3)},
+        {.op = BS_ATTEND, .input = 3, .input_2 = 1, .input_3 = 3, .input_4 = 5, .output = 4, .heads = 3, .head_width = (int32_t)(width / 3),
+         .coded = length % 2, .rule = {.bits = 8}},
     };
-    int64_t bytes = UP(4 * tokens * width, 64) + UP(tokens * padded, 64) + 3 * UP(4 * tokens, 64), offset[5], rows[5], widths[5];
-    for (int i = 0; i < 5; i++) offset[i] = i * bytes, rows[i] = tokens, widths[i] = i == 2 ? padded : width;
+    int64_t bytes = UP(4 * tokens * width, 64) + UP(tokens * padded, 64) + 3 * UP(4 * tokens, 64), offset[6], rows[6], widths[6];
+    for (int i = 0; i < 6; i++) offset[i] = i * bytes, rows[i] = i == 5 ? texts : tokens, widths[i] = i == 5 ? 6 : i == 2 ? padded : width;
     const int32_t *indices[] = {ids};
-    int64_t scratch = bs_scratch_bytes(steps, 5, length);
-    char *arena = room(5 * bytes), *scratches = room(3 * scratch);
-    bs_run run = {.steps = steps, .n_steps = 5, .arena = arena, .offset = offset, .rows = rows, .width = widths, .indices = indices,
+    int64_t scratch = bs_scratch_bytes(steps, 6, length);
+    char *arena = room(6 * bytes), *scratches = room(3 * scratch);
+    bs_run run = {.steps = steps, .n_steps = 6, .arena = arena, .offset = offset, .rows = rows, .width = widths, .indices = indices,
                   .starts = starts, .first = starts, .texts = texts, .longest = length, .samples = texts, .scratch = scratches, .scratch_bytes = scratch};
     bs_execute(&run, 3);
     memcpy(to, arena + offset[4], sizeof(float) * tokens * width);

@@ -19,9 +19,10 @@ ROW_BY_ROW = (Op.GATHER, Op.MAP, Op.NORM, Op.QUANTIZE, Op.INPUT, Op.POOL)
 
 
 def reads(step):
-    count = {Op.GATHER: 0, Op.INPUT: 0, Op.ATTEND: 3}.get(step.op, 1)
+    ranged = 1 if step.coded and step.rule.moves and not step.rule.span else 0
+    count = {Op.GATHER: 0, Op.INPUT: 0, Op.ATTEND: 3 + ranged, Op.ATTEND_RANGES: 3}.get(step.op, 1)
     added = [tail.value for tail in step.tail if tail.kind == TailKind.ADD]
-    return [step.input, step.input_2, step.input_3][:count], added
+    return [step.input, step.input_2, step.input_3, step.input_4][:count], added
 
 
 def check(made, many):
@@ -38,7 +39,7 @@ def check(made, many):
         if step.by_rows == Waiting.ALWAYS or (step.by_rows == Waiting.UNLESS_ROWS_ARE_MANY and not many):
             last = place
         inputs, added = reads(step)
-        across = step.op in (Op.ATTEND, Op.TAKE, Op.POOL, Op.FLATTEN, Op.CONVOLVE) or (
+        across = step.op in (Op.ATTEND, Op.ATTEND_RANGES, Op.TAKE, Op.POOL, Op.FLATTEN, Op.CONVOLVE) or (
             step.op == Op.QUANTIZE and step.rule.span != 1
         )
         for value in (*inputs, *added):

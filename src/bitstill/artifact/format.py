@@ -166,7 +166,7 @@ def _check(layer: LayerRecord) -> None:
         "mask": type(layer.mask) is bool,
         "kind, quantizer": isinstance(layer.kind, str) and isinstance(layer.quantizer, str),
         "granularity": isinstance(getattr(layer.granularity, "size", 1), int),
-        "input": layer.input is None or _is_rule(layer.input),
+        "input": layer.input is None or is_rule(layer.input),
     }
     if not all(fits.values()):
         raise ValueError(f"{next(name for name in fits if not fits[name])} out of range")
@@ -189,7 +189,7 @@ def _is_plane(plane: PlaneRecord) -> bool:
     )
 
 
-def _is_rule(rule: Any) -> bool:
+def is_rule(rule: Any) -> bool:
     """Whether these are the fields of `QuantizeInput`."""
     return (
         isinstance(rule, dict)

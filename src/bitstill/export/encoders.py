@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bitstill.artifact.format import is_rule
 from bitstill.errors import ArtifactError
 from bitstill.export.program import (
     Activation,
@@ -24,7 +25,9 @@ from bitstill.export.program import (
     Linear,
     Positions,
     Program,
+    Quantize,
 )
+from bitstill.keys import ATTENTION
 
 _FUNCTIONS: dict[str, Function] = {
     "relu": "relu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
@@ -112,9 +115,12 @@ def encoder(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     texts: tuple[int | str, ...] = ("batch", "length")
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if family.segments else ()))
     program = Program(tuple(Input(name, "int64", texts) for name in names), "last_hidden_state" if bare else "logits")
+    rules = _operands(config)
     value = _embedded(program, family, prefix, config, shapes)
     for index in range(layers):
-        value = _block(program, family, f"{prefix}{family.block.format(index)}", value, config, width // heads, shapes)
+        value = _block(program, family, f"{prefix}{family.block.format(index)}", value, config, width // heads, shapes, rules)
+    if rules:
+        raise _unknown("attention layers of this network", ", ".join(rules), ATTENTION)
     if bare:
         program.do(ByText(), value)
         return program
@@ -149,15 +155,42 @@ def _block(
     config: Mapping[str, Any],
     head_width: int,
     shapes: Mapping[str, tuple[int, ...]],
+    rules: dict[str, Mapping[str, Any]],
 ) -> str:
-    query, key, values = (program.do(Linear(f"{here}.{name}"), value) for name in (family.query, family.key, family.value))
+    operands = [program.do(Linear(f"{here}.{name}"), value) for name in (family.query, family.key, family.value)]
     heads = shapes[f"{here}.{family.query}"][0] // head_width
-    attended = program.do(Attention(heads, head_width), query, key, values)
+    attention, layer = Attention(heads, head_width), f"{here}.{family.query}".rpartition(".")[0]
+    if layer in rules:
+        rule, names = rules.pop(layer), (f"{layer}.attention_transform.{name}" for name in ("query", "key", "value"))
+        pairs = zip(names, operands, strict=True)
+        operands = [program.do(Quantize(name, rule["products"], head_width), each) for name, each in pairs]
+        last = Quantize(f"{layer}.attention_transform.probabilities", rule["probabilities"], 0)
+        attention = replace(attention, probabilities=last)
+    attended = program.do(attention, *operands)
     attended = program.do(Linear(f"{here}.{family.attended}"), attended)
     value = program.do(LayerNorm(f"{here}.{family.attention_norm}", _epsilon(config)), program.do(Add(), attended, value))
     inner = program.do(Activation(_FUNCTIONS[config[family.keys[2]]]), program.do(Linear(f"{here}.{family.inner}"), value))
     outer = program.do(Linear(f"{here}.{family.outer}"), inner)
     return program.do(LayerNorm(f"{here}.{family.norm}", _epsilon(config)), program.do(Add(), outer, value))
+
+
+def _operands(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """How attention layers quantize the operands of their products, by the layer's name.
+
+    Raises:
+        ArtifactError: a rule that means nothing.
+    """
+    rules = config.get(ATTENTION) or {}
+    for layer, rule in rules.items():
+        known = isinstance(rule, Mapping) and set(rule) == {"products", "probabilities"}
+        if not known or not all(is_rule(each) for each in rule.values()):
+            raise ArtifactError(
+                "rules for products and probabilities",
+                given=str(rule),
+                where=f"config.json: {ATTENTION}: {layer}",
+                fix="The file is damaged or was edited; deliver the model again.",
+            )
+    return dict(rules)
 
 
 def _epsilon(config: Mapping[str, Any]) -> float:

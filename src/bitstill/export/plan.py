@@ -7,7 +7,6 @@ from bitstill.errors import ArtifactError
 from bitstill.export.convnets import CONV_NETS
 from bitstill.export.encoders import encoder
 from bitstill.export.program import Program
-from bitstill.keys import ATTENTION
 
 
 def program_of(archive: Archive) -> Program:
@@ -17,10 +16,6 @@ def program_of(archive: Archive) -> Program:
         ArtifactError: its architecture is not known here, or does something that no operation says.
     """
     config = archive.config
-    if config.get(ATTENTION):
-        fix = "Train without them: attention=None; or run it in torch (bitstill.load)."
-        given = "quantized operands"
-        raise ArtifactError("attention products in float", given=given, where=f"config.json: {ATTENTION}", fix=fix)
     if "model_type" in config:
         shapes = {name: record.shape for name, record in archive.layers.items()}
         shapes |= {name.removesuffix(".weight"): tensor.shape for name, tensor in archive.leftovers.items()}

@@ -8,8 +8,9 @@ whoever carries it out how a layer's weights are kept and multiplied. Values are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from bitstill.errors import ArtifactError
 
@@ -64,11 +65,30 @@ class Add:
 
 
 @dataclass(frozen=True)
+class Quantize:
+    """What the codes of a value stand for, of the value's shape.
+
+    Args:
+        transform: name under which learned bounds and steps are kept.
+        rule: the fields of `QuantizeInput`.
+        width: numbers that make a row: a range per "token" is that of one row.
+    """
+
+    transform: str
+    rule: Mapping[str, Any]
+    width: int
+
+
+@dataclass(frozen=True)
 class Attention:
-    """softmax(q k^T / sqrt(head width)) v, for each text and head: three of (tokens, heads x head width) -> one."""
+    """softmax(q k^T / sqrt(head width)) v, for each text and head: three of (tokens, heads x head width) -> one.
+
+    With `probabilities`, the softmax is quantized so before it meets v; its rows are as long as texts, whatever `width` says.
+    """
 
     heads: int
     head_width: int
+    probabilities: Quantize | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +144,7 @@ class Flatten:
 
 
 Operation = (
-    Embedding | Positions | Linear | LayerNorm | Activation | Add | Attention | FirstToken | ByText
+    Embedding | Positions | Linear | LayerNorm | Activation | Add | Quantize | Attention | FirstToken | ByText
     | Convolution | BatchNorm | MaxPool | AveragePool | Mean | Flatten
 )  # fmt: skip
 

@@ -35,9 +35,8 @@ class Linear:
             multiply.tail[0] = structures.Tail(kind=TailKind.AFFINE, plus=self._held.channels(bias))
         self._steps = [multiply]
         self._widths = [self.outputs, self.inputs]
-        rule = weights.rule_of(archive, layer)
-        if rule is not None:
-            self._quantize(rule, multiply)
+        if self.rule is not None:
+            self._quantize(weights.rule_of(archive, f"{layer}.input_transform", self.rule), multiply)
 
     def _quantize(self, rule: structures.Rule, multiply: structures.Step) -> None:
         """Steps before the product: codes, and floats again where codes cannot be multiplied."""

@@ -6,7 +6,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
-INTERFACE = 3
+INTERFACE = 4
 PANEL, LINE, ALIGN, SLICES, PLANES, TAILS = 16, 64, 64, 3, 2, 6
 
 
@@ -35,6 +35,7 @@ class Op(IntEnum):
     POOL = 8
     INPUT = 9
     FLATTEN = 10
+    ATTEND_RANGES = 11
 
 
 class TailKind(IntEnum):
@@ -120,12 +121,17 @@ class Rule(Structure):
         *((name, c_float) for name in ("low", "high", "step")),
     )
 
+    @property
+    def moves(self) -> bool:
+        """Whether codes depend on the extremes of what comes in."""
+        return self.range != Range.STEP or not self.symmetric
+
 
 class Step(Structure):
     """`bs_step`."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("op", "input", "input_2", "input_3", "output", "by_rows", "coded")),
+        *((name, c_int32) for name in ("op", "input", "input_2", "input_3", "input_4", "output", "by_rows", "coded")),
         ("matrix", POINTER(Matrix)),
         ("table", POINTER(Table)),
         *((name, c_int32) for name in ("index", "heads", "head_width")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,19 +73,21 @@ class Table:
     held: Held
 
 
-def rule_of(archive: Archive, layer: str) -> structures.Rule | None:
-    """How a layer quantizes its input, all but the rows that share a range; None where it does not.
+def rule_of(archive: Archive, transform: str, rule: Mapping[str, Any]) -> structures.Rule:
+    """How a value is quantized, all but the rows that share a range.
+
+    Args:
+        archive: the artifact.
+        transform: name under which learned bounds and steps are kept.
+        rule: the fields of `QuantizeInput`.
 
     Raises:
         ArtifactError: a learned bound or step is missing.
     """
-    record = archive.layers.get(layer)
-    if record is None or record.input is None:
-        return None
-    bits, symmetric, kind = (record.input[name] for name in ("bits", "symmetric", "range"))
+    bits, symmetric, kind = (rule[name] for name in ("bits", "symmetric", "range"))
     bounds = {}
     for part in {"clip": ("low", "high"), "step": ("step",)}.get(kind, ()):
-        name = f"{layer}.input_transform.{part}"
+        name = f"{transform}.{part}"
         found = archive.tensors.get(name)
         if found is None or found.size != 1:
             given = "none" if found is None else f"shape {found.shape}"

@@ -19,6 +19,7 @@ from bitstill.artifact.reader import Archive
 from bitstill.errors import ArtifactError
 from bitstill.export import program as ops
 from bitstill.export.program import Program
+from bitstill.export.scopes import check_scope
 from bitstill.kernels import structures, weights
 from bitstill.kernels.structures import ALIGN, FUNCTIONS, TAILS, Op, TailKind, Waiting, rounded
 from bitstill.kernels.weights import DAMAGED
@@ -194,7 +195,7 @@ class _Planner:
                 self._emit(Op.INPUT, (), shape, given.name, index=place, height=height, across=across, channels=channels)
         self.make: dict[type[Any], Callable[..., None]] = {
             ops.Embedding: self._gather, ops.Positions: self._gather, ops.Linear: self._linear, ops.LayerNorm: self._norm,
-            ops.Activation: self._activation, ops.Add: self._add, ops.Attention: self._attention,
+            ops.Activation: self._activation, ops.Add: self._add, ops.Quantize: self._quantize, ops.Attention: self._attention,
             ops.FirstToken: self._first, ops.ByText: self._by_text, ops.Convolution: self._convolution,
             ops.BatchNorm: self._batch_norm,
             ops.MaxPool: self._pool, ops.AveragePool: self._pool, ops.Mean: self._mean, ops.Flatten: self._flatten,
@@ -232,7 +233,7 @@ class _Planner:
         plan.values.append(Value(shape, codes, made=here, read=here, readers=self.counts.get(name, 1)))
         number = self.numbers[name] = len(plan.values) - 1
         step = structures.Step(op=op, output=number, **settings)
-        for place, value in zip(("input", "input_2", "input_3"), inputs, strict=False):
+        for place, value in zip(("input", "input_2", "input_3", "input_4"), inputs, strict=False):
             setattr(step, place, value)
         for value in inputs:
             plan.values[value].read = here
@@ -334,10 +335,24 @@ class _Planner:
         self._elementwise(name, output, TailKind.AFFINE, **numbers)
 
     def _attention(self, operation: ops.Attention, output: str, *names: str) -> None:
-        inputs, shape = tuple(self.numbers[name] for name in names), self._shape(names[2])
-        for name in names:
-            expect("as many numbers as heads have", operation.heads * operation.head_width, self._shape(name).width, output)
-        self._emit(Op.ATTEND, inputs, shape, output, heads=operation.heads, head_width=operation.head_width)
+        inputs, width = tuple(self.numbers[name] for name in names), operation.heads * operation.head_width
+        for shape in map(self._shape, names):
+            expect("as many numbers as heads have", width, shape.pixels * shape.width, output)
+        settings: dict[str, Any] = {"heads": operation.heads, "head_width": operation.head_width}
+        if operation.probabilities is not None:
+            rule = self._rule(operation.probabilities.transform, operation.probabilities.rule, Shape("token", 0))
+            settings |= {"coded": True, "rule": rule}
+            if not rule.span and rule.moves:
+                ranges = Shape("text", 2 * operation.heads)
+                inputs = (*inputs, self._emit(Op.ATTEND_RANGES, inputs, ranges, f"{output} ranges", **settings))
+        self._emit(Op.ATTEND, inputs, Shape("token", width), output, **settings)
+
+    def _quantize(self, operation: ops.Quantize, output: str, name: str) -> None:
+        before = self._shape(name)
+        rows = Shape(before.per, operation.width, before.width // operation.width)
+        expect("whole rows", before.width, rows.width * rows.height, operation.transform)
+        codes = self._codes(operation.transform, operation.rule, self.numbers[name], Shape(before.per, rows.width, rows.height))
+        self._emit(Op.MAP, (codes,), rows, output, coded=1)
 
     def _first(self, _operation: ops.FirstToken, output: str, name: str) -> None:
         self._emit(Op.TAKE, (self.numbers[name],), Shape("text", self._shape(name).width), output)
@@ -376,7 +391,9 @@ class _Planner:
     def _product(self, op: Op, layer: str, weight: weights.Matrix, shape: Shape, output: str, name: str, **sizes: Any) -> None:
         rule, number = self.layers.rule(layer), self.numbers[name]
         if rule is not None:
-            number = self._codes(layer, rule, number, padded=op == Op.LINEAR)
+            before = self._shape(name)
+            rows = replace(before, width=rounded(before.width)) if op == Op.LINEAR else before
+            number = self._codes(f"{layer}.input_transform", rule, number, rows)
             if not weight.by_integers:
                 number = self._emit(Op.MAP, (number,), self._shape(name), f"{layer} floats", coded=1)
         coded = rule is not None and weight.by_integers
@@ -386,27 +403,22 @@ class _Planner:
             step = self.plan.steps[self.plan.values[made].made]
             step.tail[0] = structures.Tail(kind=TailKind.AFFINE, plus=self.layers.numbers(bias))
 
-    def _codes(self, layer: str, rule: Mapping[str, Any], number: int, *, padded: bool) -> int:
-        """The quantized value: made once for all layers that quantize it in one way."""
-        settings = weights.rule_of(self.layers.archive, layer)
-        assert settings is not None
-        key = (number, padded, rule["per"], bytes(settings))
-        if key in self.coded:
-            return self.coded[key]
-        shape = self.plan.values[number].shape
-        per = rule["per"]
-        texts = shape.per != "sample"
-        if (per == "sample" and texts) or (per == "token" and shape.pixels > 1):
-            other = "token" if texts else "sample"
-            fix = f"Train it with per='{other}' or per='tensor', or run it in torch (bitstill.load)."
-            raise ArtifactError(f"inputs quantized per {other} or tensor", given=f"per {per}", where=layer, fix=fix)
-        moving = rule["range"] != "step" or not rule["symmetric"]
-        self.plan.padding_counts |= per == "tensor" and moving and shape.per == "token"
-        settings.span = 0 if per == "tensor" else shape.pixels
-        width = rounded(shape.width) if padded else shape.width
-        coded = Shape(shape.per, width, shape.height, shape.across)
-        self.coded[key] = self._emit(Op.QUANTIZE, (number,), coded, f"codes {len(self.coded)}", codes=True, rule=settings)
+    def _codes(self, transform: str, rule: Mapping[str, Any], number: int, rows: Shape) -> int:
+        """The value as codes, in rows of that shape: made once for all layers that quantize it in one way."""
+        settings = self._rule(transform, rule, rows)
+        key = (number, rows, bytes(settings))
+        if key not in self.coded:
+            self.coded[key] = self._emit(Op.QUANTIZE, (number,), rows, f"codes {len(self.coded)}", codes=True, rule=settings)
         return self.coded[key]
+
+    def _rule(self, transform: str, rule: Mapping[str, Any], rows: Shape) -> structures.Rule:
+        """How rows of that shape are quantized."""
+        per, texts = rule["per"], rows.per != "sample"
+        check_scope(per, transform, tokens=texts, lines=not texts and rows.pixels > 1)
+        settings = weights.rule_of(self.layers.archive, transform, rule)
+        settings.span = {"tensor": 0, "token": 1, "sample": rows.pixels}[per]
+        self.plan.padding_counts |= per == "tensor" and settings.moves and rows.per == "token"
+        return settings
 
     # Pictures ----------------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from bitstill.artifact.reader import Archive
 from bitstill.errors import ArtifactError
 from bitstill.export import program as ops
 from bitstill.export.program import Program
+from bitstill.export.scopes import check_scope
 
 Array = npt.NDArray[Any]
 _TINY = np.finfo(np.float32).tiny
@@ -23,9 +24,11 @@ class Reference:
 
     def __init__(self, archive: Archive, program: Program) -> None:
         self.archive, self.program = archive, program
+        self._tokens = program.inputs[0].name == "input_ids"
         self._weights: dict[str, Array] = {}
         self._make: dict[type[Any], Callable[..., Array]] = {
-            ops.Linear: self._linear, ops.LayerNorm: self._norm, ops.Activation: self._activation, ops.Add: self._add,
+            ops.Linear: self._linear, ops.Quantize: self._quantize, ops.LayerNorm: self._norm,
+            ops.Activation: self._activation, ops.Add: self._add,
             ops.Convolution: self._convolution, ops.BatchNorm: self._batch_norm, ops.MaxPool: self._max_pool,
             ops.AveragePool: self._average_pool, ops.Mean: self._mean, ops.Flatten: self._flatten,
         }  # fmt: skip
@@ -97,11 +100,15 @@ class Reference:
         record = self.archive.layers.get(layer)
         if record is None or record.input is None:
             return x
-        rule = record.input
+        return self._quantized(f"{layer}.input_transform", record.input, x, lines=x.ndim > 2)
+
+    def _quantized(self, transform: str, rule: Mapping[str, Any], x: Array, *, lines: bool = False) -> Array:
+        check_scope(rule["per"], transform, tokens=self._tokens, lines=lines)
         axes = None if rule["per"] == "tensor" else (x.ndim - 1,) if rule["per"] == "token" else tuple(range(1, x.ndim))
-        return _quantized(
-            x, rule, axes, {name: self._leftover(f"{layer}.input_transform.{name}") for name in ("low", "high", "step")}
-        )
+        return _quantized(x, rule, axes, {name: self._leftover(f"{transform}.{name}") for name in ("low", "high", "step")})
+
+    def _quantize(self, operation: ops.Quantize, x: Array) -> Array:
+        return self._quantized(operation.transform, operation.rule, x.reshape(-1, operation.width)).reshape(x.shape)
 
     def _norm(self, operation: ops.LayerNorm, x: Array) -> Array:
         centred = x - x.mean(-1, keepdims=True)
@@ -146,6 +153,8 @@ class Reference:
         scores = np.where(seen[:, None, None, :], scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
+        if operation.probabilities is not None:
+            weights = self._quantized(operation.probabilities.transform, operation.probabilities.rule, weights)
         mixed: Array = (weights @ value).transpose(0, 2, 1, 3).reshape(-1, heads * width)
         return mixed
 

@@ -39,7 +39,7 @@ class Codes:
 def quantized(
     graph: Graph,
     archive: Archive,
-    layer: str,
+    transform: str,
     value: str,
     rule: Mapping[str, Any],
     rank: int,
@@ -47,10 +47,10 @@ def quantized(
     *,
     plain: bool = False,
 ) -> Codes:
-    """What `layer` makes of its input.
+    """A value as codes.
 
     Args:
-        layer: its name, for learned bounds and steps.
+        transform: name under which learned bounds and steps are kept.
         value: float32; of `rank` dimensions, the first of which counts tokens or samples.
         rule: the fields of `QuantizeInput`.
         rank: see above.
@@ -59,9 +59,9 @@ def quantized(
     """
     bits, symmetric = rule["bits"], rule["symmetric"]
     if rule["range"] == "step":
-        return _step(graph, archive, layer, value, bits, symmetric)
+        return _step(graph, archive, transform, value, bits, symmetric)
     if rule["range"] == "clip":
-        low, high = (_learned(graph, archive, layer, name) for name in ("low", "high"))
+        low, high = (_learned(graph, archive, transform, name) for name in ("low", "high"))
         value = graph.node("Min", graph.node("Max", value, low), high)
     # Inside an encoder a token is an entry of the first dimension, and elsewhere a sample is; callers refuse the rest.
     by_row = rule["per"] != "tensor"
@@ -118,8 +118,8 @@ def _asymmetric(graph: Graph, value: str, top: int, by_row: bool, rank: int) -> 
     return Codes(graph.cast(kept, "uint8"), scale, graph.cast(zero, "uint8"))
 
 
-def _step(graph: Graph, archive: Archive, layer: str, value: str, bits: int, symmetric: bool) -> Codes:
-    step = np.maximum(np.abs(archive.tensors[f"{layer}.input_transform.step"].astype(np.float32)), np.float32(1e-8))
+def _step(graph: Graph, archive: Archive, transform: str, value: str, bits: int, symmetric: bool) -> Codes:
+    step = np.maximum(np.abs(archive.tensors[f"{transform}.step"].astype(np.float32)), np.float32(1e-8))
     scale = graph.constant(step)
     if symmetric:
         low, high, shift = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, ""
@@ -146,5 +146,5 @@ def _usable(graph: Graph, scale: str) -> str:
     return graph.node("Max", scale, graph.constant(TINY))
 
 
-def _learned(graph: Graph, archive: Archive, layer: str, name: str) -> str:
-    return graph.constant(archive.tensors[f"{layer}.input_transform.{name}"].astype(np.float32))
+def _learned(graph: Graph, archive: Archive, transform: str, name: str) -> str:
+    return graph.constant(archive.tensors[f"{transform}.{name}"].astype(np.float32))

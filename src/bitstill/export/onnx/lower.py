@@ -15,11 +15,11 @@ import numpy as np
 
 from bitstill.artifact.format import LayerRecord
 from bitstill.artifact.reader import Archive, Array
-from bitstill.errors import ArtifactError
 from bitstill.export import program as ops
 from bitstill.export.onnx import blocks, inputs, weights
 from bitstill.export.onnx.graph import OPSET, Graph
 from bitstill.export.program import Program, Step
+from bitstill.export.scopes import check_scope
 
 PER_TENSOR: Mapping[str, Any] = {"bits": 8, "symmetric": False, "per": "tensor", "range": "dynamic"}
 """The rule of ONNX `DynamicQuantizeLinear`."""
@@ -97,7 +97,8 @@ class _Lowering:
         self._make: dict[type[Any], Callable[..., str]] = {
             ops.Embedding: self._embedding, ops.Positions: self._positions, ops.Linear: self._linear,
             ops.LayerNorm: self._layer_norm, ops.Activation: self._activation, ops.Add: self._add,
-            ops.Attention: self._attention, ops.FirstToken: self._first_token, ops.ByText: self._by_text,
+            ops.Quantize: self._quantize, ops.Attention: self._attention,
+            ops.FirstToken: self._first_token, ops.ByText: self._by_text,
             ops.Convolution: self._convolution, ops.BatchNorm: self._batch_norm, ops.MaxPool: self._max_pool,
             ops.AveragePool: self._average_pool, ops.Mean: self._mean, ops.Flatten: self._flatten,
         }  # fmt: skip
@@ -169,20 +170,14 @@ class _Lowering:
         own = layer if rule["range"] != "dynamic" else ""
         key = (value, own, *(f"{name}={rule[name]}" for name in sorted(rule)))
         if key not in self._shared:
-            self._check_scope(layer, rule["per"], rank)
+            otherwise = "export it with activations per-tensor"
+            check_scope(rule["per"], layer, tokens=self._tokens, lines=rank > 2, otherwise=otherwise)
             # Every value of that rank before the first tokens are taken out has a row for each token of the batch.
             rows = self._first.setdefault(rank, value)
             self._shared[key] = inputs.quantized(
-                self.graph, self.archive, layer, value, rule, rank, rows, plain=self.how.unpacked
+                self.graph, self.archive, f"{layer}.input_transform", value, rule, rank, rows, plain=self.how.unpacked
             )
         return self._shared[key]
-
-    def _check_scope(self, layer: str, per: str, rank: int) -> None:
-        """Refuse ranges that rows of a value do not stand for: of a text among tokens, or of one line of a picture."""
-        if (per == "sample" and self._tokens) or (per == "token" and rank > 2):
-            other = "token" if self._tokens else "sample"
-            fix = f"Train it with per='{other}' or per='tensor', or export it with activations per-tensor."
-            raise ArtifactError(f"inputs quantized per {other} or tensor", given=f"per {per}", where=layer, fix=fix)
 
     def _float_input(self, layer: str, value: str, rank: int) -> str:
         codes = self._codes(layer, value, rank)
@@ -387,9 +382,20 @@ class _Lowering:
     def _add(self, _: ops.Add, left: str, right: str) -> str:
         return self.graph.node("Add", left, right)
 
+    def _quantize(self, operation: ops.Quantize, value: str) -> str:
+        return self._rounded(operation, value, self.graph.constant([operation.width]))
+
+    def _rounded(self, operation: ops.Quantize, value: str, width: str) -> str:
+        """What the codes of a value stand for, whose rows have that width."""
+        graph, rule = self.graph, operation.rule
+        check_scope(rule["per"], operation.transform, tokens=self._tokens, lines=False)
+        rows = graph.node("Reshape", value, graph.node("Concat", graph.constant([-1]), width, axis=0))
+        codes = inputs.quantized(graph, self.archive, operation.transform, rows, rule, 2, plain=True)
+        return graph.node("Reshape", inputs.dequantized(graph, codes, 2), graph.node("Shape", value))
+
     def _attention(self, operation: ops.Attention, query: str, key: str, value: str) -> str:
         graph, heads, width = self.graph, operation.heads, operation.head_width
-        if graph.opset >= ATTENTION_OPSET:
+        if graph.opset >= ATTENTION_OPSET and operation.probabilities is None:
             whole = graph.node("Concat", self._shape_of_ids(), graph.constant([heads * width]), axis=0)
             values = [graph.node("Reshape", each, whole) for each in (query, key, value)]
             counts = {"q_num_heads": heads, "kv_num_heads": heads, "scale": 1.0 / math.sqrt(width)}
@@ -403,6 +409,9 @@ class _Lowering:
         scaled = graph.node("Mul", by_head(query, [0, 2, 1, 3]), graph.constant(1.0 / math.sqrt(width)))
         scores = graph.node("MatMul", scaled, by_head(key, [0, 2, 3, 1]))
         attention = graph.node("Softmax", graph.node("Add", scores, self._hidden()), axis=-1)
+        if operation.probabilities is not None:
+            length = graph.node("Shape", attention, start=3)
+            attention = self._rounded(operation.probabilities, attention, length)
         mixed = graph.node("Transpose", graph.node("MatMul", attention, by_head(value, [0, 2, 1, 3])), perm=[0, 2, 1, 3])
         return graph.node("Reshape", mixed, graph.constant([-1, heads * width]))
 

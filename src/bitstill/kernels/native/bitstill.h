@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BS_INTERFACE 3 /* raised whenever a structure changes */
+#define BS_INTERFACE 4 /* raised whenever a structure changes */
 #define BS_PANEL 16    /* outputs in a line */
 #define BS_LINE 64     /* bytes in a line */
 #define BS_ALIGN 64    /* inputs of a row of codes are padded to this */
@@ -26,7 +26,7 @@
 #define BS_PLANES 2
 #define BS_TAILS 6
 
-enum bs_op { BS_GATHER, BS_MAP, BS_QUANTIZE, BS_LINEAR, BS_CONVOLVE, BS_NORM, BS_ATTEND, BS_TAKE, BS_POOL, BS_INPUT, BS_FLATTEN, BS_OPS };
+enum bs_op { BS_GATHER, BS_MAP, BS_QUANTIZE, BS_LINEAR, BS_CONVOLVE, BS_NORM, BS_ATTEND, BS_TAKE, BS_POOL, BS_INPUT, BS_FLATTEN, BS_ATTEND_RANGES, BS_OPS };
 enum bs_function { BS_NONE, BS_RELU, BS_GELU, BS_GELU_TANH, BS_TANH };
 enum bs_tail_kind { BS_END, BS_AFFINE, BS_FUNCTION, BS_ADD };
 enum bs_form { BS_LINES_1 = 1, BS_LINES_2 = 2, BS_LINES_4 = 4, BS_NIBBLES = 16 };
@@ -84,7 +84,7 @@ typedef struct {
 } bs_rule;
 
 typedef struct {
-    int32_t op, input, input_2, input_3, output;
+    int32_t op, input, input_2, input_3, input_4, output;
     int32_t by_rows; /* whether a thread needs only its own rows of what was made before: bs_waiting */
     int32_t coded;
     const bs_matrix *matrix;

@@ -202,6 +202,9 @@ static void extremes(const float *x, int64_t n, float *least, float *most) {
     for (; k < n; k++) *least = x[k] < *least ? x[k] : *least, *most = x[k] > *most ? x[k] : *most;
 }
 
+/* Whether codes depend on the extremes of the values. */
+static int moves(const bs_rule *rule) { return rule->range != BS_STEP || !rule->symmetric; }
+
 /* The scale, zero point and shift for values between least and most. Codes are kept signed: unsigned ones less 128. */
 static void scale_for(const bs_rule *rule, float least, float most, float *scale, int32_t *zero, float *shift) {
     *shift = 0.0f, *zero = 0;
@@ -262,10 +265,10 @@ static void do_quantize(const bs_run *run, const bs_step *step, bs_work *work) {
     const bs_rule *rule = &step->rule;
     bs_codes codes = codes_of(run, step->output);
     const float *x = value_of(run, step->input);
-    int64_t rows = run->rows[step->output], width = run->width[step->input], padded = run->width[step->output], from, to;
+    int64_t rows = run->rows[step->output], padded = run->width[step->output], from, to;
+    int64_t width = run->rows[step->input] * run->width[step->input] / MOST(rows, 1); /* of the pieces that rows are cut into */
     bs_share(work, rows, &from, &to);
     int64_t span = rule->span ? rule->span : MOST(rows, 1), known = -1;
-    int ranged = rule->range != BS_STEP || !rule->symmetric;
     float scale = 1.0f, shift = 0.0f;
     int32_t zero = 0;
     for (int64_t row = from; row < to; row++) {
@@ -274,7 +277,7 @@ static void do_quantize(const bs_run *run, const bs_step *step, bs_work *work) {
             /* A range over rows of several threads is taken by each of them. */
             int64_t end = LEAST((set + 1) * span, rows);
             float least = INFINITY, most = -INFINITY;
-            if (ranged) extremes(x + set * span * width, (end - set * span) * width, &least, &most);
+            if (moves(rule)) extremes(x + set * span * width, (end - set * span) * width, &least, &most);
             scale_for(rule, least, most, &scale, &zero, &shift);
             known = set;
         }
@@ -474,34 +477,59 @@ static void softmax(float *scores, int64_t n, float by, const uint8_t *hidden) {
     for (int64_t j = 0; j < padded; j += LANES) store(scores + j, load(scores + j) * all(share));
 }
 
+/* Of all texts and heads, whose least and greatest probabilities stand by turns. */
+static void extremes_of_all(const bs_run *run, int value, float *least, float *most) {
+    const float *found = value_of(run, value);
+    for (int64_t i = 0; i < run->rows[value] * run->width[value]; i += 2) *least = LEAST(*least, found[i]), *most = MOST(*most, found[i + 1]);
+}
+
+/* Probabilities as what their codes stand for, in place; with a range of their own where the rule has one for each row. */
+static void quantize_probabilities(const bs_rule *rule, float *row, int64_t n, float least, float most, int8_t *codes) {
+    float scale, shift;
+    int32_t zero;
+    if (rule->span) extremes(row, n, &least, &most);
+    scale_for(rule, least, most, &scale, &zero, &shift);
+    quantize(rule, row, n, scale, zero, shift, codes);
+    for (int64_t j = 0; j < n; j++) row[j] = (float)(codes[j] - zero) * scale + shift;
+}
+
+/* Also the ranges of probabilities, for a rule that has one range for all: its own step, before the products with values. */
 static void do_attend(const bs_run *run, const bs_step *step, bs_work *work) {
-    int heads = step->heads, width = step->head_width;
-    int64_t q_width = run->width[step->input], o_width = run->width[step->output], v_width = run->width[step->input_3], from, to;
-    float by = 1.0f / sqrtf((float)width);
+    int heads = step->heads, width = step->head_width, ranges = step->op == BS_ATTEND_RANGES;
+    int64_t stride = (int64_t)heads * width, v_padded = UP(width, BS_PANEL), from, to;
+    float by = 1.0f / sqrtf((float)width), of_all[2] = {INFINITY, -INFINITY};
+    if (step->coded && !ranges && !step->rule.span && moves(&step->rule)) extremes_of_all(run, step->input_4, of_all, of_all + 1);
     bs_share(work, run->texts * heads, &from, &to);
     for (int64_t piece = from; piece < to; piece++) {
         int64_t text = piece / heads, head = piece % heads, start = run->starts[text], n = run->starts[text + 1] - start, padded = UP(n, BS_PANEL);
-        const float *query = value_of(run, step->input) + start * q_width + head * width;
-        const float *key = value_of(run, step->input_2) + start * q_width + head * width;
-        const float *value = value_of(run, step->input_3) + start * v_width + head * width;
-        float *out = value_of(run, step->output) + start * o_width + head * width;
-        float *keys = (float *)scratch_of(run, work), *values = keys + width * padded, *scores = values + UP(width, BS_PANEL) * padded;
-        int64_t v_padded = UP(width, BS_PANEL);
+        const float *query = value_of(run, step->input) + start * stride + head * width;
+        const float *key = value_of(run, step->input_2) + start * stride + head * width;
+        const float *value = value_of(run, step->input_3) + start * stride + head * width;
+        float *keys = (float *)scratch_of(run, work), *values = keys + width * padded, *scores = values + v_padded * padded;
+        float least = INFINITY, most = -INFINITY;
         memset(keys, 0, sizeof(float) * width * padded);
         for (int64_t j = 0; j < n; j++)
-            for (int d = 0; d < width; d++) keys[d * padded + j] = key[j * q_width + d];
+            for (int d = 0; d < width; d++) keys[d * padded + j] = key[j * stride + d];
         memset(values, 0, sizeof(float) * v_padded * padded);
-        for (int64_t j = 0; j < n; j++) memcpy(values + j * v_padded, value + j * v_width, sizeof(float) * width);
+        for (int64_t j = 0; j < n && !ranges; j++) memcpy(values + j * v_padded, value + j * stride, sizeof(float) * width);
         for (int64_t i = 0; i < n; i += 4) {
             int m = (int)LEAST(4, n - i);
             for (int64_t j = 0; j < padded; j += BS_PANEL)
-                product_of_floats(query + i * q_width, q_width, m, width, keys + j, padded, scores + j, padded);
-            for (int r = 0; r < m; r++) softmax(scores + r * padded, n, by, run->hidden ? run->hidden + start : NULL);
-            for (int64_t d = 0; d < width; d += BS_PANEL) {
-                float tile[4 * BS_PANEL];
-                product_of_floats(scores, padded, m, n, values + d, v_padded, tile, BS_PANEL);
-                for (int r = 0; r < m; r++) memcpy(out + (i + r) * o_width + d, tile + BS_PANEL * r, sizeof(float) * LEAST(BS_PANEL, width - d));
+                product_of_floats(query + i * stride, stride, m, width, keys + j, padded, scores + j, padded);
+            for (int r = 0; r < m; r++) {
+                softmax(scores + r * padded, n, by, run->hidden ? run->hidden + start : NULL);
+                if (ranges) extremes(scores + r * padded, n, &least, &most);
+                else if (step->coded) quantize_probabilities(&step->rule, scores + r * padded, n, of_all[0], of_all[1], (int8_t *)(scores + 4 * padded));
             }
+            for (int64_t d = 0; d < width && !ranges; d += BS_PANEL) {
+                float tile[4 * BS_PANEL], *out = value_of(run, step->output) + (start + i) * stride + head * width + d;
+                product_of_floats(scores, padded, m, n, values + d, v_padded, tile, BS_PANEL);
+                for (int r = 0; r < m; r++) memcpy(out + r * stride, tile + BS_PANEL * r, sizeof(float) * LEAST(BS_PANEL, width - d));
+            }
+        }
+        if (ranges) {
+            float *found = value_of(run, step->output) + 2 * piece;
+            found[0] = least, found[1] = most;
         }
     }
 }
@@ -617,5 +645,5 @@ static void do_convolve(const bs_run *run, const bs_step *step, bs_work *work) {
 extern const bs_tier JOIN(bs_tier_, TIER);
 const bs_tier JOIN(bs_tier_, TIER) = {
     TEXT(TIER), runs_here, nibbles, arrange, multiply,
-    {do_gather, do_map, do_quantize, do_linear, do_convolve, do_norm, do_attend, do_take, do_pool, do_input, do_flatten},
+    {do_gather, do_map, do_quantize, do_linear, do_convolve, do_norm, do_attend, do_take, do_pool, do_input, do_flatten, do_attend},
 };

@@ -204,7 +204,9 @@ int64_t bs_scratch_bytes(const bs_step *steps, int64_t n, int64_t longest) {
         int64_t coded = matrix ? BS_BLOCK * 4 * matrix->groups + bs_rows_at_once(matrix) * matrix->padded * BS_ROOM : 0;
         if (step->op == BS_LINEAR) bytes = step->coded ? coded : 4 * BS_PANEL * matrix->inputs;
         if (step->op == BS_CONVOLVE) bytes = step->coded ? coded + BS_BLOCK * matrix->padded : 4 * (BS_BLOCK + BS_PANEL) * step->matrix->inputs;
-        if (step->op == BS_ATTEND) bytes = 4 * UP(longest, BS_PANEL) * (step->head_width + UP(step->head_width, BS_PANEL) + 4);
+        /* keys, values, scores of four queries, and one query's as codes */
+        if (step->op == BS_ATTEND || step->op == BS_ATTEND_RANGES)
+            bytes = UP(longest, BS_PANEL) * (4 * (step->head_width + UP(step->head_width, BS_PANEL) + 4) + 1);
         if (bytes > most) most = bytes;
     }
     return UP(most, 64);
