@@ -16,6 +16,7 @@ from bitstill.kernels.library import library
 from bitstill.runtime.model import Model
 from bitstill.specs import Compression, Prune
 from tests.export.test_layers import GRANULARITIES, INPUTS, QUANTIZERS, close, convolution_program, delivered, linear_program
+from tests.export.test_networks import BYTES
 
 
 @pytest.mark.parametrize("which", INPUTS)
@@ -75,6 +76,19 @@ def test_groups_of_inputs_with_a_scale_each_are_multiplied_as_integers(kind, whi
     if engine != "numpy":
         (matrix,) = model._run.layers._matrices.values()
         assert matrix.by_integers and matrix.struct.groups == 4
+
+
+def test_inputs_that_are_next_to_a_tie_between_two_codes(engine, tmp_path):
+    network, rows, inputs = nn.Sequential(nn.Linear(192, 3)), 50, 192
+    rng = np.random.default_rng(0)
+    most = rng.uniform(0.1, 10, (rows, 1)).astype(np.float32)
+    x = (rng.integers(-127, 127, (rows, inputs)).astype(np.float32) + np.float32(0.5)) * (most / np.float32(127))
+    for _ in range(3):  # to the left or the right of it, or where it is
+        x = np.nextafter(x, rng.choice([-np.inf, np.inf], x.shape).astype(np.float32))
+    x[:, :1] = most
+    given, rule = torch.from_numpy(x), Compression(weight=bitstill.Binary(), input=BYTES)
+    archive, packed = delivered(network, tmp_path / "a", rule, given)
+    close(Model(archive, linear_program(inputs), 1)(x), packed(given).detach())
 
 
 def test_an_empty_batch(engine, tmp_path):

@@ -99,12 +99,16 @@ class Model:
             self._run = Reference(archive, program)
         else:
             self._run = _Native(archive, program, native, threads)
-        self._rows = {
-            step.operation.layer: archive.layers[step.operation.layer].shape[0]
-            if step.operation.layer in archive.layers
-            else len(archive.tensors[f"{step.operation.layer}.weight"])
+        self._tables = [
+            (step.operation, step.inputs[0])
             for step in program.steps
             if isinstance(step.operation, (ops.Embedding, ops.Positions))
+        ]
+        self._rows = {
+            each.layer: archive.layers[each.layer].shape[0]
+            if each.layer in archive.layers
+            else len(archive.tensors[f"{each.layer}.weight"])
+            for each, _ in self._tables
         }
 
     @property
@@ -115,8 +119,8 @@ class Model:
     @property
     def longest(self) -> int | None:
         """The most tokens that a text may have; None where nothing limits them, or there are no texts."""
-        places_ = [step.operation for step in self.program.steps if isinstance(step.operation, ops.Positions)]
-        return min((self._rows[each.layer] - each.first for each in places_), default=None)
+        counted = [each for each, _ in self._tables if isinstance(each, ops.Positions)]
+        return min((self._rows[each.layer] - each.first for each in counted), default=None)
 
     def __call__(self, *given: npt.ArrayLike, **named: npt.ArrayLike) -> Array:
         """Answers for a batch.
@@ -153,24 +157,19 @@ class Model:
 
     def _texts(self, values: dict[str, Array]) -> Array:
         ids = _whole("input_ids", values["input_ids"], None)
-        mask = (
-            _whole("attention_mask", values["attention_mask"], ids.shape) if "attention_mask" in values else np.ones_like(ids)
-        )
-        kinds = (
-            _whole("token_type_ids", values["token_type_ids"], ids.shape) if "token_type_ids" in values else np.zeros_like(ids)
-        )
-        seen = mask != 0
-        if ids.size and not seen.any(1).all():
+        given = {"input_ids": ids} | {name: _whole(name, values[name], ids.shape) for name in values if name != "input_ids"}
+        seen = given["attention_mask"] != 0 if "attention_mask" in given else np.ones(ids.shape, bool)
+        if ids.size and not seen.all() and not seen.any(1).all():
             text = int(np.flatnonzero(~seen.any(1))[0])
             raise DataError("a token in every text", given="none", where=f"attention_mask[{text}]", fix="Leave that text out.")
         found: dict[str, Array] = {}
-        for step in self.program.steps:
-            match step.operation:
-                case ops.Embedding(layer):
-                    source = "input_ids" if step.inputs[0] == "input_ids" else "token_type_ids"
-                    found[layer] = self._checked(source, ids if source == "input_ids" else kinds, layer, seen)
-                case ops.Positions(layer):
-                    found[layer] = self._checked("input_ids", places(step.operation, ids), layer, seen, " (its length)")
+        for operation, source in self._tables:
+            if isinstance(operation, ops.Positions):
+                found[operation.layer] = self._checked(source, places(operation, ids), operation.layer, " (its length)")
+            elif source in given:
+                found[operation.layer] = self._checked(source, given[source], operation.layer)
+            else:
+                found[operation.layer] = np.zeros_like(ids)
         answer = self._run.texts(found, seen)
         if self._by_text:
             answer[~seen] = 0.0
@@ -178,7 +177,7 @@ class Model:
             answer = answer.sum(1) / seen.sum(1)[:, None].astype(np.float32)
         return answer[np.arange(len(seen)), seen.argmax(1)] if self.pooling == "first" else answer
 
-    def _checked(self, name: str, numbers: Array, layer: str, seen: Array, what: str = "") -> Array:
+    def _checked(self, name: str, numbers: Array, layer: str, what: str = "") -> Array:
         rows = self._rows[layer]
         if numbers.size:
             least, most = int(numbers.min()), int(numbers.max())
@@ -207,7 +206,7 @@ class Model:
 def places(operation: ops.Positions, ids: Array) -> Array:
     """The row of the table of positions for each token, of the ids' shape."""
     if operation.padding is None:
-        return np.broadcast_to(np.arange(ids.shape[1]) + operation.first, ids.shape)
+        return np.tile(np.arange(operation.first, operation.first + ids.shape[1]), (len(ids), 1))
     real = ids != operation.padding
     return np.where(real, np.cumsum(real, 1) - 1 + operation.first, operation.padding)
 
@@ -255,13 +254,16 @@ class _Native:
         # Nobody looks at padding: only texts whose ranges it takes part in, or whose first token it is, need it.
         whole = bool(seen.all())
         kept = None if whole or ready.plan.padding_counts or not seen[:, 0].all() else seen
-        lengths = np.full(texts, length) if kept is None else seen.sum(1)
-        starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+        if kept is None:
+            starts, longest = np.arange(texts + 1) * length, length
+        else:
+            lengths = seen.sum(1)
+            starts, longest = np.concatenate(([0], np.cumsum(lengths))), int(lengths.max())
         numbers = [rows[operation.layer] for operation in ready.plan.indices]
-        flat = [np.ascontiguousarray(each.reshape(-1) if kept is None else each[kept], np.int32) for each in numbers]
+        flat = [(each.reshape(-1) if kept is None else each[kept]).astype(np.int32) for each in numbers]
         hidden = np.ascontiguousarray(~seen.reshape(-1)).astype(np.uint8) if kept is None and not whole else None
         pointers = (ctypes.c_void_p * len(flat))(*(each.ctypes.data for each in flat))
-        tokens, longest = int(starts[-1]), int(lengths.max())
+        tokens = int(starts[-1])
         run = Run(indices=ctypes.addressof(pointers), starts=starts.ctypes.data, first=starts.ctypes.data, texts=texts)
         run.longest, run.samples = longest, texts
         if hidden is not None:

@@ -38,53 +38,44 @@ static bs_codes codes_of(const bs_run *run, int value) {
     return (bs_codes){(float *)at, (int32_t *)(at + numbers), (float *)(at + 2 * numbers), (int8_t *)(at + 3 * numbers)};
 }
 
-/* What is done to a tile of one panel before it is written: rows `row`, `row + 1`, ..., of `width` channels from `channel` on. */
-static void finish(const bs_run *run, const bs_step *step, float *tile, int m, int64_t row, int64_t channel, int channels) {
+/* What is done to sixteen outputs of one row, `channels` of which count, before they are written. */
+INLINE void finish(const bs_run *run, const bs_step *step, floats *y, int64_t row, int64_t channel, int channels) {
     for (const bs_tail *tail = step->tail; tail->kind != BS_END; tail++) {
         switch (tail->kind) {
-        case BS_AFFINE: {
-            floats by0 = tail->by ? load(tail->by + channel) : all(1.0f), by1 = tail->by ? load(tail->by + channel + 8) : all(1.0f);
-            floats plus0 = load(tail->plus + channel), plus1 = load(tail->plus + channel + 8);
-            for (int i = 0; i < m; i++) {
-                store(tile + 16 * i, load(tile + 16 * i) * by0 + plus0);
-                store(tile + 16 * i + 8, load(tile + 16 * i + 8) * by1 + plus1);
-            }
+        case BS_AFFINE:
+            if (tail->by) y[0] *= load(tail->by + channel), y[1] *= load(tail->by + channel + 8);
+            y[0] += load(tail->plus + channel), y[1] += load(tail->plus + channel + 8);
             break;
-        }
         case BS_FUNCTION:
             switch (tail->function) {
-#define EACH(f) for (int i = 0; i < 2 * m; i++) store(tile + 8 * i, applied(f, load(tile + 8 * i))); break
-            case BS_RELU: EACH(BS_RELU);
-            case BS_GELU: EACH(BS_GELU);
-            case BS_GELU_TANH: EACH(BS_GELU_TANH);
-            case BS_TANH: EACH(BS_TANH);
+#define BOTH_BY(f) y[0] = applied(f, y[0]), y[1] = applied(f, y[1]); break
+            case BS_RELU: BOTH_BY(BS_RELU);
+            case BS_GELU: BOTH_BY(BS_GELU);
+            case BS_GELU_TANH: BOTH_BY(BS_GELU_TANH);
+            case BS_TANH: BOTH_BY(BS_TANH);
             }
             break;
         case BS_ADD: {
-            int64_t width = run->width[tail->value];
-            const float *other = value_of(run, tail->value) + row * width + channel;
-            if (channels == BS_PANEL)
-                for (int i = 0; i < m; i++, other += width) {
-                    store(tile + 16 * i, load(tile + 16 * i) + load(other));
-                    store(tile + 16 * i + 8, load(tile + 16 * i + 8) + load(other + 8));
-                }
-            else
-                for (int i = 0; i < m; i++)
-                    for (int n = 0; n < channels; n++) tile[16 * i + n] += other[i * width + n];
+            const float *other = value_of(run, tail->value) + row * run->width[tail->value] + channel;
+            float some[BS_PANEL] = {0};
+            if (channels < BS_PANEL) other = memcpy(some, other, sizeof(float) * channels);
+            y[0] += load(other), y[1] += load(other + 8);
             break;
         }
         }
     }
 }
 
-/* A tile of one panel to where it belongs. */
+/* A tile of one panel, finished, to where it belongs: rows `row`, `row + 1`, ..., of `channels` channels from `channel` on. */
 static void put(const bs_run *run, const bs_step *step, const float *tile, int m, int64_t row, int64_t channel, int channels) {
     int64_t width = run->width[step->output];
     float *to = value_of(run, step->output) + row * width + channel;
-    if (channels == BS_PANEL)
-        for (int i = 0; i < m; i++, to += width) store(to, load(tile + 16 * i)), store(to + 8, load(tile + 16 * i + 8));
-    else
-        for (int i = 0; i < m; i++) memcpy(to + i * width, tile + 16 * i, sizeof(float) * channels);
+    for (int i = 0; i < m; i++, to += width) {
+        floats y[2] = {load(tile + 16 * i), load(tile + 16 * i + 8)};
+        finish(run, step, y, row + i, channel, channels);
+        if (channels == BS_PANEL) store(to, y[0]), store(to + 8, y[1]);
+        else memcpy(to, y, sizeof(float) * channels);
+    }
 }
 
 /* Row by row ---------------------------------------------------------------------------------------------------------------- */
@@ -119,16 +110,16 @@ static void table_row(const bs_table *table, int64_t row, float *to) {
             if (!(table->mask[row * table->mask_bytes + (k >> 3)] >> (k & 7) & 1)) to[k] = 0.0f;
 }
 
-/* Elementwise steps over whole rows, in tiles of one row. */
+/* Elementwise steps over a whole row. */
 static void finish_row(const bs_run *run, const bs_step *step, float *row_at, int64_t row) {
     int64_t width = run->width[step->output];
     if (step->tail[0].kind == BS_END) return;
     for (int64_t n = 0; n < width; n += BS_PANEL) {
-        float tile[BS_PANEL] = {0};
+        floats y[2] = {{0}, {0}};
         int channels = (int)LEAST(BS_PANEL, width - n);
-        memcpy(tile, row_at + n, sizeof(float) * channels);
-        finish(run, step, tile, 1, row, n, channels);
-        memcpy(row_at + n, tile, sizeof(float) * channels);
+        memcpy(y, row_at + n, sizeof(float) * channels);
+        finish(run, step, y, row, n, channels);
+        memcpy(row_at + n, y, sizeof(float) * channels);
     }
 }
 
@@ -230,6 +221,37 @@ static void scale_for(const bs_rule *rule, float least, float most, float *scale
     *zero = (int32_t)(at < 0 ? 0 : at > top ? top : at) - 128;
 }
 
+#define CHUNK 64
+
+/* The lowest bytes of some numbers. */
+INLINE void narrowed(const int32_t *from, int64_t n, int8_t *to) {
+    for (int64_t i = 0; i < n; i++) to[i] = (int8_t)from[i];
+}
+
+/* Codes by a rule under which none is beyond its range: CHUNK at a time, and returns how many. */
+static int64_t quantize_chunks(const float *x, int64_t n, float scale, int8_t *to) {
+    /* Below 128, x times 1 / scale is within 3e-5 of x / scale: only where that is as near to a tie must it be divided. */
+    const floats by = all(1.0f / scale), tie = all(0.5f - 3e-5f);
+    int64_t k = 0;
+    for (; k + CHUNK <= n; k += CHUNK) {
+        int32_t codes[CHUNK];
+        ints near = all_ints(0);
+        for (int i = 0; i < CHUNK; i += LANES) {
+            floats y = load(x + k + i) * by;
+            near |= magnitude(y - nearest(y)) > tie;
+            ints code = in_lowest_byte(y);
+            memcpy(codes + i, &code, sizeof code);
+        }
+        if (any(near))
+            for (int i = 0; i < CHUNK; i += LANES) {
+                ints code = in_lowest_byte(load(x + k + i) / all(scale));
+                memcpy(codes + i, &code, sizeof code);
+            }
+        narrowed(codes, CHUNK, to + k);
+    }
+    return k;
+}
+
 static void quantize(const bs_rule *rule, const float *x, int64_t n, float scale, int32_t zero, float shift, int8_t *to) {
     float low, high, moved;
     if (rule->symmetric) {
@@ -239,25 +261,22 @@ static void quantize(const bs_rule *rule, const float *x, int64_t n, float scale
     }
     float least = rule->range == BS_CLIP ? rule->low : -INFINITY, most = rule->range == BS_CLIP ? rule->high : INFINITY;
     int32_t down = rule->symmetric ? 0 : 128;
-    int64_t k = 0;
-    if (rule->symmetric && rule->range == BS_DYNAMIC) /* no code is beyond the range */
-        for (; k + LANES <= n; k += LANES) {
-            bytes codes = __builtin_convertvector(as_ints(nearest(load(x + k) / all(scale))), bytes);
-            memcpy(to + k, &codes, sizeof codes);
-        }
+    int64_t k = rule->symmetric && rule->range == BS_DYNAMIC ? quantize_chunks(x, n, scale, to) : 0;
     /* Beyond these, rounding by addition fails; and the code is at the edge anyway. */
     const floats far = all(1e6f);
 #define CODES(x)                                                                                              \
-    as_ints(smallest(largest(nearest(smallest(largest((smallest(largest(x, all(least)), all(most)) - all(shift)) / all(scale), -far), far)) + all(moved), all(low)), all(high))) - all_ints(down)
-    for (; k + LANES <= n; k += LANES) {
-        bytes codes = __builtin_convertvector(CODES(load(x + k)), bytes);
-        memcpy(to + k, &codes, sizeof codes);
-    }
-    if (k < n) {
-        float rest[LANES] = {0};
-        memcpy(rest, x + k, sizeof(float) * (n - k));
-        ints codes = CODES(load(rest));
-        for (int i = 0; k < n; i++, k++) to[k] = (int8_t)codes[i];
+    in_lowest_byte(smallest(largest(nearest(smallest(largest((smallest(largest(x, all(least)), all(most)) - all(shift)) / all(scale), -far), far)) + all(moved), all(low)), all(high))) - all_ints(down)
+    for (; k < n; k += CHUNK) {
+        int32_t codes[CHUNK];
+        int64_t here = LEAST(CHUNK, n - k);
+        for (int64_t i = 0; i < here; i += LANES) {
+            float some[LANES] = {0};
+            const float *from = x + k + i;
+            if (here - i < LANES) from = memcpy(some, from, sizeof(float) * (here - i));
+            ints code = CODES(load(from));
+            memcpy(codes + i, &code, sizeof code);
+        }
+        narrowed(codes, here, to + k);
     }
 }
 
@@ -411,7 +430,6 @@ static void product_of_floats(const float *a, int64_t a_stride, int m, int64_t i
 /* One panel of a layer for some rows. */
 static void panel_of(const bs_run *run, const bs_step *step, int64_t panel, int64_t row, int m, float *tile) {
     int channels = (int)LEAST(BS_PANEL, step->matrix->outputs - panel * BS_PANEL);
-    finish(run, step, tile, m, row, panel * BS_PANEL, channels);
     put(run, step, tile, m, row, panel * BS_PANEL, channels);
 }
 

@@ -8,7 +8,6 @@
 #define LANES 8
 typedef float floats __attribute__((vector_size(32)));
 typedef int32_t ints __attribute__((vector_size(32)));
-typedef int8_t bytes __attribute__((vector_size(8)));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE floats load(const float *from) { floats x; memcpy(&x, from, sizeof x); return x; }
@@ -18,17 +17,26 @@ INLINE ints all_ints(int32_t x) { return (ints){x, x, x, x, x, x, x, x}; }
 INLINE floats as_floats(ints x) { return __builtin_convertvector(x, floats); }
 INLINE ints as_ints(floats x) { return __builtin_convertvector(x, ints); } /* towards zero */
 INLINE floats choose(ints where, floats yes, floats no) { return (floats)((where & (ints)yes) | (~where & (ints)no)); }
+#ifdef __AVX__ /* one instruction, which compilers do not find: a > b ? a : b */
+INLINE floats largest(floats a, floats b) { return (floats)__builtin_ia32_maxps256(a, b); }
+INLINE floats smallest(floats a, floats b) { return (floats)__builtin_ia32_minps256(a, b); }
+#else
 INLINE floats largest(floats a, floats b) { return choose(a > b, a, b); }
 INLINE floats smallest(floats a, floats b) { return choose(a < b, a, b); }
+#endif
 INLINE floats magnitude(floats x) { return (floats)((ints)x & all_ints(0x7fffffff)); }
 
 /* To the nearest whole number, ties to even, as torch and ONNX round: for |x| < 2^22, and no compiler that keeps to IEEE
-   arithmetic may simplify it. */
-INLINE floats nearest(floats x) {
-    const floats big = all(12582912.0f); /* 1.5 * 2^23 */
-    return (x + big) - big;
-}
+   arithmetic may simplify it. Between the two steps the float's lowest byte is that of the number. */
+#define BIG 12582912.0f /* 1.5 * 2^23 */
+INLINE floats nearest(floats x) { return (x + all(BIG)) - all(BIG); }
+INLINE ints in_lowest_byte(floats x) { return (ints)(x + all(BIG)); }
 
+INLINE int any(ints where) {
+    int64_t parts[4];
+    memcpy(parts, &where, sizeof parts);
+    return (parts[0] | parts[1] | parts[2] | parts[3]) != 0;
+}
 INLINE float sum_of(floats x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
 INLINE float largest_of(floats x) {
     float most = x[0];

@@ -124,13 +124,14 @@ static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int for
     return form == BS_NIBBLES ? tabulated(codes, padded, m, copy) : tiled(codes, padded, m, copy);
 }
 
-/* Sums of words of 16 bits over both halves, as 32: eight of them. */
-INLINE __m256i folded(__m256i x) {
-    return _mm256_add_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(x)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(x, 1)));
-}
+/* For as many lines as the sums of eight bytes, at most 480 each, fit into 15 bits. */
+#define TOGETHER 64
 
-/* For as many lines as the sums of four bytes, at most 240 each, fit into 16 bits. */
-#define TOGETHER 256
+/* Of two rows, x[0] and x[1]: sums of words over both halves of each, x[0]'s in the lower half. */
+INLINE __m256i halves_added(const __m256i *x, int m) {
+    __m256i other = x[m - 1];
+    return _mm256_add_epi16(_mm256_permute2x128_si256(x[0], other, 0x20), _mm256_permute2x128_si256(x[0], other, 0x31));
+}
 
 INLINE void looked_up(const int8_t *tables, int64_t stride, const int m, const uint8_t *lines, int64_t n_lines, int shift, int32_t *acc) {
     const __m256i low = _mm256_set1_epi8(15);
@@ -160,19 +161,26 @@ INLINE void looked_up(const int8_t *tables, int64_t stride, const int m, const u
                 hi_upper[r] = _mm256_add_epi16(hi_upper[r], _mm256_srli_epi16(hi, 8));
             }
         }
-        const __m256i raised = _mm256_set1_epi32((int32_t)(32 * 16 * 8 * (stop - from)));
+        /* Both rows together from here on, one in each half: lo + 16 hi for even outputs, whose bytes are the lower ones, and for
+           odd ones; first for those of words 0 to 3, then for those of 4 to 7. */
+        const __m256i raised = _mm256_set1_epi16((int16_t)(32 * 8 * (stop - from))), lo_and_hi = _mm256_set1_epi32(16 << 16 | 1);
+        __m256i lo_odd = halves_added(lo_upper, m), lo_even = _mm256_sub_epi16(halves_added(lo_both, m), _mm256_slli_epi16(lo_odd, 8));
+        __m256i hi_odd = halves_added(hi_upper, m), hi_even = _mm256_sub_epi16(halves_added(hi_both, m), _mm256_slli_epi16(hi_odd, 8));
+        hi_odd = _mm256_sub_epi16(hi_odd, raised), hi_even = _mm256_sub_epi16(hi_even, raised);
+        __m256i even[2] = {_mm256_madd_epi16(_mm256_unpacklo_epi16(lo_even, hi_even), lo_and_hi),
+                           _mm256_madd_epi16(_mm256_unpackhi_epi16(lo_even, hi_even), lo_and_hi)};
+        __m256i odd[2] = {_mm256_madd_epi16(_mm256_unpacklo_epi16(lo_odd, hi_odd), lo_and_hi),
+                          _mm256_madd_epi16(_mm256_unpackhi_epi16(lo_odd, hi_odd), lo_and_hi)};
         const __m128i by = _mm_cvtsi32_si128(shift);
 #pragma GCC unroll 2
-        for (int r = 0; r < m; r++) {
-            __m256i lo_lower = _mm256_sub_epi16(lo_both[r], _mm256_slli_epi16(lo_upper[r], 8));
-            __m256i hi_lower = _mm256_sub_epi16(hi_both[r], _mm256_slli_epi16(hi_upper[r], 8));
-            __m256i even = _mm256_sub_epi32(_mm256_add_epi32(folded(lo_lower), _mm256_slli_epi32(folded(hi_lower), 4)), raised);
-            __m256i odd = _mm256_sub_epi32(_mm256_add_epi32(folded(lo_upper[r]), _mm256_slli_epi32(folded(hi_upper[r]), 4)), raised);
-            __m256i a = _mm256_unpacklo_epi32(even, odd), b = _mm256_unpackhi_epi32(even, odd);
-            __m256i *to = (__m256i *)(acc + r * BS_PANEL);
+        for (int h = 0; h < 2; h++) {
+            __m256i a = _mm256_sll_epi32(_mm256_unpacklo_epi32(even[h], odd[h]), by), b = _mm256_sll_epi32(_mm256_unpackhi_epi32(even[h], odd[h]), by);
             __m256i outputs[2] = {_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)};
-            for (int h = 0; h < 2; h++)
-                _mm256_storeu_si256(to + h, _mm256_add_epi32(_mm256_loadu_si256(to + h), _mm256_sll_epi32(outputs[h], by)));
+#pragma GCC unroll 2
+            for (int r = 0; r < m; r++) {
+                __m256i *to = (__m256i *)(acc + r * BS_PANEL) + h;
+                _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), outputs[r]));
+            }
         }
     }
 }
