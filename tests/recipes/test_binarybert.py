@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import bitstill
+import bitstill.runtime
 import bitstill.train.loop as loop
 from bitstill.distill.features import AttentionRelation, AttentionScoreMSE, FeatureMSE
 from bitstill.distill.layer_maps import head_pairs, hidden_pairs, score_pairs
 from bitstill.distill.losses import MeanSquaredError, SoftCrossEntropy
-from bitstill.errors import SpecError
+from bitstill.errors import MatchError, SpecError
 from bitstill.granularity import PerChannel
 from bitstill.recipes import BinaryBERT
+from bitstill.recipes.encoders import encoder_rules
 from bitstill.schedules import WarmupLinear
 from bitstill.specs import Binary, Compression, QuantizeInput, SplitBinary, Ternary
 from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
 from bitstill.train.adaptive import SplitWithin
 from bitstill.train.optim import AdamW
+from tests.hf import tiny
 
 from .encoders import QUIET, bert, encoder, task
 
@@ -173,6 +177,34 @@ def test_the_second_matrix_of_a_feed_forward_part_may_have_an_input_of_its_own()
     layers = {name: m.input_transform for name, m in result.model.named_modules() if hasattr(m, "input_transform")}
     inputs = {name: getattr(transform, "spec", None) for name, transform in layers.items()}
     assert {n.rpartition("layer.")[2][2:] for n, spec in inputs.items() if spec == wide} == {"output.dense"}
+
+
+@pytest.mark.parametrize("options", [{}, {"ternary_iterations": 3, "loss_aware": True}, {"budget": 0.0018}], ids=str)
+def test_the_pooler_may_be_compressed_too(options, tmp_path):
+    recipe = BinaryBERT(**SHORT, pooler=True, **options)
+    result = bitstill.compress(recipe, task(), {"teacher": bert()}, settings=QUIET, out=tmp_path / "out")
+    layers = {layer["name"]: layer["quantizer"] for layer in result.report["size"]["layers"]}
+    assert layers["bert.pooler.dense"] in ({"binary", "split binary"} if "budget" in options else {"split binary"})
+    assert "classifier" not in layers
+    ids = np.array([[5, 6, 7]])
+    found, wanted = bitstill.runtime.load(tmp_path / "out")(ids), result.model(torch.from_numpy(ids)).logits
+    np.testing.assert_allclose(found, wanted.detach().numpy(), atol=0.02)
+
+
+def test_what_is_the_pooler():
+    for family, names in (
+        ("bert", ("bert.pooler.dense",)),
+        ("distilbert", ("pre_classifier",)),
+        ("roberta", ("classifier.dense",)),
+        ("electra", ("classifier.dense",)),
+    ):
+        model = tiny.model(family)
+        rule, _ = encoder_rules(model, BINARY, None, embeddings=1, scale_dtype="float16", pooler=True)
+        assert rule.targets[1:] == names
+    none = encoder()
+    del none.pooler
+    with pytest.raises(MatchError, match="a layer between blocks and classifier, got classifier"):
+        encoder_rules(none, BINARY, None, embeddings=1, scale_dtype="float16", pooler=True)
 
 
 def test_regression_and_a_new_teacher():

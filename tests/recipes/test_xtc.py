@@ -112,6 +112,12 @@ def test_rows_of_the_embedding_have_scales_of_their_own_whatever_matrices_have()
     assert stage.begin[-1] == Compress("student", binary_rules()[:1])
 
 
+def test_the_pooler_stays_in_float_unless_asked_for():
+    for pooler in (False, True):
+        (*_, compress) = stages(XTC(pooler=pooler))[0].begin
+        assert ("pooler" in compress.compression[0].targets) == pooler
+
+
 def test_learned_scales_are_those_of_matrices():
     """A learned scale for each row of the table would have the whole of it quantized at every step."""
     (stage,) = stages(XTC(learned_scales=True))

@@ -60,8 +60,8 @@ class BinaryBERT:
         learned_lr: peak learning rate of learned clips and steps (paper: 1e-4).
         attention: quantization of the operands of the attention products; None keeps them in float (paper: per tensor, with
             learned clips at 8 bits and learned steps at 4).
-        embeddings: quantize the word embeddings too, one scale per row; they are split like the others. Pooler and classifier
-            stay in float (paper: the classifier alone).
+        embeddings: quantize the word embeddings too, one scale per row; they are split like the others.
+        pooler: and the pooler, or whatever is between the blocks and the classifier, which stays in float (paper: True).
         width: fraction of the heads and feed-forward neurons that the student keeps; hidden states stay as wide (paper: 0.5). A
             given student is narrowed too, unless it has other heads than the teacher already.
         importance: which heads and neurons those are: "gradient", what the loss on the labels would miss most (paper:
@@ -102,6 +102,7 @@ class BinaryBERT:
     learned_lr: float = 1e-4
     attention: QuantizeAttention | None = None
     embeddings: bool = True
+    pooler: bool = False
     width: float = 0.5
     importance: Importance = "gradient"
     layers: int | tuple[int, ...] | None = None
@@ -258,7 +259,13 @@ class BinaryBERT:
             )
         rows: Literal[1, "ternary"] | None = None if not self.embeddings else "ternary" if bits == "ternary" else 1
         return encoder_rules(
-            student, matrices, self.input, embeddings=rows, scale_dtype=self.scale_dtype, wide_input=self.wide_input
+            student,
+            matrices,
+            self.input,
+            embeddings=rows,
+            scale_dtype=self.scale_dtype,
+            wide_input=self.wide_input,
+            pooler=self.pooler,
         )
 
 

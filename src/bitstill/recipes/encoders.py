@@ -128,18 +128,23 @@ def encoder_rules(
     embeddings: Bits | None,
     scale_dtype: ScaleDtype,
     wide_input: QuantizeInput | None = None,
+    pooler: bool = False,
 ) -> tuple[Compression, ...]:
     """Matrices inside the blocks, and word embeddings with a scale per row; everything else stays in float.
 
     Args:
-        model: read for the names of its blocks and of its word embeddings.
+        model: read for the names of its blocks, of its word embeddings and of its pooler.
         matrices: of the blocks.
         input: of the blocks' matrices.
         embeddings: bits of the word embeddings; None leaves them in float.
         scale_dtype: of their scales.
         wide_input: of the second matrix of each feed-forward part; None is `input`.
+        pooler: what is between the blocks and the classifier too.
+
+    Raises:
+        MatchError: there is no such part.
     """
-    every = (f"{blocks(model).name}.*",)
+    every = (f"{blocks(model).name}.*", *(_pooler(model) if pooler else ()))
     rules: list[Compression] = []
     if wide_input is None or wide_input == input:
         rules.append(Compression(weight=matrices, targets=every, input=input))
@@ -152,6 +157,22 @@ def encoder_rules(
         rows = quantizer(embeddings, PerChannel(), scale_dtype=scale_dtype)
         rules.append(Compression(weight=rows, targets=(table,)))
     return tuple(rules)
+
+
+def _pooler(model: nn.Module) -> tuple[str, ...]:
+    """Names of the linear layers behind the blocks, all but the last, which is the classifier.
+
+    Raises:
+        MatchError: there is none.
+    """
+    inside = f"{blocks(model).name}."
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    last = max(place for place, name in enumerate(names) if name.startswith(inside))
+    found = tuple(names[last + 1 : -1])
+    if not found:
+        given, fix = ", ".join(names[last + 1 :]) or "nothing", "Leave pooler out."
+        raise MatchError("a layer between blocks and classifier", given=given, where=f"pooler, {type(model).__name__}", fix=fix)
+    return found
 
 
 def _second_matrices(model: nn.Module) -> tuple[str, ...]:

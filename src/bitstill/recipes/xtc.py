@@ -38,6 +38,7 @@ class XTC:
         scale_dtype: precision of scales on disk and in training (paper: "float32").
         input: input quantization of the layers whose weights are quantized; None keeps inputs in float.
         embeddings: quantize the word embeddings too, one scale per row; position and type embeddings stay in float.
+        pooler: and the pooler, or whatever is between the blocks and the classifier (paper: no).
         learned_scales: train the scales of binary and ternary matrices beside the weights (paper: no).
         progressive: bits on the way, such as (8, 4, "ternary"); each gets an equal share of the epochs (paper: none).
         layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all.
@@ -70,6 +71,7 @@ class XTC:
     scale_dtype: ScaleDtype = "float16"
     input: QuantizeInput | None = field(default_factory=QuantizeInput)
     embeddings: bool = True
+    pooler: bool = False
     learned_scales: bool = False
     progressive: tuple[Bits, ...] = ()
     layers: int | tuple[int, ...] | None = None
@@ -196,8 +198,8 @@ class XTC:
 
     def _rules(self, bits: Bits, models: Models) -> tuple[Compression, ...]:
         student = models.get("student", models["teacher"])
-        rows = bits if self.embeddings else None
-        return encoder_rules(student, self._quantizer(bits), self.input, embeddings=rows, scale_dtype=self.scale_dtype)
+        rows, matrices = bits if self.embeddings else None, self._quantizer(bits)
+        return encoder_rules(student, matrices, self.input, embeddings=rows, scale_dtype=self.scale_dtype, pooler=self.pooler)
 
 
 def _named(bits: Bits) -> str:
