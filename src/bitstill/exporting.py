@@ -32,7 +32,10 @@ BLOCKS = {"by": "MatMulNBits", "bits": 8, "symmetric": True, "per": "block", "ra
 """How ONNX Runtime's own operator quantizes inputs."""
 TOLERANCE: Mapping[str, float] = {"trained": 0.05, "changed": 0.25, "float": 1e-4}
 """Largest difference from the artifact's outputs that is let pass, as a fraction of the largest of them. Where inputs are
-quantized, a difference in the last bit of a float moves a value that lies between two codes by a whole code."""
+quantized, a difference in the last bit of a float moves a value that lies between two codes by a whole code: these are for
+8 bits, and with each bit less a code is twice as much."""
+MOST = 0.5
+"""The largest of them: what differs by more than that says something else."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def export_artifact(
             change what the network says a little. For "onnx": "per-tensor", one range for all tokens of a batch, which runtimes
             have a faster operation for; "qdq", the same as pairs of quantizing and dequantizing operators around float
             products, which compilers for other hardware look for; "blocks", ONNX Runtime's own operator MatMulNBits, which
-            keeps weights packed in memory and has a range for each block of an input. For "openvino": "float".
+            keeps weights packed in memory and has a range for each block of an input. For "openvino": "float". Operands of
+            attention products stay as they were trained under all of these but "float".
         opset: for "onnx", the operator set; None is the oldest that will do, 21;
             from 23 on attention is one operator, which recent runtimes are faster at.
         on_task: for "onnx" and "openvino", compare on the test split of the artifact's task, rather than on random inputs.
@@ -140,6 +144,7 @@ def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]
         "arithmetic": lowered.arithmetic,
         "activations": options.activations or "trained",
         "inputs_quantized": [dict(PER_TENSOR)] if per_tensor and rules else [dict(BLOCKS), *rules] if in_blocks else rules,
+        "attention_quantized": archive.config.get(ATTENTION) or {},
         "compared": asdict(found),
     }
 
@@ -147,7 +152,8 @@ def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]
 def _to_openvino(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
     given = archive
     if options.activations == "float":
-        given = replace(archive, layers={name: replace(layer, input=None) for name, layer in archive.layers.items()})
+        layers = {name: replace(layer, input=None) for name, layer in archive.layers.items()}
+        given = replace(archive, layers=layers, config={**archive.config, ATTENTION: {}})
     types = write_openvino(program_of(given), given, folder / XML)
     found = _compare(archive, open_model(folder / XML), options)
     return {
@@ -155,6 +161,7 @@ def _to_openvino(archive: Archive, folder: Path, options: Options) -> dict[str, 
         "constants": types,
         "activations": options.activations or "trained",
         "inputs_quantized": _rules(given),
+        "attention_quantized": given.config.get(ATTENTION) or {},
         "compared": asdict(found),
     }
 
@@ -166,9 +173,12 @@ def _rules(archive: Archive) -> list[dict[str, Any]]:
 
 
 def _compare(archive: Archive, run: Run, options: Options) -> Compared:
-    quantized = any(layer.input for layer in archive.layers.values()) or options.activations == "blocks"
+    inside = [rule for rules in (archive.config.get(ATTENTION) or {}).values() for rule in rules.values()]
+    rules = [*inside, *_rules(archive), *([BLOCKS] if options.activations == "blocks" else ())]
     changed = options.activations not in (None, "trained")
-    tolerance = TOLERANCE["changed" if quantized and changed else "trained" if quantized else "float"]
+    tolerance = TOLERANCE["changed" if rules and changed else "trained" if rules else "float"]
+    if rules:
+        tolerance = min(MOST, tolerance * 2 ** (8 - min(rule["bits"] for rule in rules)))
     return compare_outputs(archive, run, tolerance, on_task=options.on_task, data=options.data)
 
 
@@ -207,7 +217,7 @@ def _to_compressed_tensors(archive: Archive, folder: Path, _: Options) -> dict[s
 
 def _saved(archive: Archive, folder: Path, weights: Mapping[str, Array]) -> dict[str, Any]:
     """Write weights beside what was not compressed, in float32; what is lost of how layers read their inputs."""
-    learned = {name for name in archive.leftovers if ".input_transform." in name}
+    learned = {name for name in archive.leftovers if {"input_transform", "attention_transform"} & set(name.split("."))}
     tensors = {name: _float(tensor) for name, tensor in archive.leftovers.items() if name not in learned}
     data = save({**tensors, **weights}, {"format": "pt"})
     write_file(folder / WEIGHTS, data)

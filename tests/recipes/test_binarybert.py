@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import BertForPreTraining
 
 import bitstill
 import bitstill.runtime
@@ -203,8 +204,10 @@ def test_what_is_the_pooler():
         assert rule.targets[1:] == names
     none = encoder()
     del none.pooler
-    with pytest.raises(MatchError, match="a layer between blocks and classifier, got classifier"):
-        encoder_rules(none, BINARY, None, embeddings=1, scale_dtype="float16", pooler=True)
+    tied = BertForPreTraining(tiny.model("bert").config)
+    for model, given in ((none, "classifier"), (tied, "cls.seq_relationship"), (tiny.model("gpt2"), "score")):
+        with pytest.raises(MatchError, match=f"a layer between blocks and classifier, got {given}"):
+            encoder_rules(model, BINARY, None, embeddings=1, scale_dtype="float16", pooler=True)
 
 
 def test_regression_and_a_new_teacher():

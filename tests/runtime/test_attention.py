@@ -13,19 +13,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bitstill
-from bitstill.artifact.reader import read_config
+from bitstill.artifact.reader import Archive, read_config
 from bitstill.errors import ArtifactError
+from bitstill.export.onnx.lower import lower
 from bitstill.export.plan import program_of
-from bitstill.export.program import Attention, ByText, Embedding, Input, Program, Quantize
+from bitstill.export.program import Attention, ByText, Embedding, Input, Program, Quantize, Transform
 from bitstill.export.samples import made_up
 from bitstill.hf import attention
 from bitstill.kernels.library import library
+from bitstill.keys import ATTENTION
 from bitstill.nn.attention import AttentionTransform
 from bitstill.runtime.model import Model
 from bitstill.runtime.plan import Layers, plan
 from bitstill.specs import Binary, Compression, QuantizeAttention, QuantizeInput
 from bitstill.surgery.attention import quantize_attention
-from tests.export.test_networks import FAMILIES
+from tests.export.test_networks import BYTES, FAMILIES
 from tests.hf import tiny
 from tests.runtime.test_networks import in_torch
 from tests.runtime.test_plan import check
@@ -62,8 +64,8 @@ def program_alone(heads, width, spec):
     program = Program((Input("input_ids", "int64", texts), Input("attention_mask", "int64", texts)), "last_hidden_state")
     rule, rows = asdict(spec.products), [program.do(Embedding(f"tables.{name}"), "input_ids") for name in OPERANDS]
     pairs = zip(OPERANDS, rows, strict=True)
-    rows = [program.do(Quantize(f"attention_transform.{name}", rule, width), each) for name, each in pairs]
-    last = Quantize("attention_transform.probabilities", asdict(spec.probabilities), 0)
+    rows = [program.do(Quantize(Transform(f"attention_transform.{name}", rule), width), each) for name, each in pairs]
+    last = Transform("attention_transform.probabilities", asdict(spec.probabilities))
     program.do(ByText(), program.do(Attention(heads, width, last), *rows))
     return program
 
@@ -81,7 +83,7 @@ def compare(heads, width, spec, texts, length, seed, folder):
     wanted[~seen.numpy()] = 0.0
     # A probability at the very edge between two codes may fall to either side: seldom.
     off = (~np.isclose(found, wanted, rtol=1e-4, atol=1e-5)).any(-1)
-    assert off.sum() <= max(1, 0.02 * off.size), np.abs(found - wanted).max()
+    assert off.mean() <= 0.02, np.abs(found - wanted).max()
 
 
 @pytest.mark.parametrize("further", [0, 3])
@@ -93,8 +95,8 @@ def test_it_is_attention_with_quantized_operands(products, further, engine, tmp_
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from(sorted(RULES)), st.sampled_from(sorted(RULES)), st.integers(1, 4), st.integers(1, 40), st.integers(1, 5),
-    st.integers(1, 40), st.integers(0, 10**6),
+    st.sampled_from(sorted(RULES)), st.sampled_from(sorted(RULES)), st.integers(1, 4), st.integers(1, 90), st.integers(1, 5),
+    st.integers(1, 130), st.integers(0, 10**6),
 )  # fmt: skip
 def test_whatever_the_shape_is(products, probabilities, heads, width, texts, length, seed):
     spec = QuantizeAttention(RULES[products], RULES[probabilities])
@@ -102,11 +104,11 @@ def test_whatever_the_shape_is(products, probabilities, heads, width, texts, len
         compare(heads, width, spec, texts, length, seed, folder + "/a")
 
 
-def artifact(kind, folder, products="token", probabilities="token-asymmetric"):
-    model = tiny.model(kind, "sdpa")
+def artifact(kind, folder, products="token", probabilities="token-asymmetric", input=None, seed=0):
+    model = tiny.model(kind, "sdpa", seed)
     attention.use(model)
     quantize_attention(model, QuantizeAttention(RULES[products], RULES[probabilities]), lambda it: it(**tiny.batch()))
-    bitstill.prepare(model, Compression(weight=Binary(), targets=("*.layer.*",)))
+    bitstill.prepare(model, Compression(weight=Binary(), targets=("*.layer.*",), input=input))
     model.train()(**tiny.batch())
     bitstill.save(model.eval(), folder)
 
@@ -121,12 +123,19 @@ def test_a_network_says_the_same(kind, engine, tmp_path):
 
 @pytest.mark.parametrize("which", RULES)
 def test_exports_say_the_same(which, tmp_path):
-    artifact("bert", tmp_path / "a", which, which)
-    few = RULES[which].bits < 8  # where one rounding to the other side is a lot
-    for target, options in (("onnx", {}), ("onnx", {"opset": 23}), ("openvino", {})):
-        out = tmp_path / f"{target}{len(options)}"
-        compared = bitstill.export_artifact(tmp_path / "a", out, to=target, **options)["compared"]
-        assert compared["largest_difference"] <= (0.05 if few else 0.02) * compared["largest_output"]
+    """Or nothing would be written: the export itself compares."""
+    for seed, inputs in enumerate((None, BYTES)):
+        folder = tmp_path / f"a{seed}"
+        artifact("bert", folder, which, which, inputs, seed)
+        for target, options in (("onnx", {}), ("onnx", {"opset": 23}), ("openvino", {})):
+            report = bitstill.export_artifact(folder, tmp_path / f"{target}{len(options)}{seed}", to=target, **options)
+            assert len(report["attention_quantized"]) == 3 and report["compared"]["tolerance"] > 0.001
+
+
+def test_operands_stay_in_float_on_demand(tmp_path):
+    artifact("bert", tmp_path / "a", input=BYTES)
+    plain = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to="openvino", activations="float")
+    assert plain["attention_quantized"] == {} and plain["inputs_quantized"] == []
 
 
 @pytest.mark.skipif(library() is None, reason="installed without a C compiler: there are no plans")
@@ -138,20 +147,40 @@ def test_no_thread_is_too_early(which, many, tmp_path):
     assert check(plan(program_of(archive), Layers(archive, library()), {}), many) > 20
 
 
-def test_rules_that_mean_nothing_are_refused(engine, tmp_path):
+def changed(archive, **config):
+    return Archive(archive.folder, {**archive.config, **config}, archive.layers, archive.tensors)
+
+
+def test_settings_that_mean_nothing_are_refused(engine, tmp_path):
     artifact("bert", tmp_path / "a")
     archive = bitstill.read(tmp_path / "a")
-    key, (layer, *_) = "bitstill_attention", archive.config["bitstill_attention"]
-    good = archive.config[key][layer]
-    for changed, message in (
+    layer, *_ = archive.config[ATTENTION]
+    good = archive.config[ATTENTION][layer]
+
+    def products(**fields):
+        return {layer: good | {"products": good["products"] | fields}}
+
+    for rules, message in (
+        (["x"], "rules by attention layer, got"),
+        ("on", "rules by attention layer, got on"),
+        ({layer: "float"}, f"{layer}: wanted rules for products and probabilities"),
         ({layer: {"products": good["products"]}}, f"{layer}: wanted rules for products and probabilities"),
-        ({layer: good | {"products": good["products"] | {"bits": 100}}}, "wanted rules for products and probabilities"),
+        (products(bits=100), "wanted rules for products and probabilities"),
         ({"bert.encoder.layer.7.attention.self": good}, "attention layers of this network, got bert.encoder.layer.7"),
     ):
         with pytest.raises(ArtifactError, match=message):
-            program_of(bitstill.artifact.reader.Archive(**{**vars(archive), "config": {**archive.config, key: changed}}))
-    per_sample = {layer: good | {"products": good["products"] | {"per": "sample"}}}
-    config = {**archive.config, key: per_sample}
-    archive = bitstill.artifact.reader.Archive(**{**vars(archive), "config": config})
-    with pytest.raises(ArtifactError, match="query: wanted inputs quantized per token or tensor, got per sample"):
-        Model(archive, program_of(archive), 1)(np.ones((1, 3), int))
+            program_of(changed(archive, **{ATTENTION: rules}))
+    ids = np.ones((1, 3), int)
+    for rules, message in (
+        (products(per="sample"), "query: wanted inputs quantized per token or tensor, got per sample"),
+        (products(per="tensor", range="clip"), "one number .*query.low, got none"),
+        (products(per="tensor", range="step"), "one number .*query.step, got none"),
+    ):
+        odd = changed(archive, **{ATTENTION: rules})
+        with pytest.raises(ArtifactError, match=message):
+            Model(odd, program_of(odd), 1)(ids)
+        with pytest.raises(ArtifactError, match=message):
+            lower(program_of(odd), odd)
+    for heads in (-2, 0, 3, "2"):
+        with pytest.raises(ArtifactError, match="heads that divide the width"):
+            program_of(changed(archive, num_attention_heads=heads))

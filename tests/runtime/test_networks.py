@@ -17,8 +17,9 @@ from bitstill.artifact.reader import read_config
 from bitstill.errors import ArtifactError, DataError, SpecError
 from bitstill.export.samples import made_up
 from bitstill.runtime import model as runtime_model
-from bitstill.specs import QuantizeInput
+from bitstill.specs import Binary, Compression, QuantizeInput
 from tests.export.test_networks import BYTES, FAMILIES, NETWORKS, encoder_artifact, network_artifact
+from tests.hf import tiny
 
 PER_TENSOR = QuantizeInput(symmetric=False, per="tensor")
 
@@ -56,6 +57,16 @@ def test_padding_changes_nothing(kind, input, engine, tmp_path):
     np.testing.assert_allclose(model(input_ids=wide, attention_mask=mask), alone, rtol=1e-5, atol=1e-5)
     one = np.concatenate([model(input_ids=ids[:1]), model(input_ids=ids[1:])])
     np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_behind_the_first_token_a_sample_is_a_row(engine, tmp_path):
+    model = tiny.model("bert").eval()
+    rule = Compression(weight=Binary(), targets=("*pooler.dense",), input=QuantizeInput(per="sample"))
+    bitstill.prepare(model, rule)
+    bitstill.save(model, tmp_path / "a")
+    values = made_up(read_config(tmp_path / "a"), 5, 11, shortest=1)
+    wanted = in_torch(tmp_path / "a", values)
+    np.testing.assert_allclose(bitstill.runtime.load(tmp_path / "a")(**values), wanted, rtol=0, atol=0.01)
 
 
 def test_tokens_may_be_hidden_anywhere(engine, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from bitstill.errors import ArtifactError
 from bitstill.ops.layouts import TRITS_PER_BYTE, Layout, bits_for, packed_length
 
 Array = npt.NDArray[Any]
+DAMAGED = "The file is damaged; deliver the model again."
 Unpack = Callable[[Array, int, int, Layout], Array]
 """Packed codes (rows, bytes), length of a row, levels and layout to codes (rows, length), uint8."""
 
@@ -95,6 +96,28 @@ class Archive:
             return self.tensors[layer.tensor("levels", plane)]
         return (record.first + record.step * np.arange(record.levels)).astype(np.float32)
 
+    def learned(self, transform: str, rule: Mapping[str, Any]) -> dict[str, np.float32]:
+        """Learned bounds, "low" and "high", or the "step", which is positive; nothing for a dynamic range.
+
+        Args:
+            transform: name under which they are kept.
+            rule: the fields of `QuantizeInput`.
+
+        Raises:
+            ArtifactError: one is missing, or is not a number.
+        """
+        found = {}
+        for part in {"clip": ("low", "high"), "step": ("step",)}.get(rule["range"], ()):
+            name = f"{transform}.{part}"
+            tensor = self.tensors.get(name)
+            if tensor is None or tensor.size != 1:
+                given = "none" if tensor is None else f"shape {tensor.shape}"
+                raise ArtifactError(f"one number {name}", given=given, where=name, fix=DAMAGED)
+            found[part] = np.float32(tensor.reshape(()))
+        if "step" in found:
+            found["step"] = np.maximum(np.abs(found["step"]), np.float32(1e-8))
+        return found
+
     def weight(self, name: str) -> Array:
         """The effective weight of the packed layer `name`, float32, bit for bit the one that was trained."""
         layer = self.layers[name]
@@ -131,7 +154,7 @@ def _unpacked(packed: Array, length: int, levels: int, layout: Layout) -> Array:
 
 
 def _damaged_codes(wanted: str, given: str, where: str) -> ArtifactError:
-    return ArtifactError(wanted, given=given, where=where, fix="The file is damaged; deliver the model again.")
+    return ArtifactError(wanted, given=given, where=where, fix=DAMAGED)
 
 
 def read(folder: str | Path) -> Archive:

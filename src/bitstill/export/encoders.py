@@ -26,6 +26,7 @@ from bitstill.export.program import (
     Positions,
     Program,
     Quantize,
+    Transform,
 )
 from bitstill.keys import ATTENTION
 
@@ -110,6 +111,8 @@ def encoder(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
         raise _unknown(f"a model for sequence classification, or a {family.bare}", str(classes), "architectures")
     prefix = "" if bare else f"{family.prefix}."
     layers, heads, act, width = (config[key] for key in family.keys)
+    if not all(type(number) is int and number > 0 for number in (layers, heads, width)) or width % heads:
+        raise _unknown("heads that divide the width", f"{heads} heads, {width}, {layers} layers", family.keys[1])
     if act not in _FUNCTIONS:
         raise _unknown(f"an activation of {', '.join(_FUNCTIONS)}", act, family.keys[2])
     texts: tuple[int | str, ...] = ("batch", "length")
@@ -161,11 +164,10 @@ def _block(
     heads = shapes[f"{here}.{family.query}"][0] // head_width
     attention, layer = Attention(heads, head_width), f"{here}.{family.query}".rpartition(".")[0]
     if layer in rules:
-        rule, names = rules.pop(layer), (f"{layer}.attention_transform.{name}" for name in ("query", "key", "value"))
-        pairs = zip(names, operands, strict=True)
-        operands = [program.do(Quantize(name, rule["products"], head_width), each) for name, each in pairs]
-        last = Quantize(f"{layer}.attention_transform.probabilities", rule["probabilities"], 0)
-        attention = replace(attention, probabilities=last)
+        rule, own = rules.pop(layer), f"{layer}.attention_transform"
+        hows = [Transform(f"{own}.{name}", rule["products"]) for name in ("query", "key", "value")]
+        operands = [program.do(Quantize(how, head_width), each) for how, each in zip(hows, operands, strict=True)]
+        attention = replace(attention, probabilities=Transform(f"{own}.probabilities", rule["probabilities"]))
     attended = program.do(attention, *operands)
     attended = program.do(Linear(f"{here}.{family.attended}"), attended)
     value = program.do(LayerNorm(f"{here}.{family.attention_norm}", _epsilon(config)), program.do(Add(), attended, value))
@@ -181,6 +183,8 @@ def _operands(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         ArtifactError: a rule that means nothing.
     """
     rules = config.get(ATTENTION) or {}
+    if not isinstance(rules, Mapping):
+        raise _unknown("rules by attention layer", str(rules), ATTENTION)
     for layer, rule in rules.items():
         known = isinstance(rule, Mapping) and set(rule) == {"products", "probabilities"}
         if not known or not all(is_rule(each) for each in rule.values()):

@@ -65,17 +65,28 @@ class Add:
 
 
 @dataclass(frozen=True)
+class Transform:
+    """How a value is quantized.
+
+    Args:
+        name: under which learned bounds and steps are kept.
+        rule: the fields of `QuantizeInput`.
+    """
+
+    name: str
+    rule: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Quantize:
     """What the codes of a value stand for, of the value's shape.
 
     Args:
-        transform: name under which learned bounds and steps are kept.
-        rule: the fields of `QuantizeInput`.
+        transform: how.
         width: numbers that make a row: a range per "token" is that of one row.
     """
 
-    transform: str
-    rule: Mapping[str, Any]
+    transform: Transform
     width: int
 
 
@@ -83,12 +94,12 @@ class Quantize:
 class Attention:
     """softmax(q k^T / sqrt(head width)) v, for each text and head: three of (tokens, heads x head width) -> one.
 
-    With `probabilities`, the softmax is quantized so before it meets v; its rows are as long as texts, whatever `width` says.
+    With `probabilities`, the softmax is quantized so before it meets v; a row is one of the softmax.
     """
 
     heads: int
     head_width: int
-    probabilities: Quantize | None = None
+    probabilities: Transform | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ def check_scope(per: str, where: str, *, tokens: bool, lines: bool, otherwise: s
 
     Args:
         per: of the rule: "token", "sample" or "tensor".
-        where: the layer, or its `input_transform`.
+        where: the layer, or the name of its transform.
         tokens: whether the value has a row for each token.
         lines: whether its samples have more than one row.
         otherwise: what can be done besides training it in another way.

@@ -131,7 +131,7 @@ class Step(Structure):
     """`bs_step`."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("op", "input", "input_2", "input_3", "input_4", "output", "by_rows", "coded")),
+        *((name, c_int32) for name in ("op", "input", "input_2", "input_3", "output", "input_4", "by_rows", "coded")),
         ("matrix", POINTER(Matrix)),
         ("table", POINTER(Table)),
         *((name, c_int32) for name in ("index", "heads", "head_width")),

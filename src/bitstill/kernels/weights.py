@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitstill.artifact.format import LayerRecord, PlaneRecord
-from bitstill.artifact.reader import Archive
+from bitstill.artifact.reader import DAMAGED, Archive
 from bitstill.errors import ArtifactError
 from bitstill.export.levels import kept_weights
 from bitstill.granularity import Bucket
@@ -24,7 +24,6 @@ Array = npt.NDArray[Any]
 _LAYOUTS = {"bits": 0, "trits": 1, "bytes": 2}
 NIBBLES = 16
 """`BS_NIBBLES`: single bits as indices into tables of sums of four inputs."""
-DAMAGED = "The file is damaged; deliver the model again."
 GROUP = 32
 """Groups of inputs begin at a line of any number of bits."""
 
@@ -85,16 +84,7 @@ def rule_of(archive: Archive, transform: str, rule: Mapping[str, Any]) -> struct
         ArtifactError: a learned bound or step is missing.
     """
     bits, symmetric, kind = (rule[name] for name in ("bits", "symmetric", "range"))
-    bounds = {}
-    for part in {"clip": ("low", "high"), "step": ("step",)}.get(kind, ()):
-        name = f"{transform}.{part}"
-        found = archive.tensors.get(name)
-        if found is None or found.size != 1:
-            given = "none" if found is None else f"shape {found.shape}"
-            raise ArtifactError(f"one number {name}", given=given, where=name, fix=DAMAGED)
-        bounds[part] = float(found.reshape(()))
-    if "step" in bounds:
-        bounds["step"] = max(abs(bounds["step"]), 1e-8)
+    bounds = {name: float(number) for name, number in archive.learned(transform, rule).items()}
     return structures.Rule(bits=bits, symmetric=symmetric, range=Range[kind.upper()], **bounds)
 
 

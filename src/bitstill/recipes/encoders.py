@@ -130,16 +130,16 @@ def encoder_rules(
     wide_input: QuantizeInput | None = None,
     pooler: bool = False,
 ) -> tuple[Compression, ...]:
-    """Matrices inside the blocks, and word embeddings with a scale per row; everything else stays in float.
+    """Matrices inside the blocks, word embeddings with a scale per row, and the pooler on demand; the rest stays in float.
 
     Args:
         model: read for the names of its blocks, of its word embeddings and of its pooler.
-        matrices: of the blocks.
-        input: of the blocks' matrices.
+        matrices: of the blocks and the pooler.
+        input: of those matrices.
         embeddings: bits of the word embeddings; None leaves them in float.
         scale_dtype: of their scales.
         wide_input: of the second matrix of each feed-forward part; None is `input`.
-        pooler: what is between the blocks and the classifier too.
+        pooler: whether what is between the blocks and the classifier is compressed too.
 
     Raises:
         MatchError: there is no such part.
@@ -165,14 +165,15 @@ def _pooler(model: nn.Module) -> tuple[str, ...]:
     Raises:
         MatchError: there is none.
     """
-    inside = f"{blocks(model).name}."
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    last = max(place for place, name in enumerate(names) if name.startswith(inside))
-    found = tuple(names[last + 1 : -1])
-    if not found:
-        given, fix = ", ".join(names[last + 1 :]) or "nothing", "Leave pooler out."
+    inside, modules = f"{blocks(model).name}.", dict(model.named_modules())
+    behind = list(modules)[max(place for place, name in enumerate(modules) if name.startswith(inside)) + 1 :]
+    *found, last = [name for name in behind if isinstance(modules[name], nn.Linear)] or [""]
+    words = word_embeddings(model)
+    table = None if words is None else getattr(modules[words], "weight", None)
+    if not found or any(modules[name].weight is table for name in (*found, last)):
+        given, fix = last or "nothing", "Leave pooler out."
         raise MatchError("a layer between blocks and classifier", given=given, where=f"pooler, {type(model).__name__}", fix=fix)
-    return found
+    return tuple(found)
 
 
 def _second_matrices(model: nn.Module) -> tuple[str, ...]:

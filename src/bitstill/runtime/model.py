@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bitstill.artifact.reader import Archive, read
-from bitstill.errors import ArtifactError, BitstillError, DataError, SpecError, suggest
+from bitstill.errors import DataError, SpecError, suggest
 from bitstill.export import program as ops
-from bitstill.export.plan import program_of
+from bitstill.export.plan import fitting, program_of
 from bitstill.export.program import Program
 from bitstill.hub import located
 from bitstill.kernels.library import library, processors, tiers
@@ -50,27 +49,9 @@ def load(source: str | Path, *, threads: int | None = None, pooling: Pooling | N
     if pooling not in (None, *get_args(Pooling)):
         raise SpecError("a known pooling", given=repr(pooling), where="pooling", fix=suggest(str(pooling), get_args(Pooling)))
     folder = located(source)
-    with _fitting(str(folder)):
+    with fitting(str(folder)):
         archive = read(folder)
         return Model(archive, program_of(archive), threads, pooling)
-
-
-@contextlib.contextmanager
-def _fitting(where: str) -> Iterator[None]:
-    """What is wrong in a file that has sound checksums and makes no sense all the same becomes one of our errors.
-
-    Raises:
-        ArtifactError: with what happened.
-    """
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, ArithmeticError) as error:
-        if isinstance(error, BitstillError):
-            raise
-        fix = "Its settings contradict each other: deliver the model again."
-        raise ArtifactError(
-            "an artifact that fits together", given=f"{type(error).__name__}: {error}", where=where, fix=fix
-        ) from error
 
 
 class Model:
@@ -255,10 +236,10 @@ class _Native:
         whole = bool(seen.all())
         kept = None if whole or ready.plan.padding_counts or not seen[:, 0].all() else seen
         if kept is None:
-            starts, longest = np.arange(texts + 1) * length, length
+            starts, longest = np.arange(texts + 1, dtype=np.int64) * length, length
         else:
             lengths = seen.sum(1)
-            starts, longest = np.concatenate(([0], np.cumsum(lengths))), int(lengths.max())
+            starts, longest = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64), int(lengths.max())
         numbers = [rows[operation.layer] for operation in ready.plan.indices]
         flat = [(each.reshape(-1) if kept is None else each[kept]).astype(np.int32) for each in numbers]
         hidden = np.ascontiguousarray(~seen.reshape(-1)).astype(np.uint8) if kept is None and not whole else None
@@ -293,7 +274,7 @@ class _Native:
         key = tuple(sizes.values())
         with self._lock:
             if key not in self._plans:
-                with _fitting("config.json"):
+                with fitting("config.json"):
                     self._plans[key] = _Ready(plan(self.program, self.layers, sizes))
                 self.layers.release()
             return self._plans[key]

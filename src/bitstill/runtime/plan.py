@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitstill.artifact.reader import Archive
+from bitstill.artifact.reader import DAMAGED, Archive
 from bitstill.errors import ArtifactError
 from bitstill.export import program as ops
-from bitstill.export.program import Program
+from bitstill.export.program import Program, Transform
 from bitstill.export.scopes import check_scope
 from bitstill.kernels import structures, weights
 from bitstill.kernels.structures import ALIGN, FUNCTIONS, TAILS, Op, TailKind, Waiting, rounded
-from bitstill.kernels.weights import DAMAGED
 
 Array = npt.NDArray[Any]
 
@@ -238,27 +237,29 @@ class _Planner:
         for value in inputs:
             plan.values[value].read = here
         row_by_row = op in (Op.GATHER, Op.MAP, Op.NORM) or (op == Op.QUANTIZE and step.rule.span == 1)
-        same_rows = all((plan.values[v].shape.per, plan.values[v].shape.pixels) == (shape.per, shape.pixels) for v in inputs)
         few = many = False  # whether it reads only what its thread has made
-        if same_rows and here and (row_by_row or (op == Op.LINEAR and step.coded)):
-            few, many = (all(self._own(value, here - 1, many=each) for value in inputs) for each in (False, True))
+        if here and (row_by_row or (op == Op.LINEAR and step.coded)):
+            few, many = (all(self._own(value, here - 1, shape, many=each) for value in inputs) for each in (False, True))
         step.by_rows = Waiting.ALWAYS if not many else Waiting.NEVER if few and row_by_row else Waiting.UNLESS_ROWS_ARE_MANY
         plan.steps.append(step)
         waited = self.waits[-1] if here else (0, 0)
         self.waits.append((waited[0] if step.by_rows == Waiting.NEVER else here, waited[1] if many else here))
         return number
 
-    def _own(self, value: int, reader: int, *, many: bool) -> bool:
+    def _own(self, value: int, reader: int, rows: Shape, *, many: bool) -> bool:
         """Whether each thread has made its own rows of a value, or all have waited since it was made.
 
         Args:
             value: its number.
             reader: the step after which it is read.
+            rows: what is made of it.
             many: whether rows are.
         """
-        made = self.plan.values[value].made
+        made, shape = self.plan.values[value].made, self.plan.values[value].shape
         if made < self.waits[reader][many]:
             return True
+        if (shape.per, shape.pixels) != (rows.per, rows.pixels):
+            return False
         step = self.plan.steps[made]
         if step.op == Op.LINEAR:
             return many and step.by_rows == Waiting.UNLESS_ROWS_ARE_MANY
@@ -277,7 +278,9 @@ class _Planner:
         if other is not None:
             added = self.plan.values[self.numbers[other]]
             sizes = {Waiting.ALWAYS: (), Waiting.NEVER: (False, True), Waiting.UNLESS_ROWS_ARE_MANY: (True,)}[step.by_rows]
-            if added.made >= value.made or not all(self._own(self.numbers[other], value.made, many=many) for many in sizes):
+            if added.made >= value.made or not all(
+                self._own(self.numbers[other], value.made, value.shape, many=many) for many in sizes
+            ):
                 return False
             added.read = max(added.read, value.made)
             settings["value"] = self.numbers[other]
@@ -340,7 +343,7 @@ class _Planner:
             expect("as many numbers as heads have", width, shape.pixels * shape.width, output)
         settings: dict[str, Any] = {"heads": operation.heads, "head_width": operation.head_width}
         if operation.probabilities is not None:
-            rule = self._rule(operation.probabilities.transform, operation.probabilities.rule, Shape("token", 0))
+            rule = self._rule(operation.probabilities, Shape("token", width))
             settings |= {"coded": True, "rule": rule}
             if not rule.span and rule.moves:
                 ranges = Shape("text", 2 * operation.heads)
@@ -350,8 +353,8 @@ class _Planner:
     def _quantize(self, operation: ops.Quantize, output: str, name: str) -> None:
         before = self._shape(name)
         rows = Shape(before.per, operation.width, before.width // operation.width)
-        expect("whole rows", before.width, rows.width * rows.height, operation.transform)
-        codes = self._codes(operation.transform, operation.rule, self.numbers[name], Shape(before.per, rows.width, rows.height))
+        expect("whole rows", before.width, rows.width * rows.height, operation.transform.name)
+        codes = self._codes(operation.transform, self.numbers[name], rows)
         self._emit(Op.MAP, (codes,), rows, output, coded=1)
 
     def _first(self, _operation: ops.FirstToken, output: str, name: str) -> None:
@@ -393,7 +396,7 @@ class _Planner:
         if rule is not None:
             before = self._shape(name)
             rows = replace(before, width=rounded(before.width)) if op == Op.LINEAR else before
-            number = self._codes(f"{layer}.input_transform", rule, number, rows)
+            number = self._codes(Transform(f"{layer}.input_transform", rule), number, rows)
             if not weight.by_integers:
                 number = self._emit(Op.MAP, (number,), self._shape(name), f"{layer} floats", coded=1)
         coded = rule is not None and weight.by_integers
@@ -403,19 +406,19 @@ class _Planner:
             step = self.plan.steps[self.plan.values[made].made]
             step.tail[0] = structures.Tail(kind=TailKind.AFFINE, plus=self.layers.numbers(bias))
 
-    def _codes(self, transform: str, rule: Mapping[str, Any], number: int, rows: Shape) -> int:
+    def _codes(self, transform: Transform, number: int, rows: Shape) -> int:
         """The value as codes, in rows of that shape: made once for all layers that quantize it in one way."""
-        settings = self._rule(transform, rule, rows)
+        settings = self._rule(transform, rows)
         key = (number, rows, bytes(settings))
         if key not in self.coded:
             self.coded[key] = self._emit(Op.QUANTIZE, (number,), rows, f"codes {len(self.coded)}", codes=True, rule=settings)
         return self.coded[key]
 
-    def _rule(self, transform: str, rule: Mapping[str, Any], rows: Shape) -> structures.Rule:
+    def _rule(self, transform: Transform, rows: Shape) -> structures.Rule:
         """How rows of that shape are quantized."""
-        per, texts = rule["per"], rows.per != "sample"
-        check_scope(per, transform, tokens=texts, lines=not texts and rows.pixels > 1)
-        settings = weights.rule_of(self.layers.archive, transform, rule)
+        per = transform.rule["per"]
+        check_scope(per, transform.name, tokens=rows.per == "token", lines=rows.per == "sample" and rows.pixels > 1)
+        settings = weights.rule_of(self.layers.archive, transform.name, transform.rule)
         settings.span = {"tensor": 0, "token": 1, "sample": rows.pixels}[per]
         self.plan.padding_counts |= per == "tensor" and settings.moves and rows.per == "token"
         return settings

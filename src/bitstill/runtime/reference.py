@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bitstill.artifact.reader import Archive
 from bitstill.errors import ArtifactError
 from bitstill.export import program as ops
-from bitstill.export.program import Program
+from bitstill.export.program import Program, Transform
 from bitstill.export.scopes import check_scope
 
 Array = npt.NDArray[Any]
@@ -24,7 +24,7 @@ class Reference:
 
     def __init__(self, archive: Archive, program: Program) -> None:
         self.archive, self.program = archive, program
-        self._tokens = program.inputs[0].name == "input_ids"
+        self._by_token = _by_token(program)
         self._weights: dict[str, Array] = {}
         self._make: dict[type[Any], Callable[..., Array]] = {
             ops.Linear: self._linear, ops.Quantize: self._quantize, ops.LayerNorm: self._norm,
@@ -100,15 +100,17 @@ class Reference:
         record = self.archive.layers.get(layer)
         if record is None or record.input is None:
             return x
-        return self._quantized(f"{layer}.input_transform", record.input, x, lines=x.ndim > 2)
+        check_scope(record.input["per"], layer, tokens=layer in self._by_token, lines=x.ndim > 2)
+        return self._quantized(Transform(f"{layer}.input_transform", record.input), x)
 
-    def _quantized(self, transform: str, rule: Mapping[str, Any], x: Array, *, lines: bool = False) -> Array:
-        check_scope(rule["per"], transform, tokens=self._tokens, lines=lines)
+    def _quantized(self, transform: Transform, x: Array) -> Array:
+        rule = transform.rule
         axes = None if rule["per"] == "tensor" else (x.ndim - 1,) if rule["per"] == "token" else tuple(range(1, x.ndim))
-        return _quantized(x, rule, axes, {name: self._leftover(f"{transform}.{name}") for name in ("low", "high", "step")})
+        return _quantized(x, rule, axes, self.archive.learned(transform.name, rule))
 
     def _quantize(self, operation: ops.Quantize, x: Array) -> Array:
-        return self._quantized(operation.transform, operation.rule, x.reshape(-1, operation.width)).reshape(x.shape)
+        check_scope(operation.transform.rule["per"], operation.transform.name, tokens=True, lines=False)
+        return self._quantized(operation.transform, x.reshape(-1, operation.width)).reshape(x.shape)
 
     def _norm(self, operation: ops.LayerNorm, x: Array) -> Array:
         centred = x - x.mean(-1, keepdims=True)
@@ -154,7 +156,8 @@ class Reference:
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         if operation.probabilities is not None:
-            weights = self._quantized(operation.probabilities.transform, operation.probabilities.rule, weights)
+            check_scope(operation.probabilities.rule["per"], operation.probabilities.name, tokens=True, lines=False)
+            weights = self._quantized(operation.probabilities, weights)
         mixed: Array = (weights @ value).transpose(0, 2, 1, 3).reshape(-1, heads * width)
         return mixed
 
@@ -174,6 +177,16 @@ class Reference:
         return x.reshape(len(x), -1)
 
 
+def _by_token(program: Program) -> set[str]:
+    """Layers whose input has a row for each token."""
+    values, layers = {"input_ids", "token_type_ids"}, set()
+    for step in program.steps:
+        if values & set(step.inputs) and not isinstance(step.operation, ops.FirstToken):
+            values.add(step.output)
+            layers |= {step.operation.layer} if isinstance(step.operation, ops.Linear) else set()
+    return layers
+
+
 def _windows(x: Array, window: tuple[int, int]) -> Array:
     """(samples, channels, height, width) -> (samples, channels, rows, window rows, columns, window columns)."""
     (high, wide), (rows, columns) = x.shape[2:], window
@@ -184,20 +197,17 @@ def _windows(x: Array, window: tuple[int, int]) -> Array:
     return cut.reshape(*x.shape[:2], high // rows, rows, wide // columns, columns)
 
 
-def _quantized(x: Array, rule: Mapping[str, Any], axes: tuple[int, ...] | None, learned: Mapping[str, Array | None]) -> Array:
+def _quantized(x: Array, rule: Mapping[str, Any], axes: tuple[int, ...] | None, learned: Mapping[str, np.float32]) -> Array:
     """Codes times scales, as `ops.inputs` says."""
     bits, symmetric = rule["bits"], rule["symmetric"]
-    low, high, step = learned["low"], learned["high"], learned["step"]
     if rule["range"] == "step":
-        assert step is not None
-        step = np.maximum(np.abs(step), np.float32(1e-8))
+        step = learned["step"]
         least, most = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
         shift = np.float32(0) if symmetric else x.min()
         stepped: Array = np.round(np.clip((x - shift) / step, least, most)) * step + shift
         return stepped
     if rule["range"] == "clip":
-        assert low is not None and high is not None
-        x = np.minimum(np.maximum(x, low), high)
+        x = np.minimum(np.maximum(x, learned["low"]), learned["high"])
     if symmetric:
         scale = _usable(np.abs(x).max(axes, keepdims=True) / np.float32(2 ** (bits - 1) - 1))
         symmetrical: Array = np.round(x / scale) * scale

@@ -57,11 +57,11 @@ def quantized(
         rows: another value with as many entries in its first dimension, known to all that have this many; "" is none.
         plain: codes as floats, by arithmetic alone, where they are not multiplied as integers.
     """
-    bits, symmetric = rule["bits"], rule["symmetric"]
+    bits, symmetric, learned = rule["bits"], rule["symmetric"], archive.learned(transform, rule)
     if rule["range"] == "step":
-        return _step(graph, archive, transform, value, bits, symmetric)
+        return _step(graph, learned["step"], value, bits, symmetric)
     if rule["range"] == "clip":
-        low, high = (_learned(graph, archive, transform, name) for name in ("low", "high"))
+        low, high = (graph.constant(np.array(learned[name])) for name in ("low", "high"))
         value = graph.node("Min", graph.node("Max", value, low), high)
     # Inside an encoder a token is an entry of the first dimension, and elsewhere a sample is; callers refuse the rest.
     by_row = rule["per"] != "tensor"
@@ -118,9 +118,8 @@ def _asymmetric(graph: Graph, value: str, top: int, by_row: bool, rank: int) -> 
     return Codes(graph.cast(kept, "uint8"), scale, graph.cast(zero, "uint8"))
 
 
-def _step(graph: Graph, archive: Archive, transform: str, value: str, bits: int, symmetric: bool) -> Codes:
-    step = np.maximum(np.abs(archive.tensors[f"{transform}.step"].astype(np.float32)), np.float32(1e-8))
-    scale = graph.constant(step)
+def _step(graph: Graph, step: np.float32, value: str, bits: int, symmetric: bool) -> Codes:
+    scale = graph.constant(np.array(step))
     if symmetric:
         low, high, shift = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, ""
     else:
@@ -144,7 +143,3 @@ def _over(graph: Graph, operator: str, value: str, by_row: bool, rank: int) -> s
 def _usable(graph: Graph, scale: str) -> str:
     """The scale, or the smallest number that can divide: where all is zero, codes and values are zero either way."""
     return graph.node("Max", scale, graph.constant(TINY))
-
-
-def _learned(graph: Graph, archive: Archive, transform: str, name: str) -> str:
-    return graph.constant(archive.tensors[f"{transform}.{name}"].astype(np.float32))

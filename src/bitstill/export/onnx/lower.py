@@ -18,7 +18,7 @@ from bitstill.artifact.reader import Archive, Array
 from bitstill.export import program as ops
 from bitstill.export.onnx import blocks, inputs, weights
 from bitstill.export.onnx.graph import OPSET, Graph
-from bitstill.export.program import Program, Step
+from bitstill.export.program import Program, Step, Transform
 from bitstill.export.scopes import check_scope
 
 PER_TENSOR: Mapping[str, Any] = {"bits": 8, "symmetric": False, "per": "tensor", "range": "dynamic"}
@@ -383,14 +383,14 @@ class _Lowering:
         return self.graph.node("Add", left, right)
 
     def _quantize(self, operation: ops.Quantize, value: str) -> str:
-        return self._rounded(operation, value, self.graph.constant([operation.width]))
+        return self._rounded(operation.transform, value, self.graph.constant([operation.width]))
 
-    def _rounded(self, operation: ops.Quantize, value: str, width: str) -> str:
+    def _rounded(self, transform: Transform, value: str, width: str) -> str:
         """What the codes of a value stand for, whose rows have that width."""
-        graph, rule = self.graph, operation.rule
-        check_scope(rule["per"], operation.transform, tokens=self._tokens, lines=False)
+        graph, rule = self.graph, transform.rule
+        check_scope(rule["per"], transform.name, tokens=self._tokens, lines=False)
         rows = graph.node("Reshape", value, graph.node("Concat", graph.constant([-1]), width, axis=0))
-        codes = inputs.quantized(graph, self.archive, operation.transform, rows, rule, 2, plain=True)
+        codes = inputs.quantized(graph, self.archive, transform.name, rows, rule, 2, plain=True)
         return graph.node("Reshape", inputs.dequantized(graph, codes, 2), graph.node("Shape", value))
 
     def _attention(self, operation: ops.Attention, query: str, key: str, value: str) -> str:

@@ -84,9 +84,10 @@ typedef struct {
 } bs_rule;
 
 typedef struct {
-    int32_t op, input, input_2, input_3, input_4, output;
+    int32_t op, input, input_2, input_3, output;
+    int32_t input_4; /* of attention, ranges of all probabilities, where the rule has one for all */
     int32_t by_rows; /* whether a thread needs only its own rows of what was made before: bs_waiting */
-    int32_t coded;
+    int32_t coded; /* whether its input is codes; of attention, whether probabilities become codes by `rule` */
     const bs_matrix *matrix;
     const bs_table *table;
     int32_t index; /* which list of indices */

@@ -528,7 +528,7 @@ static void do_attend(const bs_run *run, const bs_step *step, bs_work *work) {
         memset(keys, 0, sizeof(float) * width * padded);
         for (int64_t j = 0; j < n; j++)
             for (int d = 0; d < width; d++) keys[d * padded + j] = key[j * stride + d];
-        memset(values, 0, sizeof(float) * v_padded * padded);
+        if (!ranges) memset(values, 0, sizeof(float) * v_padded * padded);
         for (int64_t j = 0; j < n && !ranges; j++) memcpy(values + j * v_padded, value + j * stride, sizeof(float) * width);
         for (int64_t i = 0; i < n; i += 4) {
             int m = (int)LEAST(4, n - i);
