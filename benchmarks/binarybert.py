@@ -14,6 +14,7 @@ as what general distillation on Wikipedia made of all-MiniLM-L6-v2.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ STEPS = {"sst2": 600, "cola": 600, "stsb": 500, "rte": 200}
 """For each row, XTC's own included: few, so that all rows can be made in a night on two cores."""
 GENERAL_STEPS = 500
 """Of general distillation: two million tokens, a quarter of the corpus."""
-CORPUS = HERE.parents[1] / "shared" / "data" / "corpus" / "wikipedia_en"
+CORPUS = Path(os.environ.get("BITSTILL_DATA", HERE.parents[1] / "shared" / "data")) / "corpus" / "wikipedia_en"
 CHAIN = BinaryBERT(binary_lr=1e-4, ternary_lr=1e-4)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import resource
 import statistics
 import sys
@@ -37,7 +38,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from rows import minilm  # noqa: E402
 
-CORPUS = HERE.parents[1] / "shared" / "data" / "corpus" / "wikipedia_en"
+CORPUS = Path(os.environ.get("BITSTILL_DATA", HERE.parents[1] / "shared" / "data")) / "corpus" / "wikipedia_en"
 CPU = torch.device("cpu")
 
 

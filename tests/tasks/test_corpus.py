@@ -151,6 +151,8 @@ def test_a_file_that_is_damaged(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match="a corpus that can be read"):
         pack_corpus(Corpus(str(tmp_path / "texts")), ENCODER, tmp_path / "out", progress=False)
+    right = write(tmp_path / "right", TEXTS)
+    assert len(pack_corpus(right, ENCODER, tmp_path / "out", progress=False)), "nothing had been read into the folder"
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "manifest", "key"])

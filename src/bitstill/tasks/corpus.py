@@ -236,9 +236,11 @@ def _at_most(texts: Sequence[str], characters: int) -> list[str]:
 
 
 def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Say in the folder what will be in it; refuse one that says something else."""
-    if not (folder / MANIFEST).exists():
+    """Say in the folder what will be in it; refuse one that says something else, unless nothing has been read into it yet."""
+    begun = (folder / MANIFEST).exists()
+    if not begun:
         check_unused(folder)
+    if not begun or not _state(folder)["documents"]:
         _note(folder, about, 0, 0, 0, [])
     state = _state(folder)
     check_same(folder, about, state, "tokens")
