@@ -188,6 +188,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         f"| model | bits | zeros | {' | '.join(COLUMNS)} | bits/weight | bytes | seeds |",
         f"|---|---|---|{'---|' * len(COLUMNS)}---|---|---|",
     ]
+    over_all: dict[str, list[float]] = {"PQK": [], "short phase 2": []}
     for model, bits, sparsity, method in groups:
         if method != "phase 1":
             continue
@@ -196,13 +197,22 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             continue
         base = groups.get((model, 32, 0.0, "float"), {})
         cells = [f"{mean(found, 'value'):.2f}" if found else "" for found in (base, after, alone)]
-        for found in (whole, short):  # each against phase 1 alone, over the seeds that both have
+        for name, found in zip(over_all, (whole, short), strict=True):  # against phase 1 alone, over the seeds that both have
             gains = [found[seed]["value"] - alone[seed]["value"] for seed in found if seed in alone]
+            over_all[name] += gains
             cells += [f"{mean(found, 'value'):.2f}" if found else "", f"{statistics.mean(gains):+.2f}" if gains else ""]
         lines.append(
             f"| {model} | {bits} | {sparsity:.0%} | {' | '.join(cells)} "
             f"| {mean(delivered, 'stored_bits'):.2f} | {round(mean(delivered, 'file_bytes')):,} | {len(delivered)} |"
         )
+    shown = [
+        f"{name} {statistics.mean(gains):+.2f} ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f} ({len(gains)} pairs)"
+        for name, gains in over_all.items()
+        if len(gains) > 1
+    ]
+    lines += (
+        ["", f"Gains over phase 1, mean and standard error over all settings and seeds: {', '.join(shown)}."] if shown else []
+    )
     return "\n".join(lines) + "\n"
 
 
