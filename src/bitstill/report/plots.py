@@ -41,7 +41,7 @@ def curves(
         beside: metrics of plots that stand beside this one; all get the same axis.
     """
     kept = [entry for entry in entries if "kept" in entry]
-    entries = [entry for entry in entries if not {"kept", "decided"} & set(entry)]
+    entries = [entry for entry in entries if {"loss", "validation"} & set(entry)]
     steps, breaks = _steps(entries)
     validation = [(step, entry["validation"]) for step, entry in zip(steps, entries, strict=True) if "validation" in entry]
     losses = _losses(entries, steps, terms)
