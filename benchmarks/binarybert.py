@@ -81,27 +81,27 @@ def variants(task: str, work: Path) -> Path:
     return folder
 
 
-def general(work: Path) -> Path:
+def general(work: Path, settings: bitstill.Settings) -> Path:
     """The three-layer encoder from general distillation, made once."""
     folder = work / "general-3"
     if not (folder / "report.json").exists():
         recipe = bitstill.GeneralDistillation(layers=3, steps=GENERAL_STEPS)
-        settings = bitstill.Settings(checkpoint_every=100)
+        settings = replace(settings, checkpoint_every=100)
         bitstill.distill_encoder(minilm(), str(CORPUS), folder, recipe=recipe, settings=settings, resume=True)
     return folder
 
 
-def run(row: Row, work: Path, teachers: Path) -> dict[str, Any]:
+def run(row: Row, work: Path, teachers: Path, settings: bitstill.Settings) -> dict[str, Any]:
     """Make one row, or finish it."""
     models = {"teacher": teachers / f"{row.task}-teacher-{row.seed}"}
     if row.name.endswith("general"):
-        models["student"] = general(work)
+        models["student"] = general(work, settings)
     report = bitstill.compress(
         RECIPES[row.name](STEPS[row.task]),
         row.task,
         models,
         out=work / row.key.replace(" ", "-").replace(",", "").replace("'", ""),
-        settings=bitstill.Settings(seed=row.seed, checkpoint_every=250),
+        settings=replace(settings, seed=row.seed),
         storage=STORAGE,
         augmented=variants(row.task, work) if row.name.endswith("more texts") else None,
         resume=True,
@@ -144,11 +144,15 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=HERE / "results" / "binarybert.json")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="parts of keys, such as cola-split")
+    parser.add_argument(
+        "--precision", choices=["float32", "bf16"], default="float32", help="bf16 where the processor is fast at it"
+    )
     arguments = parser.parse_args()
+    settings = bitstill.Settings(precision=arguments.precision, checkpoint_every=250)
     rows = [Row(task, name, seed) for seed in range(arguments.seeds) for task in STEPS for name in RECIPES]
     found = [row for row in rows if row.task == "sst2" or "3 layers" not in row.name]
-    made = {row.key: partial(run, row, arguments.work, arguments.teachers) for row in found}
-    about = {"command": "python benchmarks/binarybert.py", "model": "all-MiniLM-L6-v2"}
+    made = {row.key: partial(run, row, arguments.work, arguments.teachers, settings) for row in found}
+    about = {"command": f"python benchmarks/binarybert.py --precision {arguments.precision}", "model": "all-MiniLM-L6-v2"}
     fill(made, arguments.result, table, about=about, only=arguments.only)
 
 

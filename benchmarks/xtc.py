@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,10 @@ def rows(seeds: int) -> list[Row]:
     return first + small
 
 
-def run(row: Row, work: Path, model: str) -> dict[str, Any]:
+def run(row: Row, work: Path, model: str, settings: bitstill.Settings) -> dict[str, Any]:
     """Make one row, or finish it."""
     budget, folder = BUDGETS[row.task], work / row.key.replace(" ", "-").replace(",", "")
-    settings = bitstill.Settings(seed=row.seed, checkpoint_every=250)
+    settings = replace(settings, seed=row.seed)
     if row.bits is None:
         if not (folder / "report.json").exists():
             recipe = bitstill.FineTuning(epochs=budget.teacher)
@@ -135,9 +135,13 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=HERE / "results" / "xtc.json")
     parser.add_argument("--seeds", type=int, default=3, help="of the small tasks")
     parser.add_argument("--only", nargs="*", help="parts of keys, such as 'sst2-teacher'")
+    parser.add_argument(
+        "--precision", choices=["float32", "bf16"], default="float32", help="bf16 where the processor is fast at it"
+    )
     arguments = parser.parse_args()
-    made = {row.key: partial(run, row, arguments.work, minilm()) for row in rows(arguments.seeds)}
-    about = {"command": "python benchmarks/xtc.py", "model": "all-MiniLM-L6-v2"}
+    settings = bitstill.Settings(precision=arguments.precision, checkpoint_every=250)
+    made = {row.key: partial(run, row, arguments.work, minilm(), settings) for row in rows(arguments.seeds)}
+    about = {"command": f"python benchmarks/xtc.py --precision {arguments.precision}", "model": "all-MiniLM-L6-v2"}
     fill(made, arguments.result, table, about=about, only=arguments.only)
 
 
