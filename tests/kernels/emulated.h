@@ -28,7 +28,7 @@ static inline line_of_64 bytes_of(__m512i x) { line_of_64 y; memcpy(&y, &x, 64);
 static inline __m512i e_set1_8(int8_t v) { int8_t x[64]; memset(x, v, 64); return made(x); }
 static inline __m512i e_set1_32(int32_t v) { int32_t x[16]; for (int i = 0; i < 16; i++) x[i] = v; return made(x); }
 static inline __m512i e_and(__m512i a, __m512i b) { line_of_64 y = bytes_of(b); EACH_WORD(uint8_t, x[i] & y.at[i]); }
-static inline __m512i e_srl_16(__m512i a, __m128i by) { int n = _mm_cvtsi128_si32(by); EACH_WORD(uint16_t, x[i] >> n); }
+static inline __m512i e_srl_16(__m512i a, int n) { EACH_WORD(uint16_t, x[i] >> n); }
 static inline __m512i e_sll_32(__m512i a, __m128i by) { int n = _mm_cvtsi128_si32(by); EACH_WORD(uint32_t, x[i] << n); }
 static inline __m512i e_add_32(__m512i a, __m512i b) { line_of_64 y = bytes_of(b); uint32_t z[16]; memcpy(z, &y, 64); EACH_WORD(uint32_t, x[i] + z[i]); }
 
@@ -60,7 +60,7 @@ static inline __m256i e_dot_256(__m256i sums, __m256i u, __m256i s) {
 #define _mm512_storeu_si512(p, v) do { __m512i stored = v; memcpy(p, &stored, 64); } while (0)
 #define _mm512_store_si512 _mm512_storeu_si512
 #define _mm512_and_si512 e_and
-#define _mm512_srl_epi16 e_srl_16
+#define _mm512_srli_epi16 e_srl_16
 #define _mm512_sll_epi32 e_sll_32
 #define _mm512_add_epi32 e_add_32
 #define _mm512_dpbusd_epi32 e_dot

@@ -21,7 +21,6 @@
 #define BS_LINE 64     /* bytes in a line */
 #define BS_ALIGN 64    /* inputs of a row of codes are padded to this */
 #define BS_BLOCK 32    /* rows that are multiplied at once */
-#define BS_ROWS_EACH 8 /* rows for each thread, from which on it is worth their while to multiply rows of their own */
 #define BS_SLICES 3
 #define BS_PLANES 2
 #define BS_TAILS 6
@@ -115,7 +114,7 @@ typedef struct {
     int64_t texts, longest, samples;
     char *scratch;
     int64_t scratch_bytes; /* for each thread */
-    const void *tier;
+    const struct bs_tier *tier;
 } bs_run;
 
 /* A quantized value in the arena: scales, zero points, then codes. */

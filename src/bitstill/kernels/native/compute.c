@@ -9,14 +9,14 @@
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
-static int runs_here(void);
-static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy);
-static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form,
-                     int shift, int32_t *acc);
+#define SMALLEST_NORMAL 1.17549435e-38f
+#define LEAST(a, b) ((a) < (b) ? (a) : (b))
+#define MOST(a, b) ((a) > (b) ? (a) : (b))
+
 #include TIER_FILE
 
 #ifndef ARRANGES /* most tiers read rows of codes as they are, and all weights in lines */
-static const int nibbles = 0;
+static const int nibbles = 0, rows_each = 8;
 
 static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {
     (void)padded, (void)m, (void)form, (void)copy;
@@ -24,9 +24,18 @@ static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int for
 }
 #endif
 
-#define SMALLEST_NORMAL 1.17549435e-38f
-#define LEAST(a, b) ((a) < (b) ? (a) : (b))
-#define MOST(a, b) ((a) > (b) ? (a) : (b))
+#ifndef MULTIPLIES /* most tiers multiply one panel at a time, and need nothing before */
+static void enter(void) {}
+static void leave(void) {}
+
+static void multiply(const bs_factors *of, int32_t *acc) {
+    for (int p = 0; p < of->panels; p++)
+        multiply_panel(of->codes, of->padded, of->first, of->m, of->lines + p * of->apart, of->n_lines, of->form, of->shift, acc + p * BS_TILE);
+}
+#endif
+
+#define PARTS (BS_PANEL / LANES) /* registers of sixteen outputs */
+#define ROWS (LANES / 4)         /* that are finished together, to have something to do while one waits for itself */
 
 static float *value_of(const bs_run *run, int value) { return (float *)(run->arena + run->offset[value]); }
 static char *scratch_of(const bs_run *run, const bs_work *work) { return run->scratch + work->thread * run->scratch_bytes; }
@@ -38,43 +47,47 @@ static bs_codes codes_of(const bs_run *run, int value) {
     return (bs_codes){(float *)at, (int32_t *)(at + numbers), (float *)(at + 2 * numbers), (int8_t *)(at + 3 * numbers)};
 }
 
-/* What is done to sixteen outputs of one row, `channels` of which count, before they are written. */
-INLINE void finish(const bs_run *run, const bs_step *step, floats *y, int64_t row, int64_t channel, int channels) {
+/* What is done to sixteen outputs of a few rows before they are written; `channels` outputs of `valid` rows count. */
+INLINE void finish(const bs_run *run, const bs_step *step, floats (*y)[PARTS], const int rows, int valid, int64_t row, int64_t channel, int channels) {
+#define EACH                                                      \
+    _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++)        \
+        _Pragma("GCC unroll 2") for (int h = 0; h < PARTS; h++)
     for (const bs_tail *tail = step->tail; tail->kind != BS_END; tail++) {
         switch (tail->kind) {
         case BS_AFFINE:
-            if (tail->by) y[0] *= load(tail->by + channel), y[1] *= load(tail->by + channel + 8);
-            y[0] += load(tail->plus + channel), y[1] += load(tail->plus + channel + 8);
+            if (tail->by) EACH y[r][h] *= load(tail->by + channel + h * LANES);
+            EACH y[r][h] += load(tail->plus + channel + h * LANES);
             break;
         case BS_FUNCTION:
             switch (tail->function) {
-#define BOTH_BY(f) y[0] = applied(f, y[0]), y[1] = applied(f, y[1]); break
-            case BS_RELU: BOTH_BY(BS_RELU);
-            case BS_GELU: BOTH_BY(BS_GELU);
-            case BS_GELU_TANH: BOTH_BY(BS_GELU_TANH);
-            case BS_TANH: BOTH_BY(BS_TANH);
+            case BS_RELU: EACH y[r][h] = applied(BS_RELU, y[r][h]); break;
+            case BS_GELU: EACH y[r][h] = applied(BS_GELU, y[r][h]); break;
+            case BS_GELU_TANH: EACH y[r][h] = applied(BS_GELU_TANH, y[r][h]); break;
+            case BS_TANH: EACH y[r][h] = applied(BS_TANH, y[r][h]); break;
             }
             break;
         case BS_ADD: {
-            const float *other = value_of(run, tail->value) + row * run->width[tail->value] + channel;
-            float some[BS_PANEL] = {0};
-            if (channels < BS_PANEL) other = memcpy(some, other, sizeof(float) * channels);
-            y[0] += load(other), y[1] += load(other + 8);
+            const float *others = value_of(run, tail->value) + row * run->width[tail->value] + channel;
+            for (int r = 0; r < valid; r++) {
+                const float *other = others + r * run->width[tail->value];
+                float some[BS_PANEL] = {0};
+                if (channels < BS_PANEL) other = memcpy(some, other, sizeof(float) * channels);
+                for (int h = 0; h < PARTS; h++) y[r][h] += load(other + h * LANES);
+            }
             break;
         }
         }
     }
 }
 
-/* A tile of one panel, finished, to where it belongs: rows `row`, `row + 1`, ..., of `channels` channels from `channel` on. */
-static void put(const bs_run *run, const bs_step *step, const float *tile, int m, int64_t row, int64_t channel, int channels) {
-    int64_t width = run->width[step->output];
-    float *to = value_of(run, step->output) + row * width + channel;
-    for (int i = 0; i < m; i++, to += width) {
-        floats y[2] = {load(tile + 16 * i), load(tile + 16 * i + 8)};
-        finish(run, step, y, row + i, channel, channels);
-        if (channels == BS_PANEL) store(to, y[0]), store(to + 8, y[1]);
-        else memcpy(to, y, sizeof(float) * channels);
+/* Sixteen outputs of a few rows, finished, to where they belong. */
+INLINE void put(const bs_run *run, const bs_step *step, floats (*y)[PARTS], int valid, int64_t row, int64_t channel, int channels) {
+    float *to = value_of(run, step->output) + row * run->width[step->output] + channel;
+    finish(run, step, y, ROWS, valid, row, channel, channels);
+    for (int r = 0; r < valid; r++, to += run->width[step->output]) {
+        if (channels == BS_PANEL)
+            for (int h = 0; h < PARTS; h++) store(to + h * LANES, y[r][h]);
+        else memcpy(to, y[r], sizeof(float) * channels);
     }
 }
 
@@ -115,10 +128,10 @@ static void finish_row(const bs_run *run, const bs_step *step, float *row_at, in
     int64_t width = run->width[step->output];
     if (step->tail[0].kind == BS_END) return;
     for (int64_t n = 0; n < width; n += BS_PANEL) {
-        floats y[2] = {{0}, {0}};
+        floats y[1][PARTS] = {{{0}}};
         int channels = (int)LEAST(BS_PANEL, width - n);
         memcpy(y, row_at + n, sizeof(float) * channels);
-        finish(run, step, y, row, n, channels);
+        finish(run, step, y, 1, 1, row, n, channels);
         memcpy(row_at + n, y, sizeof(float) * channels);
     }
 }
@@ -321,54 +334,65 @@ static void sums_of_codes(const bs_matrix *matrix, const int8_t *codes, int m, c
         }
 }
 
-/* Rows of arranged codes times one panel, as floats: (m, 16). */
-static void product_of_codes(const bs_matrix *matrix, int64_t panel, const int8_t *codes, const int32_t *sums, int m, const float *scale,
-                             const int32_t *zero, const float *shift, float *tile) {
+/* Rows `row`, `row + 1`, ... of a layer that reads codes, for some panels: the codes are arranged, and have a sum, scale, zero point
+   and shift for each row. */
+static void product_of_codes(const bs_run *run, const bs_step *step, int64_t panel, int panels, const int8_t *codes, const int32_t *sums, int64_t row,
+                             int m, const float *scale, const int32_t *zero, const float *shift) {
+    const bs_matrix *matrix = step->matrix;
+    float tile[BS_TOGETHER * BS_TILE]; /* where there are more products than one to be added up */
     for (int64_t g = 0; g < matrix->groups; g++) {
         int64_t first = g * matrix->group, size = LEAST(matrix->group, matrix->inputs - first);
         for (int p = 0; p < matrix->planes; p++) {
             const bs_plane *plane = &matrix->plane[p];
-            int32_t acc[BS_BLOCK * BS_PANEL];
-            memset(acc, 0, sizeof(int32_t) * BS_PANEL * m);
+            int begins = p == 0 && g == 0, ends = p == matrix->planes - 1 && g == matrix->groups - 1;
+            _Alignas(64) int32_t acc[BS_TOGETHER * BS_TILE];
+            for (int j = 0; j < panels; j++) memset(acc + j * BS_TILE, 0, sizeof(int32_t) * BS_PANEL * UP(m, ROWS));
             for (int s = 0; s < plane->slices; s++) {
                 int64_t inputs = 4 * (8 / plane->bits[s]), lines = matrix->padded / inputs;
                 int64_t skip = first / inputs, count = g == matrix->groups - 1 ? lines - skip : (first + size) / inputs - skip;
-                multiply(codes, matrix->padded, first, m, plane->lines[s] + (panel * lines + skip) * BS_LINE, count, plane->form[s],
-                         plane->shift[s], acc);
+                bs_factors of = {codes, matrix->padded, first, plane->lines[s] + (panel * lines + skip) * BS_LINE, count, lines * BS_LINE, m,
+                                 panels, plane->form[s], plane->shift[s]};
+                multiply(&of, acc);
             }
-            int64_t at = (panel * matrix->groups + g) * BS_PANEL;
-            int begins = p == 0 && g == 0;
-            for (int half = 0; half < BS_PANEL; half += LANES) {
-                floats scales = load(plane->scale + at + half);
-                for (int i = 0; i < m; i++) {
-                    int32_t total = sums[i * matrix->groups + g];
-                    float *to = tile + BS_PANEL * i + half;
-                    ints whole;
-                    memcpy(&whole, acc + BS_PANEL * i + half, sizeof whole);
-                    if (zero[i]) {
-                        ints codes_sums;
-                        memcpy(&codes_sums, plane->sums + at + half, sizeof codes_sums);
-                        whole -= all_ints(zero[i]) * codes_sums;
+            for (int j = 0; j < panels; j++) {
+                int64_t at = ((panel + j) * matrix->groups + g) * BS_PANEL, channel = (panel + j) * BS_PANEL;
+                int channels = (int)LEAST(BS_PANEL, matrix->outputs - channel);
+                for (int i = 0; i < m; i += ROWS) {
+                    int valid = LEAST(ROWS, m - i);
+                    float *to = tile + j * BS_TILE + BS_PANEL * i;
+                    floats y[ROWS][PARTS];
+#pragma GCC unroll 4
+                    for (int r = 0; r < ROWS; r++) {
+                        int one = i + LEAST(r, valid - 1);
+                        int32_t total = sums[one * matrix->groups + g];
+#pragma GCC unroll 2
+                        for (int h = 0; h < PARTS; h++) {
+                            ints whole;
+                            memcpy(&whole, acc + j * BS_TILE + BS_PANEL * (i + r) + h * LANES, sizeof whole);
+                            if (zero[one]) {
+                                ints codes_sums;
+                                memcpy(&codes_sums, plane->sums + at + h * LANES, sizeof codes_sums);
+                                whole -= all_ints(zero[one]) * codes_sums;
+                            }
+                            whole = whole * all_ints(plane->step) + all_ints(plane->first * total);
+                            y[r][h] = as_floats(whole) * (load(plane->scale + at + h * LANES) * all(scale[one]));
+                            if (plane->offset) y[r][h] += load(plane->offset + at + h * LANES) * all((float)total * scale[one]);
+                            if (!begins) y[r][h] += load(to + BS_PANEL * r + h * LANES);
+                            if (!ends) store(to + BS_PANEL * r + h * LANES, y[r][h]);
+                            else if (matrix->weights) y[r][h] += load(matrix->weights + channel + h * LANES) * all(shift[one]);
+                        }
                     }
-                    whole = whole * all_ints(plane->step) + all_ints(plane->first * total);
-                    floats y = as_floats(whole) * (scales * all(scale[i]));
-                    if (plane->offset) y += load(plane->offset + at + half) * all((float)total * scale[i]);
-                    store(to, begins ? y : load(to) + y);
+                    if (ends) put(run, step, y, valid, row + i, channel, channels);
                 }
             }
         }
     }
-    if (matrix->weights)
-        for (int i = 0; i < m; i++)
-            for (int half = 0; half < BS_PANEL; half += LANES)
-                store(tile + BS_PANEL * i + half,
-                      load(tile + BS_PANEL * i + half) + load(matrix->weights + panel * BS_PANEL + half) * all(shift[i]));
 }
 
-/* Bits `down` to `down + bits - 1` of one byte of each of eight outputs of a line, the byte of input `k`. */
-INLINE ints codes_in(const uint8_t *line, int half, int64_t k, int down, int bits) {
+/* Bits `down` to `down + bits - 1` of one byte of each output of a part of a line, the byte of input `k`. */
+INLINE ints codes_in(const uint8_t *line, int part, int64_t k, int down, int bits) {
     ints words;
-    memcpy(&words, line + 32 * half, sizeof words);
+    memcpy(&words, line + 4 * LANES * part, sizeof words);
     return words >> (int)(k % 4 * 8 + down) & all_ints((1 << bits) - 1);
 }
 
@@ -385,7 +409,7 @@ static const float *dense_panel(const bs_matrix *matrix, int64_t panel, float *t
     if (matrix->dense) return matrix->dense + panel * matrix->inputs * BS_PANEL;
     for (int64_t k = 0, group = 0, end = matrix->group; k < matrix->inputs; k++) {
         if (k == end) group++, end += matrix->group;
-        for (int half = 0; half < 2; half++) {
+        for (int part = 0; part < PARTS; part++) {
             floats total = all(0.0f);
             for (int p = 0; p < matrix->planes; p++) {
                 const bs_plane *plane = &matrix->plane[p];
@@ -393,50 +417,68 @@ static const float *dense_panel(const bs_matrix *matrix, int64_t panel, float *t
                 for (int s = 0; s < plane->slices; s++) {
                     int bits = plane->bits[s], of_line = 5 - bits / 2; /* 32, 16 or 8 inputs, as a power of two */
                     const uint8_t *line = plane->lines[s] + ((panel * matrix->padded + k) >> of_line) * BS_LINE;
-                    codes |= codes_in(line, half, k, (int)((k >> 2) & ((1 << (of_line - 2)) - 1)) * bits, bits) << plane->shift[s];
+                    codes |= codes_in(line, part, k, (int)((k >> 2) & ((1 << (of_line - 2)) - 1)) * bits, bits) << plane->shift[s];
                 }
-                int64_t at = (panel * matrix->groups + group) * BS_PANEL + 8 * half;
+                int64_t at = (panel * matrix->groups + group) * BS_PANEL + LANES * part;
                 floats w = levels_of(plane, codes) * load(plane->scale + at);
                 total += plane->offset ? w + load(plane->offset + at) : w;
             }
             if (matrix->mask) {
                 const uint8_t *line = matrix->mask + (panel * (matrix->padded / 32) + k / 32) * BS_LINE;
-                total = choose(codes_in(line, half, k, (int)(k % 32 / 4), 1) != all_ints(0), total, all(0.0f));
+                total = choose(codes_in(line, part, k, (int)(k % 32 / 4), 1) != all_ints(0), total, all(0.0f));
             }
-            store(to + k * BS_PANEL + 8 * half, total);
+            store(to + k * BS_PANEL + LANES * part, total);
         }
     }
     return to;
 }
 
-/* (rows, inner) times (inner, 16): four rows at a time; b has `b_stride` floats in a row, of which `n` <= 16 count. */
-static void product_of_floats(const float *a, int64_t a_stride, int m, int64_t inner, const float *b, int64_t b_stride, float *to, int64_t to_stride) {
-    for (int i = 0; i < m; i += 4) {
-        const float *rows[4];
-        for (int r = 0; r < 4; r++) rows[r] = a + LEAST(i + r, m - 1) * a_stride;
-        floats acc[4][2] = {{all(0.0f), all(0.0f)}, {all(0.0f), all(0.0f)}, {all(0.0f), all(0.0f)}, {all(0.0f), all(0.0f)}};
-        for (int64_t k = 0; k < inner; k++) {
-            floats b0 = load(b + k * b_stride), b1 = load(b + k * b_stride + 8);
-            for (int r = 0; r < 4; r++) {
-                floats x = all(rows[r][k]);
-                acc[r][0] += x * b0;
-                acc[r][1] += x * b1;
-            }
+INLINE void few_rows_of_floats(const float *a, int64_t a_stride, const int m, int64_t inner, const float *b, int64_t b_stride, float *to, int64_t to_stride) {
+    floats acc[8][PARTS];
+#pragma GCC unroll 8
+    for (int r = 0; r < m; r++)
+        for (int h = 0; h < PARTS; h++) acc[r][h] = all(0.0f);
+    for (int64_t k = 0; k < inner; k++, b += b_stride)
+#pragma GCC unroll 2
+        for (int h = 0; h < PARTS; h++) {
+            floats some = load(b + h * LANES);
+#pragma GCC unroll 8
+            for (int r = 0; r < m; r++) acc[r][h] += all(a[r * a_stride + k]) * some;
         }
-        for (int r = 0; r < 4 && i + r < m; r++) store(to + (i + r) * to_stride, acc[r][0]), store(to + (i + r) * to_stride + 8, acc[r][1]);
-    }
+#pragma GCC unroll 8
+    for (int r = 0; r < m; r++)
+        for (int h = 0; h < PARTS; h++) store(to + r * to_stride + h * LANES, acc[r][h]);
 }
 
-/* One panel of a layer for some rows. */
-static void panel_of(const bs_run *run, const bs_step *step, int64_t panel, int64_t row, int m, float *tile) {
-    int channels = (int)LEAST(BS_PANEL, step->matrix->outputs - panel * BS_PANEL);
-    put(run, step, tile, m, row, panel * BS_PANEL, channels);
+/* (rows, inner) times (inner, 16); b has `b_stride` floats in a row. As many sums at once as there are registers for. */
+static void product_of_floats(const float *a, int64_t a_stride, int m, int64_t inner, const float *b, int64_t b_stride, float *to, int64_t to_stride) {
+#define AT_ONCE(n) for (; m >= n; m -= n, a += n * a_stride, to += n * to_stride) few_rows_of_floats(a, a_stride, n, inner, b, b_stride, to, to_stride)
+#if LANES == 16
+    AT_ONCE(8);
+#endif
+    AT_ONCE(4);
+    AT_ONCE(2);
+    AT_ONCE(1);
+#undef AT_ONCE
+}
+
+/* The same for some rows of a layer that reads floats, and one panel whose weights are unpacked. */
+static void panel_of_floats(const bs_run *run, const bs_step *step, const float *x, int64_t row, int m, const float *weights, int64_t panel) {
+    const bs_matrix *matrix = step->matrix;
+    float tile[BS_TILE];
+    int channels = (int)LEAST(BS_PANEL, matrix->outputs - panel * BS_PANEL);
+    product_of_floats(x, matrix->inputs, m, matrix->inputs, weights, BS_PANEL, tile, BS_PANEL);
+    for (int i = 0; i < m; i += ROWS) {
+        int valid = LEAST(ROWS, m - i);
+        floats y[ROWS][PARTS] = {{{0}}};
+        memcpy(y, tile + BS_PANEL * i, sizeof(float) * BS_PANEL * valid);
+        put(run, step, y, valid, row + i, panel * BS_PANEL, channels);
+    }
 }
 
 static void do_linear(const bs_run *run, const bs_step *step, bs_work *work) {
     const bs_matrix *matrix = step->matrix;
     int64_t panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, rows = run->rows[step->output], from, to;
-    _Alignas(64) float tile[BS_BLOCK * BS_PANEL];
     if (step->coded) {
         bs_codes codes = codes_of(run, step->input);
         int32_t *sums = (int32_t *)scratch_of(run, work);
@@ -448,16 +490,16 @@ static void do_linear(const bs_run *run, const bs_step *step, bs_work *work) {
         } else {
             bs_share(work, panels * (UP(rows, block) / block), &from, &to);
         }
-        for (int64_t piece = from; piece < to; piece++) {
+        for (int64_t piece = from, together; piece < to; piece += together) {
             int64_t row = first + piece / panels * block, panel = piece % panels;
             int m = (int)LEAST(block, last - row);
+            together = LEAST(BS_TOGETHER, LEAST(panels - panel, to - piece));
             if (piece == from || panel == 0) {
                 const int8_t *of_rows = codes.codes + row * matrix->padded;
                 sums_of_codes(matrix, of_rows, m, codes.zero + row, sums);
                 arranged = arrange(of_rows, matrix->padded, m, matrix->plane[0].form[0], (int8_t *)(sums + BS_BLOCK * matrix->groups));
             }
-            product_of_codes(matrix, panel, arranged, sums, m, codes.scale + row, codes.zero + row, codes.shift + row, tile);
-            panel_of(run, step, panel, row, m, tile);
+            product_of_codes(run, step, panel, (int)together, arranged, sums, row, m, codes.scale + row, codes.zero + row, codes.shift + row);
         }
         return;
     }
@@ -466,9 +508,7 @@ static void do_linear(const bs_run *run, const bs_step *step, bs_work *work) {
     for (int64_t panel = from; panel < to; panel++) {
         const float *weights = dense_panel(matrix, panel, (float *)scratch_of(run, work));
         for (int64_t row = 0; row < rows; row += BS_BLOCK) {
-            int m = (int)LEAST(BS_BLOCK, rows - row);
-            product_of_floats(x + row * matrix->inputs, matrix->inputs, m, matrix->inputs, weights, BS_PANEL, tile, BS_PANEL);
-            panel_of(run, step, panel, row, m, tile);
+            panel_of_floats(run, step, x + row * matrix->inputs, row, (int)LEAST(BS_BLOCK, rows - row), weights, panel);
         }
     }
 }
@@ -530,17 +570,17 @@ static void do_attend(const bs_run *run, const bs_step *step, bs_work *work) {
             for (int d = 0; d < width; d++) keys[d * padded + j] = key[j * stride + d];
         if (!ranges) memset(values, 0, sizeof(float) * v_padded * padded);
         for (int64_t j = 0; j < n && !ranges; j++) memcpy(values + j * v_padded, value + j * stride, sizeof(float) * width);
-        for (int64_t i = 0; i < n; i += 4) {
-            int m = (int)LEAST(4, n - i);
+        for (int64_t i = 0; i < n; i += BS_QUERIES) {
+            int m = (int)LEAST(BS_QUERIES, n - i);
             for (int64_t j = 0; j < padded; j += BS_PANEL)
                 product_of_floats(query + i * stride, stride, m, width, keys + j, padded, scores + j, padded);
             for (int r = 0; r < m; r++) {
                 softmax(scores + r * padded, n, by, run->hidden ? run->hidden + start : NULL);
                 if (ranges) extremes(scores + r * padded, n, &least, &most);
-                else if (step->coded) quantize_probabilities(&step->rule, scores + r * padded, n, of_all[0], of_all[1], (int8_t *)(scores + 4 * padded));
+                else if (step->coded) quantize_probabilities(&step->rule, scores + r * padded, n, of_all[0], of_all[1], (int8_t *)(scores + BS_QUERIES * padded));
             }
             for (int64_t d = 0; d < width && !ranges; d += BS_PANEL) {
-                float tile[4 * BS_PANEL], *out = value_of(run, step->output) + (start + i) * stride + head * width + d;
+                float tile[BS_QUERIES * BS_PANEL], *out = value_of(run, step->output) + (start + i) * stride + head * width + d;
                 product_of_floats(scores, padded, m, n, values + d, v_padded, tile, BS_PANEL);
                 for (int r = 0; r < m; r++) memcpy(out + r * stride, tile + BS_PANEL * r, sizeof(float) * LEAST(BS_PANEL, width - d));
             }
@@ -621,7 +661,6 @@ static void do_convolve(const bs_run *run, const bs_step *step, bs_work *work) {
     const bs_matrix *matrix = step->matrix;
     int64_t rows = run->rows[step->output], panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, from, to;
     int64_t in_pixels = (int64_t)step->height * step->across, out_pixels = (int64_t)step->out_height * step->out_across;
-    _Alignas(64) float tile[BS_BLOCK * BS_PANEL];
     char *gathered = scratch_of(run, work);
     int64_t at_once = step->coded ? bs_rows_at_once(matrix) : BS_BLOCK;
     bs_share(work, UP(rows, at_once) / at_once, &from, &to);
@@ -640,10 +679,8 @@ static void do_convolve(const bs_run *run, const bs_step *step, bs_work *work) {
             int32_t *sums = (int32_t *)(gathered + BS_BLOCK * matrix->padded);
             sums_of_codes(matrix, (const int8_t *)gathered, m, zero, sums);
             const int8_t *arranged = arrange((const int8_t *)gathered, matrix->padded, m, matrix->plane[0].form[0], (int8_t *)(sums + BS_BLOCK * matrix->groups));
-            for (int64_t panel = 0; panel < panels; panel++) {
-                product_of_codes(matrix, panel, arranged, sums, m, scale, zero, shift, tile);
-                panel_of(run, step, panel, row, m, tile);
-            }
+            for (int64_t panel = 0; panel < panels; panel += BS_TOGETHER)
+                product_of_codes(run, step, panel, (int)LEAST(BS_TOGETHER, panels - panel), arranged, sums, row, m, scale, zero, shift);
         }
         return;
     }
@@ -654,14 +691,13 @@ static void do_convolve(const bs_run *run, const bs_step *step, bs_work *work) {
             int64_t row = block * BS_BLOCK;
             int m = (int)LEAST(BS_BLOCK, rows - row);
             windows(step, (const char *)value_of(run, step->input), row, m, sizeof(float), gathered, matrix->inputs, NULL);
-            product_of_floats((const float *)gathered, matrix->inputs, m, matrix->inputs, dense, BS_PANEL, tile, BS_PANEL);
-            panel_of(run, step, panel, row, m, tile);
+            panel_of_floats(run, step, (const float *)gathered, row, m, dense, panel);
         }
     }
 }
 
 extern const bs_tier JOIN(bs_tier_, TIER);
 const bs_tier JOIN(bs_tier_, TIER) = {
-    TEXT(TIER), runs_here, nibbles, arrange, multiply,
+    TEXT(TIER), runs_here, nibbles, rows_each, enter, leave, arrange, multiply,
     {do_gather, do_map, do_quantize, do_linear, do_convolve, do_norm, do_attend, do_take, do_pool, do_input, do_flatten, do_attend},
 };

@@ -1,23 +1,32 @@
-/* Eight floats at a time, in the compiler's own vector types: it makes of them what the instruction set has. */
+/* Eight floats at a time, or sixteen where registers are that wide, in the compiler's own vector types: it makes of them what the
+   instruction set has. */
 #ifndef BITSTILL_LANES_H
 #define BITSTILL_LANES_H
 
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define LANES 16
+#else
 #define LANES 8
-typedef float floats __attribute__((vector_size(32)));
-typedef int32_t ints __attribute__((vector_size(32)));
+#endif
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE floats load(const float *from) { floats x; memcpy(&x, from, sizeof x); return x; }
 INLINE void store(float *to, floats x) { memcpy(to, &x, sizeof x); }
-INLINE floats all(float x) { return (floats){x, x, x, x, x, x, x, x}; }
-INLINE ints all_ints(int32_t x) { return (ints){x, x, x, x, x, x, x, x}; }
+INLINE floats all(float x) { return x - (floats){0}; }
+INLINE ints all_ints(int32_t x) { return x - (ints){0}; }
 INLINE floats as_floats(ints x) { return __builtin_convertvector(x, floats); }
 INLINE ints as_ints(floats x) { return __builtin_convertvector(x, ints); } /* towards zero */
 INLINE floats choose(ints where, floats yes, floats no) { return (floats)((where & (ints)yes) | (~where & (ints)no)); }
-#ifdef __AVX__ /* one instruction, which compilers do not find: a > b ? a : b */
+#if LANES == 16 /* one instruction, which compilers do not find: a > b ? a : b */
+INLINE floats largest(floats a, floats b) { return (floats)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE floats smallest(floats a, floats b) { return (floats)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX__)
 INLINE floats largest(floats a, floats b) { return (floats)__builtin_ia32_maxps256(a, b); }
 INLINE floats smallest(floats a, floats b) { return (floats)__builtin_ia32_minps256(a, b); }
 #else
@@ -33,10 +42,23 @@ INLINE floats nearest(floats x) { return (x + all(BIG)) - all(BIG); }
 INLINE ints in_lowest_byte(floats x) { return (ints)(x + all(BIG)); }
 
 INLINE int any(ints where) {
-    int64_t parts[4];
+    int64_t parts[LANES / 2], found = 0;
     memcpy(parts, &where, sizeof parts);
-    return (parts[0] | parts[1] | parts[2] | parts[3]) != 0;
+    for (int i = 0; i < LANES / 2; i++) found |= parts[i];
+    return found != 0;
 }
+#if LANES == 16
+INLINE float sum_of(floats x) { return _mm512_reduce_add_ps((__m512)x); }
+INLINE float largest_of(floats x) { return _mm512_reduce_max_ps((__m512)x); }
+INLINE float smallest_of(floats x) { return _mm512_reduce_min_ps((__m512)x); }
+/* a / b to the last bit or the one before it, sooner than by dividing; b is far from 0 and from infinity. */
+INLINE floats quotient(floats a, floats b) {
+    floats by = (floats)_mm512_rcp14_ps((__m512)b);
+    by = by * (all(2.0f) - b * by);
+    floats y = a * by;
+    return y + (a - y * b) * by;
+}
+#else
 INLINE float sum_of(floats x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
 INLINE float largest_of(floats x) {
     float most = x[0];
@@ -48,6 +70,8 @@ INLINE float smallest_of(floats x) {
     for (int i = 1; i < LANES; i++) least = x[i] < least ? x[i] : least;
     return least;
 }
+INLINE floats quotient(floats a, floats b) { return a / b; }
+#endif
 
 /* e^x by 2^n * e^r, |r| <= ln(2) / 2, and the Taylor series of e^r to r^7: 2e-7 relative. */
 INLINE floats exponential(floats x) {
@@ -68,8 +92,8 @@ INLINE floats exponential(floats x) {
 INLINE floats hyperbolic_tangent(floats x) {
     /* Near zero, where 1 - 2 / (e^2x + 1) cancels, by its continued fraction. */
     floats square = x * x;
-    floats small = x * (all(945.0f) + square * (all(105.0f) + square)) / (all(945.0f) + square * (all(420.0f) + square * all(15.0f)));
-    floats far = all(1.0f) - all(2.0f) / (exponential(smallest(x + x, all(30.0f))) + all(1.0f));
+    floats small = quotient(x * (all(945.0f) + square * (all(105.0f) + square)), all(945.0f) + square * (all(420.0f) + square * all(15.0f)));
+    floats far = all(1.0f) - quotient(all(2.0f), exponential(smallest(x + x, all(30.0f))) + all(1.0f));
     return choose(magnitude(x) < all(0.6f), small, far);
 }
 
@@ -90,7 +114,7 @@ INLINE floats error_function(floats x) {
     q = q * y + all(-1.68282697438203e-03f);
     q = q * y + all(-7.37332916720468e-03f);
     q = q * y + all(-1.42647390514189e-02f);
-    return x * p / q;
+    return quotient(x * p, q);
 }
 
 INLINE floats applied(int function, floats x) {

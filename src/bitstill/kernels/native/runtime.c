@@ -46,26 +46,31 @@ static int best_form(const bs_tier *of, int bits) { return bits == 1 && of->nibb
 
 /* Whether a tier multiplies as plain C does, in the form that it likes best, from the first input and from a later one. */
 static int multiplies(const bs_tier *tried) {
-    enum { ROWS = 21, PADDED = 384, USED = 352 };
-    int8_t rows[ROWS * PADDED], *copy = malloc(ROWS * PADDED * BS_ROOM);
-    uint8_t codes[BS_PANEL * PADDED], lines[2][BS_PANEL * PADDED];
+    enum { ROWS = 21, PADDED = 384, USED = 352, PANELS = 3 };
+    int8_t rows[ROWS * PADDED], *copy = malloc(BS_BLOCK * PADDED * BS_ROOM);
+    uint8_t codes[PANELS * BS_PANEL * PADDED], lines[2][PANELS * BS_PANEL * PADDED];
     uint32_t state = 1;
     int same = copy != NULL;
+    if (!same) return 0;
+    tried->enter();
     for (int i = 0; i < ROWS * PADDED; i++) rows[i] = (int8_t)((state = state * 1664525 + 1013904223) >> 24);
     for (int bits = 1; bits <= 4 && same; bits *= 2) {
-        for (int i = 0; i < BS_PANEL * PADDED; i++) codes[i] = (uint8_t)((state = state * 1664525 + 1013904223) >> (32 - bits));
+        for (int i = 0; i < PANELS * BS_PANEL * PADDED; i++) codes[i] = (uint8_t)((state = state * 1664525 + 1013904223) >> (32 - bits));
         int form = best_form(tried, bits), per_line = 4 * (8 / bits);
-        bs_pack_lines(codes, BS_PANEL, PADDED, PADDED, form, 0, lines[0]);
-        bs_pack_lines(codes, BS_PANEL, PADDED, PADDED, bits, 0, lines[1]);
+        bs_pack_lines(codes, PANELS * BS_PANEL, PADDED, PADDED, form, 0, lines[0]);
+        bs_pack_lines(codes, PANELS * BS_PANEL, PADDED, PADDED, bits, 0, lines[1]);
         for (int first = 0; first <= 32; first += 32)
             for (int m = 1; m <= ROWS; m += 5) {
-                int32_t sums[2][BS_BLOCK * BS_PANEL] = {{0}};
-                int64_t skip = first / per_line * BS_LINE, count = (USED - first) / per_line;
-                tried->multiply(tried->arrange(rows, PADDED, m, form, copy), PADDED, first, m, lines[0] + skip, count, form, 1, sums[0]);
-                bs_tier_portable.multiply(rows, PADDED, first, m, lines[1] + skip, count, bits, 1, sums[1]);
+                int32_t sums[2][PANELS * BS_TILE] = {{0}};
+                int64_t skip = first / per_line * BS_LINE, count = (USED - first) / per_line, apart = PADDED / per_line * BS_LINE;
+                bs_factors of = {tried->arrange(rows, PADDED, m, form, copy), PADDED, first, lines[0] + skip, count, apart, m, PANELS, form, 1};
+                bs_factors plainly = {rows, PADDED, first, lines[1] + skip, count, apart, m, PANELS, bits, 1};
+                tried->multiply(&of, sums[0]);
+                bs_tier_portable.multiply(&plainly, sums[1]);
                 same = same && memcmp(sums[0], sums[1], sizeof sums[0]) == 0;
             }
     }
+    tried->leave();
     free(copy);
     return same;
 }
@@ -172,20 +177,25 @@ static void multiply_all(void *what, bs_work *work) {
     if (!copy) return;
     bs_share(work, panels, &from, &to);
     int64_t block = bs_rows_at_once(matrix);
+    tier()->enter();
     for (int64_t row = 0; row < given->m; row += block) {
         int m = (int)(given->m - row < block ? given->m - row : block);
         const int8_t *arranged = tier()->arrange(given->codes + row * matrix->padded, matrix->padded, m, plane->form[0], copy);
-        for (int64_t panel = from; panel < to; panel++) {
-            int32_t acc[BS_BLOCK * BS_PANEL] = {0};
+        for (int64_t panel = from; panel < to; panel += BS_TOGETHER) {
+            int together = (int)(to - panel < BS_TOGETHER ? to - panel : BS_TOGETHER);
+            int32_t acc[BS_TOGETHER * BS_TILE] = {0};
             for (int s = 0; s < plane->slices; s++) {
                 int64_t lines = matrix->padded / (4 * (8 / plane->bits[s]));
-                tier()->multiply(arranged, matrix->padded, 0, m, plane->lines[s] + panel * lines * BS_LINE, lines,
-                                 plane->form[s], plane->shift[s], acc);
+                bs_factors of = {arranged, matrix->padded, 0, plane->lines[s] + panel * lines * BS_LINE, lines, lines * BS_LINE, m,
+                                 together, plane->form[s], plane->shift[s]};
+                tier()->multiply(&of, acc);
             }
-            for (int i = 0; i < m; i++)
-                memcpy(given->result + ((row + i) * panels + panel) * BS_PANEL, acc + i * BS_PANEL, sizeof(int32_t) * BS_PANEL);
+            for (int j = 0; j < together; j++)
+                for (int i = 0; i < m; i++)
+                    memcpy(given->result + ((row + i) * panels + panel + j) * BS_PANEL, acc + j * BS_TILE + i * BS_PANEL, sizeof(int32_t) * BS_PANEL);
         }
     }
+    tier()->leave();
     free(copy);
 }
 
@@ -204,9 +214,9 @@ int64_t bs_scratch_bytes(const bs_step *steps, int64_t n, int64_t longest) {
         int64_t coded = matrix ? BS_BLOCK * 4 * matrix->groups + bs_rows_at_once(matrix) * matrix->padded * BS_ROOM : 0;
         if (step->op == BS_LINEAR) bytes = step->coded ? coded : 4 * BS_PANEL * matrix->inputs;
         if (step->op == BS_CONVOLVE) bytes = step->coded ? coded + BS_BLOCK * matrix->padded : 4 * (BS_BLOCK + BS_PANEL) * step->matrix->inputs;
-        /* keys, values, scores of four queries, and one query's as codes */
+        /* keys, values, scores of a few queries, and one query's as codes */
         if (step->op == BS_ATTEND || step->op == BS_ATTEND_RANGES)
-            bytes = UP(longest, BS_PANEL) * (4 * (step->head_width + UP(step->head_width, BS_PANEL) + 4) + 1);
+            bytes = UP(longest, BS_PANEL) * (4 * (step->head_width + UP(step->head_width, BS_PANEL) + BS_QUERIES) + 1);
         if (bytes > most) most = bytes;
     }
     return UP(most, 64);
@@ -215,11 +225,13 @@ int64_t bs_scratch_bytes(const bs_step *steps, int64_t n, int64_t longest) {
 static void execute(void *what, bs_work *work) {
     bs_run *run = what;
     const bs_tier *with = run->tier;
+    with->enter();
     for (int64_t i = 0; i < run->n_steps; i++) {
         const bs_step *step = &run->steps[i];
         if (!own_rows(run, step, work->threads)) bs_wait(work);
         with->steps[step->op](run, step, work);
     }
+    with->leave();
 }
 
 void bs_execute(bs_run *run, int threads) {

@@ -8,13 +8,25 @@
 typedef void (*bs_do)(const bs_run *run, const bs_step *step, bs_work *work);
 
 /* Rows of codes (m, padded), m <= BS_BLOCK, as `multiply` reads them for weights of that form: as they are, or as a copy with
-   BS_ROOM bytes for each code. */
+   BS_ROOM bytes for each code of BS_BLOCK rows. */
 typedef const int8_t *(*bs_arrange)(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy);
-/* Adds to acc (m, 16) the product, shifted left, of arranged codes from input `first` on and some lines of one panel. */
-typedef void (*bs_multiply)(const int8_t *arranged, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form,
-                            int shift, int32_t *acc);
 
+/* What is multiplied: arranged codes of m rows, from input `first` on, and as many lines of each of some panels. */
+typedef struct {
+    const int8_t *codes;
+    int64_t padded, first;
+    const uint8_t *lines;   /* of the first panel */
+    int64_t n_lines, apart; /* lines of a panel that are multiplied, and bytes from one panel to the next */
+    int m, panels, form, shift;
+} bs_factors;
+
+/* Adds to acc (panels, BS_BLOCK, 16) the product, shifted left. */
+typedef void (*bs_multiply)(const bs_factors *of, int32_t *acc);
+
+#define BS_TOGETHER 4 /* panels that are multiplied at once, at most */
+#define BS_TILE (BS_BLOCK * BS_PANEL)
 #define BS_ROOM 8
+#define BS_QUERIES 8    /* that attend at once */
 #define BS_TABLES 24576 /* bytes of tables that are read again and again: they and the weights stay in the first cache */
 
 /* Rows that are multiplied at once. */
@@ -24,10 +36,12 @@ static inline int bs_rows_at_once(const bs_matrix *matrix) {
     return fit < 2 ? 2 : fit > BS_BLOCK ? BS_BLOCK : (int)(fit / 2 * 2);
 }
 
-typedef struct {
+typedef struct bs_tier {
     const char *name;
     int (*runs_here)(void);
-    int nibbles; /* whether tables are faster for single bits */
+    int nibbles;   /* whether tables are faster for single bits */
+    int rows_each; /* rows for each thread, from which on it is worth their while to multiply rows of their own */
+    void (*enter)(void), (*leave)(void); /* before a thread multiplies, and after */
     bs_arrange arrange;
     bs_multiply multiply;
     bs_do steps[BS_OPS];
@@ -46,7 +60,7 @@ static inline int bits_at(const uint8_t *packed, int64_t first, int bits) {
 /* Whether each thread computes rows of its own from rows of its own; a product does, for all outputs, where rows are many, and
    otherwise all rows for some outputs. */
 static inline int own_rows(const bs_run *run, const bs_step *step, int threads) {
-    return step->by_rows == BS_OWN_ROWS || (step->by_rows == BS_OWN_ROWS_IF_MANY && run->rows[step->output] >= (int64_t)BS_ROWS_EACH * threads);
+    return step->by_rows == BS_OWN_ROWS || (step->by_rows == BS_OWN_ROWS_IF_MANY && run->rows[step->output] >= (int64_t)run->tier->rows_each * threads);
 }
 
 extern const bs_tier *const bs_tiers[]; /* from the best, NULL at the end */

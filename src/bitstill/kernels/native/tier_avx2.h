@@ -2,7 +2,7 @@
 #include <immintrin.h>
 
 #define ARRANGES
-static const int nibbles = 1;
+static const int nibbles = 1, rows_each = 8;
 
 static int runs_here(void) {
     __builtin_cpu_init();
@@ -185,7 +185,7 @@ INLINE void looked_up(const int8_t *tables, int64_t stride, const int m, const u
     }
 }
 
-static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {
+static void multiply_panel(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {
     int row = 0;
     switch (form) {
     case BS_NIBBLES:

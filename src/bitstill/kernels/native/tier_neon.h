@@ -48,7 +48,7 @@ INLINE void rows_of(const int8_t *codes, int64_t stride, int m, const uint8_t *l
     for (; r < m; r++) tile_of(codes + r * stride, stride, 1, lines, n_lines, bits, shift, acc + r * BS_PANEL);
 }
 
-static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {
+static void multiply_panel(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int form, int shift, int32_t *acc) {
     switch (form) {
     case 1: rows_of(codes + first, padded, m, lines, n_lines, 1, shift, acc); break;
     case 2: rows_of(codes + first, padded, m, lines, n_lines, 2, shift, acc); break;

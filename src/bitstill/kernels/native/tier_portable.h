@@ -1,7 +1,7 @@
 /* Any processor: plain C. */
 static int runs_here(void) { return 1; }
 
-static void multiply(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int bits, int shift, int32_t *acc) {
+static void multiply_panel(const int8_t *codes, int64_t padded, int64_t first, int m, const uint8_t *lines, int64_t n_lines, int bits, int shift, int32_t *acc) {
     int quads = 8 / bits, mask = (1 << bits) - 1;
     for (int64_t line = 0; line < n_lines; line++)
         for (int i = 0; i < quads; i++) {
