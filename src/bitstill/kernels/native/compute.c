@@ -13,6 +13,9 @@
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define MOST(a, b) ((a) > (b) ? (a) : (b))
 
+#define PARTS (BS_PANEL / LANES) /* registers of sixteen outputs */
+#define FEW (LANES / 4)         /* that are finished together, to have something to do while one waits for itself */
+
 #include TIER_FILE
 
 #ifndef ARRANGES /* most tiers read rows of codes as they are, and all weights in lines */
@@ -29,13 +32,12 @@ static void enter(void) {}
 static void leave(void) {}
 
 static void multiply(const bs_factors *of, int32_t *acc) {
-    for (int p = 0; p < of->panels; p++)
+    for (int p = 0; p < of->panels; p++) {
+        if (of->begins) memset(acc + p * BS_TILE, 0, sizeof(int32_t) * BS_PANEL * UP(of->m, FEW));
         multiply_panel(of->codes, of->padded, of->first, of->m, of->lines + p * of->apart, of->n_lines, of->form, of->shift, acc + p * BS_TILE);
+    }
 }
 #endif
-
-#define PARTS (BS_PANEL / LANES) /* registers of sixteen outputs */
-#define ROWS (LANES / 4)         /* that are finished together, to have something to do while one waits for itself */
 
 static float *value_of(const bs_run *run, int value) { return (float *)(run->arena + run->offset[value]); }
 static char *scratch_of(const bs_run *run, const bs_work *work) { return run->scratch + work->thread * run->scratch_bytes; }
@@ -83,7 +85,7 @@ INLINE void finish(const bs_run *run, const bs_step *step, floats (*y)[PARTS], c
 /* Sixteen outputs of a few rows, finished, to where they belong. */
 INLINE void put(const bs_run *run, const bs_step *step, floats (*y)[PARTS], int valid, int64_t row, int64_t channel, int channels) {
     float *to = value_of(run, step->output) + row * run->width[step->output] + channel;
-    finish(run, step, y, ROWS, valid, row, channel, channels);
+    finish(run, step, y, FEW, valid, row, channel, channels);
     for (int r = 0; r < valid; r++, to += run->width[step->output]) {
         if (channels == BS_PANEL)
             for (int h = 0; h < PARTS; h++) store(to + h * LANES, y[r][h]);
@@ -346,23 +348,22 @@ static void product_of_codes(const bs_run *run, const bs_step *step, int64_t pan
             const bs_plane *plane = &matrix->plane[p];
             int begins = p == 0 && g == 0, ends = p == matrix->planes - 1 && g == matrix->groups - 1;
             _Alignas(64) int32_t acc[BS_TOGETHER * BS_TILE];
-            for (int j = 0; j < panels; j++) memset(acc + j * BS_TILE, 0, sizeof(int32_t) * BS_PANEL * UP(m, ROWS));
             for (int s = 0; s < plane->slices; s++) {
                 int64_t inputs = 4 * (8 / plane->bits[s]), lines = matrix->padded / inputs;
                 int64_t skip = first / inputs, count = g == matrix->groups - 1 ? lines - skip : (first + size) / inputs - skip;
                 bs_factors of = {codes, matrix->padded, first, plane->lines[s] + (panel * lines + skip) * BS_LINE, count, lines * BS_LINE, m,
-                                 panels, plane->form[s], plane->shift[s]};
+                                 panels, plane->form[s], plane->shift[s], s == 0};
                 multiply(&of, acc);
             }
             for (int j = 0; j < panels; j++) {
                 int64_t at = ((panel + j) * matrix->groups + g) * BS_PANEL, channel = (panel + j) * BS_PANEL;
                 int channels = (int)LEAST(BS_PANEL, matrix->outputs - channel);
-                for (int i = 0; i < m; i += ROWS) {
-                    int valid = LEAST(ROWS, m - i);
+                for (int i = 0; i < m; i += FEW) {
+                    int valid = LEAST(FEW, m - i);
                     float *to = tile + j * BS_TILE + BS_PANEL * i;
-                    floats y[ROWS][PARTS];
+                    floats y[FEW][PARTS];
 #pragma GCC unroll 4
-                    for (int r = 0; r < ROWS; r++) {
+                    for (int r = 0; r < FEW; r++) {
                         int one = i + LEAST(r, valid - 1);
                         int32_t total = sums[one * matrix->groups + g];
 #pragma GCC unroll 2
@@ -433,32 +434,38 @@ static const float *dense_panel(const bs_matrix *matrix, int64_t panel, float *t
     return to;
 }
 
-INLINE void few_rows_of_floats(const float *a, int64_t a_stride, const int m, int64_t inner, const float *b, int64_t b_stride, float *to, int64_t to_stride) {
-    floats acc[8][PARTS];
+INLINE void some_floats(const float *a, int64_t a_stride, const int m, int64_t inner, const float *b, int64_t b_stride, const int parts, float *to, int64_t to_stride) {
+    floats acc[8][2];
 #pragma GCC unroll 8
     for (int r = 0; r < m; r++)
-        for (int h = 0; h < PARTS; h++) acc[r][h] = all(0.0f);
+        for (int h = 0; h < parts; h++) acc[r][h] = all(0.0f);
     for (int64_t k = 0; k < inner; k++, b += b_stride)
 #pragma GCC unroll 2
-        for (int h = 0; h < PARTS; h++) {
+        for (int h = 0; h < parts; h++) {
             floats some = load(b + h * LANES);
 #pragma GCC unroll 8
             for (int r = 0; r < m; r++) acc[r][h] += all(a[r * a_stride + k]) * some;
         }
 #pragma GCC unroll 8
     for (int r = 0; r < m; r++)
-        for (int h = 0; h < PARTS; h++) store(to + r * to_stride + h * LANES, acc[r][h]);
+        for (int h = 0; h < parts; h++) store(to + r * to_stride + h * LANES, acc[r][h]);
 }
 
-/* (rows, inner) times (inner, 16); b has `b_stride` floats in a row. As many sums at once as there are registers for. */
-static void product_of_floats(const float *a, int64_t a_stride, int m, int64_t inner, const float *b, int64_t b_stride, float *to, int64_t to_stride) {
-#define AT_ONCE(n) for (; m >= n; m -= n, a += n * a_stride, to += n * to_stride) few_rows_of_floats(a, a_stride, n, inner, b, b_stride, to, to_stride)
+/* (m, inner) times (inner, columns), a multiple of 16; b has `b_stride` floats in a row. As many sums at once as there are
+   registers for. */
+static void product_of_floats(const float *a, int64_t a_stride, int m, int64_t inner, const float *b, int64_t b_stride, int64_t columns, float *to, int64_t to_stride) {
+#define AT_ONCE(n)                                                                                                       \
+    for (; m >= n; m -= n, a += n * a_stride, to += n * to_stride) {                                                     \
+        int64_t j = 0;                                                                                                   \
+        for (; j + 2 * LANES <= columns; j += 2 * LANES) some_floats(a, a_stride, n, inner, b + j, b_stride, 2, to + j, to_stride); \
+        for (; j < columns; j += LANES) some_floats(a, a_stride, n, inner, b + j, b_stride, 1, to + j, to_stride);       \
+    }
 #if LANES == 16
-    AT_ONCE(8);
+    AT_ONCE(8)
 #endif
-    AT_ONCE(4);
-    AT_ONCE(2);
-    AT_ONCE(1);
+    AT_ONCE(4)
+    AT_ONCE(2)
+    AT_ONCE(1)
 #undef AT_ONCE
 }
 
@@ -467,10 +474,10 @@ static void panel_of_floats(const bs_run *run, const bs_step *step, const float 
     const bs_matrix *matrix = step->matrix;
     float tile[BS_TILE];
     int channels = (int)LEAST(BS_PANEL, matrix->outputs - panel * BS_PANEL);
-    product_of_floats(x, matrix->inputs, m, matrix->inputs, weights, BS_PANEL, tile, BS_PANEL);
-    for (int i = 0; i < m; i += ROWS) {
-        int valid = LEAST(ROWS, m - i);
-        floats y[ROWS][PARTS] = {{{0}}};
+    product_of_floats(x, matrix->inputs, m, matrix->inputs, weights, BS_PANEL, BS_PANEL, tile, BS_PANEL);
+    for (int i = 0; i < m; i += FEW) {
+        int valid = LEAST(FEW, m - i);
+        floats y[FEW][PARTS] = {{{0}}};
         memcpy(y, tile + BS_PANEL * i, sizeof(float) * BS_PANEL * valid);
         put(run, step, y, valid, row + i, panel * BS_PANEL, channels);
     }
@@ -572,17 +579,19 @@ static void do_attend(const bs_run *run, const bs_step *step, bs_work *work) {
         for (int64_t j = 0; j < n && !ranges; j++) memcpy(values + j * v_padded, value + j * stride, sizeof(float) * width);
         for (int64_t i = 0; i < n; i += BS_QUERIES) {
             int m = (int)LEAST(BS_QUERIES, n - i);
-            for (int64_t j = 0; j < padded; j += BS_PANEL)
-                product_of_floats(query + i * stride, stride, m, width, keys + j, padded, scores + j, padded);
+            product_of_floats(query + i * stride, stride, m, width, keys, padded, padded, scores, padded);
             for (int r = 0; r < m; r++) {
                 softmax(scores + r * padded, n, by, run->hidden ? run->hidden + start : NULL);
                 if (ranges) extremes(scores + r * padded, n, &least, &most);
                 else if (step->coded) quantize_probabilities(&step->rule, scores + r * padded, n, of_all[0], of_all[1], (int8_t *)(scores + BS_QUERIES * padded));
             }
-            for (int64_t d = 0; d < width && !ranges; d += BS_PANEL) {
-                float tile[BS_QUERIES * BS_PANEL], *out = value_of(run, step->output) + (start + i) * stride + head * width + d;
-                product_of_floats(scores, padded, m, n, values + d, v_padded, tile, BS_PANEL);
-                for (int r = 0; r < m; r++) memcpy(out + r * stride, tile + BS_PANEL * r, sizeof(float) * LEAST(BS_PANEL, width - d));
+            if (ranges) continue;
+            float *out = value_of(run, step->output) + (start + i) * stride + head * width;
+            for (int64_t d = 0; d < width; d += 2 * BS_PANEL) {
+                int64_t columns = LEAST(2 * BS_PANEL, v_padded - d);
+                float tile[BS_QUERIES * 2 * BS_PANEL];
+                product_of_floats(scores, padded, m, n, values + d, v_padded, columns, tile, columns);
+                for (int r = 0; r < m; r++) memcpy(out + r * stride + d, tile + columns * r, sizeof(float) * LEAST(columns, width - d));
             }
         }
         if (ranges) {

@@ -63,8 +63,8 @@ static int multiplies(const bs_tier *tried) {
             for (int m = 1; m <= ROWS; m += 5) {
                 int32_t sums[2][PANELS * BS_TILE] = {{0}};
                 int64_t skip = first / per_line * BS_LINE, count = (USED - first) / per_line, apart = PADDED / per_line * BS_LINE;
-                bs_factors of = {tried->arrange(rows, PADDED, m, form, copy), PADDED, first, lines[0] + skip, count, apart, m, PANELS, form, 1};
-                bs_factors plainly = {rows, PADDED, first, lines[1] + skip, count, apart, m, PANELS, bits, 1};
+                bs_factors of = {tried->arrange(rows, PADDED, m, form, copy), PADDED, first, lines[0] + skip, count, apart, m, PANELS, form, 1, 0};
+                bs_factors plainly = {rows, PADDED, first, lines[1] + skip, count, apart, m, PANELS, bits, 1, 0};
                 tried->multiply(&of, sums[0]);
                 bs_tier_portable.multiply(&plainly, sums[1]);
                 same = same && memcmp(sums[0], sums[1], sizeof sums[0]) == 0;
@@ -183,11 +183,11 @@ static void multiply_all(void *what, bs_work *work) {
         const int8_t *arranged = tier()->arrange(given->codes + row * matrix->padded, matrix->padded, m, plane->form[0], copy);
         for (int64_t panel = from; panel < to; panel += BS_TOGETHER) {
             int together = (int)(to - panel < BS_TOGETHER ? to - panel : BS_TOGETHER);
-            int32_t acc[BS_TOGETHER * BS_TILE] = {0};
+            _Alignas(64) int32_t acc[BS_TOGETHER * BS_TILE];
             for (int s = 0; s < plane->slices; s++) {
                 int64_t lines = matrix->padded / (4 * (8 / plane->bits[s]));
                 bs_factors of = {arranged, matrix->padded, 0, plane->lines[s] + panel * lines * BS_LINE, lines, lines * BS_LINE, m,
-                                 together, plane->form[s], plane->shift[s]};
+                                 together, plane->form[s], plane->shift[s], s == 0};
                 tier()->multiply(&of, acc);
             }
             for (int j = 0; j < together; j++)

@@ -18,9 +18,10 @@ typedef struct {
     const uint8_t *lines;   /* of the first panel */
     int64_t n_lines, apart; /* lines of a panel that are multiplied, and bytes from one panel to the next */
     int m, panels, form, shift;
+    int begins; /* whether there is nothing yet to be added to */
 } bs_factors;
 
-/* Adds to acc (panels, BS_BLOCK, 16) the product, shifted left. */
+/* Adds to acc (panels, BS_BLOCK, 16), where the product does not begin, the product, shifted left. */
 typedef void (*bs_multiply)(const bs_factors *of, int32_t *acc);
 
 #define BS_TOGETHER 4 /* panels that are multiplied at once, at most */

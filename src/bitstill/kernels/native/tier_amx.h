@@ -82,18 +82,24 @@ INLINE void unpack_tile(const uint8_t *lines, int quads, const int bits, uint8_t
     if (quads < SIDE) memset(to + quads * BS_LINE, 0, (size_t)((SIDE - quads) * BS_LINE));
 }
 
-static void add_sums(const int32_t *sums, int m, int shift, int32_t *acc) {
-    const __m128i by = _mm_cvtsi32_si128(shift);
+static void add_sums(const int32_t *sums, int m, const bs_factors *of, int32_t *acc) {
+    const __m128i by = _mm_cvtsi32_si128(of->shift);
+    if (of->begins) memset(acc, 0, sizeof(int32_t) * BS_PANEL * UP(m, FEW));
     for (int i = 0; i < m * BS_PANEL; i += BS_PANEL)
         _mm512_storeu_si512(acc + i, _mm512_add_epi32(_mm512_loadu_si512(acc + i), _mm512_sll_epi32(_mm512_load_si512(sums + i), by)));
 }
 
-#define STORE_SUMS(its_sums, row, panel)                                                                               \
-    do {                                                                                                               \
-        _tile_stored(its_sums, sums, 4 * BS_PANEL);                                                                    \
-        MEMORY();                                                                                                      \
-        add_sums(sums, LEAST(SIDE, of->m - (row)), of->shift, acc + (panel) * BS_TILE + (row) * BS_PANEL);             \
-        MEMORY();                                                                                                      \
+#define STORE_SUMS(its_sums, row, panel)                                              \
+    do {                                                                              \
+        int32_t *its_acc = acc + (panel) * BS_TILE + (row) * BS_PANEL;                \
+        if (of->begins && of->shift == 0) {                                           \
+            _tile_stored(its_sums, its_acc, 4 * BS_PANEL);                            \
+        } else {                                                                      \
+            _tile_stored(its_sums, sums, 4 * BS_PANEL);                               \
+            MEMORY();                                                                 \
+            add_sums(sums, LEAST(SIDE, of->m - (row)), of, its_acc);                  \
+        }                                                                             \
+        MEMORY();                                                                     \
     } while (0)
 
 /* Up to four panels and sixteen rows, or two panels and more rows: four sums, because each takes a while to be added to. Weights
@@ -165,8 +171,10 @@ INLINE void tiles_of(const bs_factors *of, int first_panel, int panels, const in
 
 static void multiply(const bs_factors *of, int32_t *acc) {
     if (of->m < FEWEST) {
-        for (int p = 0; p < of->panels; p++)
+        for (int p = 0; p < of->panels; p++) {
+            if (of->begins) memset(acc + p * BS_TILE, 0, sizeof(int32_t) * BS_PANEL * UP(of->m, FEW));
             multiply_panel(of->codes, stride_of(of->padded), of->first, of->m, of->lines + p * of->apart, of->n_lines, of->form, of->shift, acc + p * BS_TILE);
+        }
         return;
     }
     int at_once = of->m > SIDE ? 2 : 4;
