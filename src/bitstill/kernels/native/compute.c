@@ -1,6 +1,10 @@
 /* All steps, once for each instruction set: compiled with TIER and the flags of that tier, and with its own integer product. */
 #include <math.h>
 
+#ifdef __SSE__
+#include <immintrin.h>
+#endif
+
 #include "lanes.h"
 #include "tier.h"
 
@@ -49,11 +53,14 @@ static bs_codes codes_of(const bs_run *run, int value) {
     return (bs_codes){(float *)at, (int32_t *)(at + numbers), (float *)(at + 2 * numbers), (int8_t *)(at + 3 * numbers)};
 }
 
+/* For each register of a few rows: unrolled, so that they are registers. */
+#define EACH_OF(rows)                                             \
+    _Pragma("GCC unroll 4") for (int r = 0; r < (rows); r++)      \
+        _Pragma("GCC unroll 2") for (int h = 0; h < PARTS; h++)
+
 /* What is done to sixteen outputs of a few rows before they are written; `channels` outputs of `valid` rows count. */
 INLINE void finish(const bs_run *run, const bs_step *step, floats (*y)[PARTS], const int rows, int valid, int64_t row, int64_t channel, int channels) {
-#define EACH                                                      \
-    _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++)        \
-        _Pragma("GCC unroll 2") for (int h = 0; h < PARTS; h++)
+#define EACH EACH_OF(rows)
     for (const bs_tail *tail = step->tail; tail->kind != BS_END; tail++) {
         switch (tail->kind) {
         case BS_AFFINE:
@@ -70,12 +77,13 @@ INLINE void finish(const bs_run *run, const bs_step *step, floats (*y)[PARTS], c
             break;
         case BS_ADD: {
             const float *others = value_of(run, tail->value) + row * run->width[tail->value] + channel;
-            for (int r = 0; r < valid; r++) {
-                const float *other = others + r * run->width[tail->value];
-                float some[BS_PANEL] = {0};
-                if (channels < BS_PANEL) other = memcpy(some, other, sizeof(float) * channels);
-                for (int h = 0; h < PARTS; h++) y[r][h] += load(other + h * LANES);
+            if (channels == BS_PANEL) {
+                EACH y[r][h] += load(others + LEAST(r, valid - 1) * run->width[tail->value] + h * LANES);
+                break;
             }
+            float some[FEW][BS_PANEL] = {{0}};
+            for (int r = 0; r < valid; r++) memcpy(some[r], others + r * run->width[tail->value], sizeof(float) * channels);
+            EACH y[r][h] += load(some[r] + h * LANES);
             break;
         }
         }
@@ -86,11 +94,13 @@ INLINE void finish(const bs_run *run, const bs_step *step, floats (*y)[PARTS], c
 INLINE void put(const bs_run *run, const bs_step *step, floats (*y)[PARTS], int valid, int64_t row, int64_t channel, int channels) {
     float *to = value_of(run, step->output) + row * run->width[step->output] + channel;
     finish(run, step, y, FEW, valid, row, channel, channels);
-    for (int r = 0; r < valid; r++, to += run->width[step->output]) {
-        if (channels == BS_PANEL)
-            for (int h = 0; h < PARTS; h++) store(to + h * LANES, y[r][h]);
-        else memcpy(to, y[r], sizeof(float) * channels);
+    if (channels == BS_PANEL) {
+        EACH_OF(FEW) if (r < valid) store(to + r * run->width[step->output] + h * LANES, y[r][h]);
+        return;
     }
+    float some[FEW][BS_PANEL];
+    EACH_OF(FEW) store(some[r] + h * LANES, y[r][h]);
+    for (int r = 0; r < valid; r++, to += run->width[step->output]) memcpy(to, some[r], sizeof(float) * channels);
 }
 
 /* Row by row ---------------------------------------------------------------------------------------------------------------- */
@@ -434,21 +444,25 @@ static const float *dense_panel(const bs_matrix *matrix, int64_t panel, float *t
     return to;
 }
 
-INLINE void some_floats(const float *a, int64_t a_stride, const int m, int64_t inner, const float *b, int64_t b_stride, const int parts, float *to, int64_t to_stride) {
-    floats acc[8][2];
+/* (m, inner) times (inner, LANES or twice as many). Both halves in one loop: compilers make two of a loop over them. */
+INLINE void some_floats(const float *a, int64_t a_stride, const int m, int64_t inner, const float *b, int64_t b_stride, const int both, float *to, int64_t to_stride) {
+    floats first[8], second[8];
 #pragma GCC unroll 8
-    for (int r = 0; r < m; r++)
-        for (int h = 0; h < parts; h++) acc[r][h] = all(0.0f);
-    for (int64_t k = 0; k < inner; k++, b += b_stride)
-#pragma GCC unroll 2
-        for (int h = 0; h < parts; h++) {
-            floats some = load(b + h * LANES);
+    for (int r = 0; r < m; r++) first[r] = second[r] = all(0.0f);
+    for (int64_t k = 0; k < inner; k++, b += b_stride) {
+        floats one = load(b), other = load(b + (both ? LANES : 0));
 #pragma GCC unroll 8
-            for (int r = 0; r < m; r++) acc[r][h] += all(a[r * a_stride + k]) * some;
+        for (int r = 0; r < m; r++) {
+            floats x = all(a[r * a_stride + k]);
+            first[r] += x * one;
+            if (both) second[r] += x * other;
         }
+    }
 #pragma GCC unroll 8
-    for (int r = 0; r < m; r++)
-        for (int h = 0; h < parts; h++) store(to + r * to_stride + h * LANES, acc[r][h]);
+    for (int r = 0; r < m; r++) {
+        store(to + r * to_stride, first[r]);
+        if (both) store(to + r * to_stride + LANES, second[r]);
+    }
 }
 
 /* (m, inner) times (inner, columns), a multiple of 16; b has `b_stride` floats in a row. As many sums at once as there are
@@ -457,8 +471,8 @@ static void product_of_floats(const float *a, int64_t a_stride, int m, int64_t i
 #define AT_ONCE(n)                                                                                                       \
     for (; m >= n; m -= n, a += n * a_stride, to += n * to_stride) {                                                     \
         int64_t j = 0;                                                                                                   \
-        for (; j + 2 * LANES <= columns; j += 2 * LANES) some_floats(a, a_stride, n, inner, b + j, b_stride, 2, to + j, to_stride); \
-        for (; j < columns; j += LANES) some_floats(a, a_stride, n, inner, b + j, b_stride, 1, to + j, to_stride);       \
+        for (; j + 2 * LANES <= columns; j += 2 * LANES) some_floats(a, a_stride, n, inner, b + j, b_stride, 1, to + j, to_stride); \
+        for (; j < columns; j += LANES) some_floats(a, a_stride, n, inner, b + j, b_stride, 0, to + j, to_stride);       \
     }
 #if LANES == 16
     AT_ONCE(8)
@@ -558,6 +572,23 @@ static void quantize_probabilities(const bs_rule *rule, float *row, int64_t n, f
     for (int64_t j = 0; j < n; j++) row[j] = (float)(codes[j] - zero) * scale + shift;
 }
 
+/* (rows, columns) to (columns, rows of `to_stride`). */
+static void transpose(const float *from, int64_t stride, int64_t rows, int64_t columns, float *to, int64_t to_stride) {
+    int64_t done = 0;
+#ifdef __SSE__ /* four by four */
+    for (; done + 4 <= rows && columns % 4 == 0; done += 4)
+        for (int64_t j = 0; j < columns; j += 4) {
+            const float *x = from + done * stride + j;
+            float *y = to + j * to_stride + done;
+            __m128 a = _mm_loadu_ps(x), b = _mm_loadu_ps(x + stride), c = _mm_loadu_ps(x + 2 * stride), d = _mm_loadu_ps(x + 3 * stride);
+            _MM_TRANSPOSE4_PS(a, b, c, d);
+            _mm_storeu_ps(y, a), _mm_storeu_ps(y + to_stride, b), _mm_storeu_ps(y + 2 * to_stride, c), _mm_storeu_ps(y + 3 * to_stride, d);
+        }
+#endif
+    for (; done < rows; done++)
+        for (int64_t j = 0; j < columns; j++) to[j * to_stride + done] = from[done * stride + j];
+}
+
 /* Also the ranges of probabilities, for a rule that has one range for all: its own step, before the products with values. */
 static void do_attend(const bs_run *run, const bs_step *step, bs_work *work) {
     int heads = step->heads, width = step->head_width, ranges = step->op == BS_ATTEND_RANGES;
@@ -573,8 +604,7 @@ static void do_attend(const bs_run *run, const bs_step *step, bs_work *work) {
         float *keys = (float *)scratch_of(run, work), *values = keys + width * padded, *scores = values + v_padded * padded;
         float least = INFINITY, most = -INFINITY;
         memset(keys, 0, sizeof(float) * width * padded);
-        for (int64_t j = 0; j < n; j++)
-            for (int d = 0; d < width; d++) keys[d * padded + j] = key[j * stride + d];
+        transpose(key, stride, n, width, keys, padded);
         if (!ranges) memset(values, 0, sizeof(float) * v_padded * padded);
         for (int64_t j = 0; j < n && !ranges; j++) memcpy(values + j * v_padded, value + j * stride, sizeof(float) * width);
         for (int64_t i = 0; i < n; i += BS_QUERIES) {
@@ -587,12 +617,12 @@ static void do_attend(const bs_run *run, const bs_step *step, bs_work *work) {
             }
             if (ranges) continue;
             float *out = value_of(run, step->output) + (start + i) * stride + head * width;
-            for (int64_t d = 0; d < width; d += 2 * BS_PANEL) {
-                int64_t columns = LEAST(2 * BS_PANEL, v_padded - d);
-                float tile[BS_QUERIES * 2 * BS_PANEL];
-                product_of_floats(scores, padded, m, n, values + d, v_padded, columns, tile, columns);
-                for (int r = 0; r < m; r++) memcpy(out + r * stride + d, tile + columns * r, sizeof(float) * LEAST(columns, width - d));
-            }
+            int64_t whole = width / BS_PANEL * BS_PANEL;
+            product_of_floats(scores, padded, m, n, values, v_padded, whole, out, stride);
+            if (whole == width) continue;
+            float tile[BS_QUERIES * BS_PANEL]; /* of columns that fill no panel */
+            product_of_floats(scores, padded, m, n, values + whole, v_padded, BS_PANEL, tile, BS_PANEL);
+            for (int r = 0; r < m; r++) memcpy(out + r * stride + whole, tile + BS_PANEL * r, sizeof(float) * (width - whole));
         }
         if (ranges) {
             float *found = value_of(run, step->output) + 2 * piece;

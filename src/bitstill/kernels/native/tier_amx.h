@@ -75,11 +75,13 @@ static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int for
 /* A tile of weights: 64 inputs, of which `quads` times four are there. */
 INLINE void unpack_tile(const uint8_t *lines, int quads, const int bits, uint8_t *to) {
     const int of_line = 8 / bits;
-    for (int q = 0; q < quads; q += of_line, lines += BS_LINE) {
-#pragma GCC unroll 8
-        for (int i = 0; i < of_line; i++) _mm512_store_si512(to + (q + i) * BS_LINE, unpacked(lines, bits, i));
+    if (quads == SIDE) {
+#pragma GCC unroll 16
+        for (int q = 0; q < SIDE; q++) _mm512_store_si512(to + q * BS_LINE, unpacked(lines + q / of_line * BS_LINE, bits, q % of_line));
+        return;
     }
-    if (quads < SIDE) memset(to + quads * BS_LINE, 0, (size_t)((SIDE - quads) * BS_LINE));
+    for (int q = 0; q < quads; q++) _mm512_store_si512(to + q * BS_LINE, unpacked(lines + q / of_line * BS_LINE, bits, q % of_line));
+    memset(to + quads * BS_LINE, 0, (size_t)((SIDE - quads) * BS_LINE));
 }
 
 static void add_sums(const int32_t *sums, int m, const bs_factors *of, int32_t *acc) {
