@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 Pooling = Literal["mean", "first"]
 KEPT = 4
 """Arenas that wait for the next call: as many as callers that came at once, up to this."""
+SIZES_KEPT = 256
+"""Sizes of batches for which is remembered what they need."""
 
 
 def load(source: str | Path, *, threads: int | None = None, pooling: Pooling | None = None) -> Model:
@@ -280,17 +282,15 @@ class _Native:
             return self._plans[key]
 
     def _executed(self, ready: _Ready, run: Run, counts: Mapping[str, int], answers: int) -> Array:
-        rows = ready.rows(counts)
-        base = max(counts.values())
-        offsets = ready.offsets * base
+        sized = ready.sized(self.native, counts, run.longest)
         run.steps, run.n_steps = ready.steps, len(ready.steps)
-        run.rows, run.width, run.offset = rows.ctypes.data, ready.widths.ctypes.data, offsets.ctypes.data
-        run.scratch_bytes = self.native.bs_scratch_bytes(ready.steps, len(ready.steps), run.longest)
-        arena = self._taken(ready.plan.bytes * base, run.scratch_bytes * self.threads)
+        run.rows, run.width, run.offset = sized.rows.ctypes.data, ready.widths.ctypes.data, sized.offsets.ctypes.data
+        run.scratch_bytes = sized.scratch_bytes
+        arena = self._taken(sized.bytes, run.scratch_bytes * self.threads)
         try:
             run.arena, run.scratch = rounded(arena.values.ctypes.data), rounded(arena.scratch.ctypes.data)
             self.native.bs_execute(ctypes.byref(run), self.threads)
-            start = run.arena - arena.values.ctypes.data + int(offsets[ready.result])
+            start = run.arena - arena.values.ctypes.data + int(sized.offsets[ready.result])
             return arena.values[start : start + 4 * answers * ready.classes].view(np.float32).reshape(answers, -1).copy()
         finally:
             with self._lock:
@@ -311,6 +311,16 @@ class _Native:
         return arena
 
 
+@dataclass
+class _Sized:
+    """What a batch of one size needs: rows of every value, where each lies, and bytes of all, and of scratch for a thread."""
+
+    rows: Array
+    offsets: Array
+    bytes: int
+    scratch_bytes: int
+
+
 class _Ready:
     """A plan in arrays that C reads."""
 
@@ -324,7 +334,18 @@ class _Ready:
         self.by_token = made.values[self.result].shape.per == "token"
         self._pixels = np.array([value.shape.pixels for value in made.values], np.int64)
         self._per = [value.shape.per for value in made.values]
+        self._sized: dict[tuple[int, ...], _Sized] = {}
 
-    def rows(self, counts: Mapping[str, int]) -> Array:
-        """Rows of every value."""
-        return self._pixels * np.array([counts[per] for per in self._per], np.int64)
+    def sized(self, native: ctypes.CDLL, counts: Mapping[str, int], longest: int) -> _Sized:
+        """The same for a batch like one of the last ones."""
+        key = (*counts.values(), longest)
+        found = self._sized.get(key)
+        if found is None:
+            rows = self._pixels * np.array([counts[per] for per in self._per], np.int64)
+            base = max(counts.values())
+            scratch = native.bs_scratch_bytes(self.steps, len(self.steps), longest)
+            found = _Sized(rows, self.offsets * base, self.plan.bytes * base, scratch)
+            if len(self._sized) >= SIZES_KEPT:
+                self._sized.clear()
+            self._sized[key] = found
+        return found
