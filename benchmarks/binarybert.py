@@ -14,7 +14,6 @@ as what general distillation on Wikipedia made of all-MiniLM-L6-v2.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,14 +27,14 @@ from bitstill.tasks.augmentation import MANIFEST
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from rows import fill, minilm  # noqa: E402
+from rows import data, fill, minilm  # noqa: E402
 from xtc import SETTINGS, STORAGE  # noqa: E402
 
 STEPS = {"sst2": 600, "cola": 600, "stsb": 500, "rte": 200}
 """For each row, XTC's own included: few, so that all rows can be made in a night on two cores."""
 GENERAL_STEPS = 500
 """Of general distillation: two million tokens, a quarter of the corpus."""
-CORPUS = Path(os.environ.get("BITSTILL_DATA", HERE.parents[1] / "shared" / "data")) / "corpus" / "wikipedia_en"
+CORPUS = data() / "corpus" / "wikipedia_en"
 CHAIN = BinaryBERT(binary_lr=1e-4, ternary_lr=1e-4)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +22,9 @@ from bitstill.delivery import environment
 from bitstill.tasks import load_task
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from rows import data  # noqa: E402
+
 PAPER: dict[str, Any] = {"granularity": bitstill.Bucket(256), "scale_dtype": "float32", "skip": "none"}
 
 
@@ -71,7 +74,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=os.environ.get("BITSTILL_DATA", "../shared/data") + "/cifar10")
+    parser.add_argument("--data", default=str(data() / "cifar10"))
     parser.add_argument("--work", type=Path, default=HERE / "work" / "cifar10")
     parser.add_argument("--result", type=Path, default=HERE / "results" / "cifar10.json")
     parser.add_argument("--teacher-epochs", type=float, default=8)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import resource
 import statistics
 import sys
@@ -36,9 +35,9 @@ from bitstill.train.teachers import Teachers
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from rows import minilm  # noqa: E402
+from rows import data, minilm  # noqa: E402
 
-CORPUS = Path(os.environ.get("BITSTILL_DATA", HERE.parents[1] / "shared" / "data")) / "corpus" / "wikipedia_en"
+CORPUS = data() / "corpus" / "wikipedia_en"
 CPU = torch.device("cpu")
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from bitstill.specs import Binary, Compression, QuantizeInput
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from onnx_runtime import predictions, session, teacher_files  # noqa: E402
+from rows import data  # noqa: E402
 
 POINTS = ((1, 16), (1, 128), (8, 32), (32, 64))
 OURS, PACKED = "bitstill.runtime, 1 bit", "bitstill in torch, 1 bit"
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=60)
     parser.add_argument("--result", type=Path, default=HERE / "results" / "native_runtime.json")
     arguments = parser.parse_args()
-    os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
+    data()
     networks: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         top = peak(Path(scratch), arguments.threads)

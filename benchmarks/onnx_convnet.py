@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from bitstill.tasks import load_task
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from onnx_runtime import BASE, latencies, session, table  # noqa: E402
+from rows import data  # noqa: E402
 
 STUDENT, STEPS, PICTURES, BATCHES = "polino-student-2", 100, 2_000, (1, 16)
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=120)
     parser.add_argument("--result", type=Path, default=HERE / "results" / "onnx_convnet.json")
     arguments = parser.parse_args()
-    os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
+    data()
     made, task = artifacts(arguments.work), load_task("cifar10")
     pictures = task.test.take(torch.arange(PICTURES))
     # What a network sees: the task scales pictures on their way.

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +37,9 @@ from bitstill.export.plan import program_of
 from bitstill.loading import task_for
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from rows import data  # noqa: E402
+
 POINTS = ((1, 16), (1, 128), (8, 32))
 BASE = "int8, by ONNX Runtime"
 
@@ -129,7 +132,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=120)
     parser.add_argument("--result", type=Path, default=HERE / "results" / "onnx_runtime.json")
     arguments = parser.parse_args()
-    os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
+    data()
     with tempfile.TemporaryDirectory() as folder:
         made = files(arguments.student, arguments.teacher, Path(folder))
         sessions = {name: session(path, arguments.threads) for name, path in made.items()}

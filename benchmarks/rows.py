@@ -33,7 +33,7 @@ def fill(
         about: what else the file says, such as the command.
         only: parts of keys; rows whose key holds one of them.
     """
-    os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
+    data()
     result.parent.mkdir(parents=True, exist_ok=True)
     for key, make in rows.items():
         if key in _read(result)["rows"] or (only and not any(part in key for part in only)):
@@ -49,6 +49,11 @@ def fill(
         result.with_suffix(".lock").unlink(missing_ok=True)
         shown = ", ".join(f"{name} {value:,.2f}" for name, value in row.items() if isinstance(value, (int, float)))
         print(f"{key}: {shown}", flush=True)
+
+
+def data() -> Path:
+    """The folder of data sets, for this process and those that it starts: BITSTILL_DATA, or ../shared/data of the project."""
+    return Path(os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data")))
 
 
 def minilm() -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import statistics
 import sys
 import time
@@ -38,7 +37,7 @@ from bitstill.train.teachers import Teachers
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from rows import minilm  # noqa: E402
+from rows import data, minilm  # noqa: E402
 
 CPU = torch.device("cpu")
 Step = Callable[[Batch], None]
@@ -151,7 +150,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--result", type=Path, default=HERE / "results" / "transformer_step.json")
     arguments = parser.parse_args()
-    os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data"))
+    data()
     task = task_for("sst2", {"teacher": minilm()})
     teacher = load_pretrained(minilm(), task, "teacher").model
     steps = plain_steps(teacher, task)
