@@ -43,7 +43,7 @@ from rows import data  # noqa: E402
 
 POINTS = ((1, 16), (1, 128), (8, 32), (32, 64))
 OURS, PACKED = "bitstill.runtime, 1 bit", "bitstill in torch, 1 bit"
-ORT, NNCF, BF16 = "ONNX Runtime int8", "OpenVINO int8 (NNCF)", "torch bfloat16"
+ORT, NNCF = "ONNX Runtime int8", "OpenVINO int8 (NNCF)"
 
 
 def bert_base(folder: Path) -> tuple[Path, Path]:
@@ -78,8 +78,10 @@ def rivals(teacher: Path, folder: Path) -> dict[str, Network]:
     openvino.save_model(quantized, places[NNCF] / "model.xml", compress_to_fp16=False)
     found = {name: replace(networks_in(place)[0], name=name) for name, place in places.items()}
     found["torch float32"] = replace(networks_in(teacher)[0], name="torch float32")
-    if torch.backends.cpu.get_cpu_capability() != "AVX2" or torch.cpu._is_amx_tile_supported():
-        found[BF16] = replace(found["torch float32"], name=BF16, kind="torch-bf16")
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        found["OpenVINO bfloat16"] = replace(found["OpenVINO float32"], name="OpenVINO bfloat16", kind="openvino-bf16")
+        found[NNCF] = replace(found[NNCF], kind="openvino-bf16")  # of what is not in 8 bits, as OpenVINO does by itself there
+        found["torch bfloat16"] = replace(found["torch float32"], name="torch bfloat16", kind="torch-bf16")
     return found
 
 

@@ -24,11 +24,11 @@ from bitstill.export.plan import program_of
 from bitstill.export.samples import Array, made_up
 from bitstill.kernels.library import processors
 
-FILES = {"onnx": "model.onnx", "openvino": "model.bin"}
+FILES = {"onnx": "model.onnx", "openvino": "model.bin", "openvino-bf16": "model.bin"}
 """Of exports, which have no model.safetensors."""
 KINDS = {
     "native": "bitstill.runtime", "torch-kernels": "torch, kernels", "bitstill": "torch, packed", "onnx": "ONNX Runtime",
-    "openvino": "OpenVINO", "torch": "torch", "torch-bf16": "torch, bfloat16",
+    "openvino": "OpenVINO", "openvino-bf16": "OpenVINO, bfloat16", "torch": "torch", "torch-bf16": "torch, bfloat16",
 }  # fmt: skip
 
 

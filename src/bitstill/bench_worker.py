@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,12 @@ def _onnx(threads: int) -> Load:
     return lambda folder: open_session(folder / "model.onnx", threads)
 
 
-def _openvino(threads: int) -> Load:
+def _openvino(threads: int, precision: str = "f32") -> Load:
     import openvino  # noqa: F401
 
     from bitstill.export.openvino import open_model
 
-    return lambda folder: open_model(folder / "model.xml", threads)
+    return lambda folder: open_model(folder / "model.xml", threads, precision)
 
 
 def _bitstill(threads: int) -> Load:
@@ -128,7 +129,7 @@ def _in_torch(threads: int, build: Callable[[Path], Any]) -> Load:
 
 _LOADERS: dict[str, Callable[[int], Load]] = {
     "native": _native, "torch-kernels": _torch_kernels, "bitstill": _bitstill, "onnx": _onnx, "openvino": _openvino,
-    "torch": _torch, "torch-bf16": _torch_bf16,
+    "openvino-bf16": partial(_openvino, precision="bf16"), "torch": _torch, "torch-bf16": _torch_bf16,
 }  # fmt: skip
 
 

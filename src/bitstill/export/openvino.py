@@ -54,16 +54,16 @@ def write_openvino(program: Program, archive: Archive, path: Path) -> dict[str, 
     return types
 
 
-def open_model(path: Path, threads: int = 0) -> Callable[[Mapping[str, Array]], Array]:
+def open_model(path: Path, threads: int = 0, precision: str = "f32") -> Callable[[Mapping[str, Array]], Array]:
     """A function from inputs by name to the first output; inputs that the network does not take are left out.
 
     Args:
         path: the .xml file.
         threads: that it may use; 0 is all there are.
+        precision: "f32" is as precise as what was trained; left to itself, OpenVINO computes in "bf16" on some processors.
     """
     openvino = _package()
-    # As precise as what was trained: some processors would otherwise compute in 16 bits.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+    settings = {"INFERENCE_PRECISION_HINT": precision, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
     compiled = openvino.Core().compile_model(path, "CPU", settings)
     names = [given.get_any_name() for given in compiled.inputs]
 

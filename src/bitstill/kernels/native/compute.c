@@ -352,11 +352,18 @@ static void product_of_codes(const bs_run *run, const bs_step *step, int64_t pan
                              int m, const float *scale, const int32_t *zero, const float *shift) {
     const bs_matrix *matrix = step->matrix;
     float tile[BS_TOGETHER * BS_TILE]; /* where there are more products than one to be added up */
+    float scales[BS_BLOCK], shifts[BS_BLOCK];
+    int32_t zeros[BS_BLOCK], totals[BS_BLOCK], any_zero = 0;
+    for (int i = 0; i < (int)UP(m, FEW); i++) { /* the last row again, up to a few */
+        int one = LEAST(i, m - 1);
+        scales[i] = scale[one], shifts[i] = shift[one], zeros[i] = zero[one], any_zero |= zero[one];
+    }
     for (int64_t g = 0; g < matrix->groups; g++) {
         int64_t first = g * matrix->group, size = LEAST(matrix->group, matrix->inputs - first);
+        for (int i = 0; i < (int)UP(m, FEW); i++) totals[i] = sums[LEAST(i, m - 1) * matrix->groups + g];
         for (int p = 0; p < matrix->planes; p++) {
             const bs_plane *plane = &matrix->plane[p];
-            int begins = p == 0 && g == 0, ends = p == matrix->planes - 1 && g == matrix->groups - 1;
+            const int begins = p == 0 && g == 0, ends = p == matrix->planes - 1 && g == matrix->groups - 1;
             _Alignas(64) int32_t acc[BS_TOGETHER * BS_TILE];
             for (int s = 0; s < plane->slices; s++) {
                 int64_t inputs = 4 * (8 / plane->bits[s]), lines = matrix->padded / inputs;
@@ -365,35 +372,30 @@ static void product_of_codes(const bs_run *run, const bs_step *step, int64_t pan
                                  panels, plane->form[s], plane->shift[s], s == 0};
                 multiply(&of, acc);
             }
+            const ints level_step = all_ints(plane->step);
+            const int32_t level_first = plane->first;
             for (int j = 0; j < panels; j++) {
-                int64_t at = ((panel + j) * matrix->groups + g) * BS_PANEL, channel = (panel + j) * BS_PANEL;
-                int channels = (int)LEAST(BS_PANEL, matrix->outputs - channel);
+                const int64_t at = ((panel + j) * matrix->groups + g) * BS_PANEL, channel = (panel + j) * BS_PANEL;
+                const int channels = (int)LEAST(BS_PANEL, matrix->outputs - channel);
+                const float *offset = plane->offset ? plane->offset + at : NULL, *weights = matrix->weights ? matrix->weights + channel : NULL;
+                floats scale_of[PARTS];
+                memcpy(scale_of, plane->scale + at, sizeof scale_of);
                 for (int i = 0; i < m; i += FEW) {
-                    int valid = LEAST(FEW, m - i);
+                    const int32_t *from = acc + j * BS_TILE + BS_PANEL * i;
                     float *to = tile + j * BS_TILE + BS_PANEL * i;
+                    ints whole[FEW][PARTS];
                     floats y[FEW][PARTS];
-#pragma GCC unroll 4
-                    for (int r = 0; r < FEW; r++) {
-                        int one = i + LEAST(r, valid - 1);
-                        int32_t total = sums[one * matrix->groups + g];
-#pragma GCC unroll 2
-                        for (int h = 0; h < PARTS; h++) {
-                            ints whole;
-                            memcpy(&whole, acc + j * BS_TILE + BS_PANEL * (i + r) + h * LANES, sizeof whole);
-                            if (zero[one]) {
-                                ints codes_sums;
-                                memcpy(&codes_sums, plane->sums + at + h * LANES, sizeof codes_sums);
-                                whole -= all_ints(zero[one]) * codes_sums;
-                            }
-                            whole = whole * all_ints(plane->step) + all_ints(plane->first * total);
-                            y[r][h] = as_floats(whole) * (load(plane->scale + at + h * LANES) * all(scale[one]));
-                            if (plane->offset) y[r][h] += load(plane->offset + at + h * LANES) * all((float)total * scale[one]);
-                            if (!begins) y[r][h] += load(to + BS_PANEL * r + h * LANES);
-                            if (!ends) store(to + BS_PANEL * r + h * LANES, y[r][h]);
-                            else if (matrix->weights) y[r][h] += load(matrix->weights + channel + h * LANES) * all(shift[one]);
-                        }
+                    EACH_OF(FEW) whole[r][h] = load_ints(from + BS_PANEL * r + h * LANES);
+                    if (any_zero) EACH_OF(FEW) whole[r][h] -= all_ints(zeros[i + r]) * load_ints(plane->sums + at + h * LANES);
+                    EACH_OF(FEW) y[r][h] = as_floats(whole[r][h] * level_step + all_ints(level_first * totals[i + r])) * (scale_of[h] * all(scales[i + r]));
+                    if (offset) EACH_OF(FEW) y[r][h] += load(offset + h * LANES) * all((float)totals[i + r] * scales[i + r]);
+                    if (!begins) EACH_OF(FEW) y[r][h] += load(to + BS_PANEL * r + h * LANES);
+                    if (!ends) {
+                        EACH_OF(FEW) store(to + BS_PANEL * r + h * LANES, y[r][h]);
+                        continue;
                     }
-                    if (ends) put(run, step, y, valid, row + i, channel, channels);
+                    if (weights) EACH_OF(FEW) y[r][h] += load(weights + h * LANES) * all(shifts[i + r]);
+                    put(run, step, y, LEAST(FEW, m - i), row + i, channel, channels);
                 }
             }
         }

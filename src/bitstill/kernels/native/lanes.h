@@ -17,6 +17,7 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE floats load(const float *from) { floats x; memcpy(&x, from, sizeof x); return x; }
+INLINE ints load_ints(const int32_t *from) { ints x; memcpy(&x, from, sizeof x); return x; }
 INLINE void store(float *to, floats x) { memcpy(to, &x, sizeof x); }
 INLINE floats all(float x) { return x - (floats){0}; }
 INLINE ints all_ints(int32_t x) { return x - (ints){0}; }
