@@ -52,7 +52,12 @@ def test_extreme_codes_do_not_overflow(tier, bits, best):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 8), st.integers(1, 70), st.integers(1, 40), st.integers(1, 300), st.integers(1, 3), st.integers(0, 2**32 - 1)
+    st.integers(1, 8),
+    st.integers(1, 70),
+    st.integers(1, 150),
+    st.integers(1, 300),
+    st.integers(1, 3),
+    st.integers(0, 2**32 - 1),
 )
 def test_any_size(bits, m, n, k, threads, seed):
     draw = np.random.default_rng(seed)
