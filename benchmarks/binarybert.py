@@ -113,6 +113,7 @@ def run(row: Row, work: Path, teachers: Path, settings: bitstill.Settings) -> di
         "metric": report["delivered"]["metric"],
         "value": report["delivered"]["test"],
         "teacher": report["teacher"]["test"],
+        "precision": settings.precision,
         "minutes": report["wall_seconds"] / 60,
         "recipe": report["recipe"],
         **{key: size[key] for key in ("file_bytes", "stored_bits", "nominal_bits", "ratio")},
@@ -124,13 +125,17 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows.values():
         groups.setdefault((row["task"], row["name"]), []).append(row)
-    lines = ["| task | model | metric | value | against teacher | bits | bytes | seeds |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| task | model | metric | value | against teacher | bits | bytes | seeds | trained in |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for (task, name), found in groups.items():
         value = sum(row["value"] for row in found) / len(found)
         against = sum(row["value"] - row["teacher"] for row in found) / len(found)
         first = found[0]
         bits = f"{first['nominal_bits']:.2f}" if first["nominal_bits"] else "32"
-        cells = (task, name, first["metric"], f"{value:.2f}", f"{against:+.2f}", bits, f"{first['file_bytes']:,}", len(found))
+        size = f"{first['file_bytes']:,}"
+        cells = (task, name, first["metric"], f"{value:.2f}", f"{against:+.2f}", bits, size, len(found), first["precision"])
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
