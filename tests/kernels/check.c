@@ -34,7 +34,7 @@ static void *room(size_t size) {
 }
 
 static void products(const char *tier, int bits, int form) {
-    int64_t n = 1 + draw(150), k = 1 + draw(draw(10) ? 300 : 2600), m = 1 + draw(70), padded = UP(k, BS_ALIGN), panels = UP(n, BS_PANEL) / BS_PANEL;
+    int64_t n = 1 + draw(draw(4) ? 40 : 150), k = 1 + draw(draw(10) ? 300 : 2600), m = 1 + draw(70), padded = UP(k, BS_ALIGN), panels = UP(n, BS_PANEL) / BS_PANEL;
     uint8_t *codes = room(n * k), *lines = room(panels * padded * bits / 32 * BS_LINE);
     int8_t *rows = room(m * padded);
     int32_t *found = room(4 * m * panels * BS_PANEL);
@@ -107,7 +107,7 @@ int main(void) {
         const char *tier = bs_tier_name(number);
         bs_use_tier(tier);
         for (int bits = 1; bits <= 4; bits *= 2)
-            for (int i = 0; i < 20; i++) products(tier, bits, i % 2 ? bits : bs_best_form(bits));
+            for (int i = 0; i < 40; i++) products(tier, bits, i % 2 ? bits : bs_best_form(bits));
         for (int i = 0; i < 4; i++) {
             network(found, sizes[i][0], sizes[i][1], sizes[i][2]);
             for (int64_t j = 0; j < sizes[i][0] * sizes[i][1] * sizes[i][2]; j++)

@@ -20,6 +20,7 @@
 #define PARTS (BS_PANEL / LANES) /* registers of sixteen outputs */
 #define FEW (LANES / 4)         /* that are finished together, to have something to do while one waits for itself */
 
+static void panel_by_panel(const bs_factors *of, int32_t *acc); /* by the tier's `multiply_panel` */
 #include TIER_FILE
 
 #ifndef ARRANGES /* most tiers read rows of codes as they are, and all weights in lines */
@@ -31,16 +32,17 @@ static const int8_t *arrange(const int8_t *codes, int64_t padded, int m, int for
 }
 #endif
 
-#ifndef MULTIPLIES /* most tiers multiply one panel at a time, and need nothing before */
-static void enter(void) {}
-static void leave(void) {}
-
-static void multiply(const bs_factors *of, int32_t *acc) {
+static void panel_by_panel(const bs_factors *of, int32_t *acc) {
     for (int p = 0; p < of->panels; p++) {
         if (of->begins) memset(acc + p * BS_TILE, 0, sizeof(int32_t) * BS_PANEL * UP(of->m, FEW));
         multiply_panel(of->codes, of->padded, of->first, of->m, of->lines + p * of->apart, of->n_lines, of->form, of->shift, acc + p * BS_TILE);
     }
 }
+
+#ifndef MULTIPLIES /* most tiers multiply one panel at a time, and need nothing before */
+static void enter(void) {}
+static void leave(void) {}
+static void multiply(const bs_factors *of, int32_t *acc) { panel_by_panel(of, acc); }
 #endif
 
 static float *value_of(const bs_run *run, int value) { return (float *)(run->arena + run->offset[value]); }

@@ -46,7 +46,7 @@ static int best_form(const bs_tier *of, int bits) { return bits == 1 && of->nibb
 
 /* Whether a tier multiplies as plain C does, in the form that it likes best, from the first input and from a later one. */
 static int multiplies(const bs_tier *tried) {
-    enum { ROWS = 21, PADDED = 384, USED = 352, PANELS = 3 };
+    enum { ROWS = 21, PADDED = 384, USED = 352, PANELS = BS_TOGETHER };
     int8_t rows[ROWS * PADDED], *copy = malloc(BS_BLOCK * PADDED * BS_ROOM);
     uint8_t codes[PANELS * BS_PANEL * PADDED], lines[2][PANELS * BS_PANEL * PADDED];
     uint32_t state = 1;
@@ -61,10 +61,10 @@ static int multiplies(const bs_tier *tried) {
         bs_pack_lines(codes, PANELS * BS_PANEL, PADDED, PADDED, bits, 0, lines[1]);
         for (int first = 0; first <= 32; first += 32)
             for (int m = 1; m <= ROWS; m += 5) {
-                int32_t sums[2][PANELS * BS_TILE] = {{0}};
+                int32_t sums[2][PANELS * BS_TILE] = {{0}}, begins = m % 2;
                 int64_t skip = first / per_line * BS_LINE, count = (USED - first) / per_line, apart = PADDED / per_line * BS_LINE;
-                bs_factors of = {tried->arrange(rows, PADDED, m, form, copy), PADDED, first, lines[0] + skip, count, apart, m, PANELS, form, 1, 0};
-                bs_factors plainly = {rows, PADDED, first, lines[1] + skip, count, apart, m, PANELS, bits, 1, 0};
+                bs_factors of = {tried->arrange(rows, PADDED, m, form, copy), PADDED, first, lines[0] + skip, count, apart, m, PANELS, form, !begins, begins};
+                bs_factors plainly = {rows, PADDED, first, lines[1] + skip, count, apart, m, PANELS, bits, !begins, begins};
                 tried->multiply(&of, sums[0]);
                 bs_tier_portable.multiply(&plainly, sums[1]);
                 same = same && memcmp(sums[0], sums[1], sizeof sums[0]) == 0;

@@ -173,10 +173,9 @@ INLINE void tiles_of(const bs_factors *of, int first_panel, int panels, const in
 
 static void multiply(const bs_factors *of, int32_t *acc) {
     if (of->m < FEWEST) {
-        for (int p = 0; p < of->panels; p++) {
-            if (of->begins) memset(acc + p * BS_TILE, 0, sizeof(int32_t) * BS_PANEL * UP(of->m, FEW));
-            multiply_panel(of->codes, stride_of(of->padded), of->first, of->m, of->lines + p * of->apart, of->n_lines, of->form, of->shift, acc + p * BS_TILE);
-        }
+        bs_factors as_arranged = *of;
+        as_arranged.padded = stride_of(of->padded);
+        panel_by_panel(&as_arranged, acc);
         return;
     }
     int at_once = of->m > SIDE ? 2 : 4;
