@@ -20,9 +20,9 @@ from bitstill.recipes.encoders import birth, kept_layers
 from bitstill.recipes.general_distillation import GeneralDistillation
 from bitstill.roles import check_rows, readable_tokens, rehearse
 from bitstill.runfile import RunFile
-from bitstill.tasks.corpus import Corpus, pack_corpus, wait_until_packed
+from bitstill.tasks.corpus import Corpus, file_digests, pack_corpus, wait_until_packed
 from bitstill.train.checkpoint import checkpoint_beside
-from bitstill.train.identity import identity_of
+from bitstill.train.identity import digest, identity_of
 from bitstill.train.loop import Settings, accelerator, train
 from bitstill.train.task import evaluate
 
@@ -67,10 +67,11 @@ def distill_encoder(
 
     recipe, settings, target = recipe or GeneralDistillation(), settings or Settings(), Path(out).resolve()
     corpus = Corpus(corpus) if isinstance(corpus, str) else corpus
-    about = {"teacher": teacher, "student": student, "corpus": encode(corpus), "recipe": encode(recipe), "seed": settings.seed}
-    if resume and (target / REPORT).exists():
-        return _finished(target, about)
-    check_new(target)
+    about: dict[str, Any] = {"teacher": teacher, "student": student, "corpus": encode(corpus), "recipe": encode(recipe)}
+    about |= {"seed": settings.seed, "precision": settings.precision, "corpus files": file_digests(corpus)}
+    finished = resume and (target / REPORT).exists()
+    if not finished:
+        check_new(target)
     accelerator(replace(settings, trackers=()))  # settles the device, before anything asks for it
     several = PartialState()
     tokenizer = load_tokenizer(teacher)
@@ -80,6 +81,9 @@ def distill_encoder(
         networks["student"] = loaded.model
         if not loaded.new:
             check_same_vocabulary(tokenizer, load_tokenizer(student), (teacher, student))
+    about["models"] = {name: digest(network) for name, network in networks.items()}
+    if finished:
+        return _finished(target, about)
     for name, network in networks.items():
         check_rows(name, network, len(tokenizer) - 1, "corpus")
         limit = readable_tokens(network)
@@ -159,6 +163,8 @@ def _finished(target: Path, about: dict[str, Any]) -> dict[str, Any]:
     """The report of a run that is finished, if it is the one that was asked for."""
     report: dict[str, Any] = json.loads((target / REPORT).read_text(encoding="utf-8"))
     for key, wanted in json.loads(json.dumps(about)).items():
+        if key == "corpus files" and not wanted:
+            continue  # what was made of them may outlive them
         if report.get(key) != wanted:
             fix = "Choose another --out, or delete that folder to distil anew."
             given = f"one with {key} {report.get(key)}"

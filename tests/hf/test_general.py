@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import datasets
@@ -126,6 +127,30 @@ def test_a_finished_run_is_taken_as_it_is_if_it_is_the_same(teacher, corpus, tmp
             distil(teacher, corpus, out, resume=True, **change)
 
 
+def test_a_finished_run_is_another_one_once_teacher_or_corpus_have_changed(teacher, tmp_path):
+    """Also at the same paths."""
+    shutil.copytree(teacher, tmp_path / "teacher")
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(tiny.sentences(120)[0]))
+    arguments = (str(tmp_path / "teacher"), Corpus(str(text), length=16), tmp_path / "out")
+    report = distil(*arguments)
+    assert distil(*arguments, resume=True) == report
+    with pytest.raises(SpecError, match="an encoder distilled with precision bf16"):
+        distil(*arguments, resume=True, settings=replace(tiny.QUIET, precision="bf16"))
+    weights = (tmp_path / "teacher" / "model.safetensors").read_bytes()
+    model = AutoModel.from_pretrained(tmp_path / "teacher")
+    model.embeddings.word_embeddings.weight.data[0, 0] += 1
+    model.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(SpecError, match="an encoder distilled with models"):
+        distil(*arguments, resume=True)
+    (tmp_path / "teacher" / "model.safetensors").write_bytes(weights)
+    text.write_text("\n\n".join(reversed(tiny.sentences(120)[0])))
+    with pytest.raises(SpecError, match="an encoder distilled with corpus files"):
+        distil(*arguments, resume=True)
+    text.unlink()
+    assert distil(*arguments, resume=True) == report
+
+
 def test_a_student_of_another_width_learns_through_a_projection(teacher, corpus, tmp_path):
     shape = tiny.config("bert", hidden_size=8, num_hidden_layers=1, intermediate_size=12)
     shape.save_pretrained(tmp_path / "shape")
@@ -143,6 +168,8 @@ def test_the_projection_learns_and_leaves_scores_alone():
     states, scores = torch.randn(2, 3, 4), torch.randn(2, 2, 3, 3)
     assert torch.equal(projection(states), nn.functional.linear(states, projection.weight, projection.bias))
     assert projection(scores) is scores
+    with pytest.raises(SpecError, match="hidden states of width 4"):
+        projection(torch.randn(2, 3, 6))
 
 
 def test_a_term_sees_the_student_through_its_projection():

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitstill.errors import DataError, SpecError
+from bitstill.errors import ArtifactError, DataError, SpecError
 from bitstill.tasks import augmentation
 from bitstill.tasks.augmentation import (
     MANIFEST,
@@ -183,7 +183,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
         with_variants(tiny.text_task(8), tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "fewer", "changed", "gone"])
 def test_a_damaged_shard_is_named_and_can_be_made_again(tmp_path, damage):
     task, options = tiny.text_task(12), Augmentation(2)
     write_variants(task, Shouting(), options, tmp_path / "out", progress=False)
@@ -192,9 +192,16 @@ def test_a_damaged_shard_is_named_and_can_be_made_again(tmp_path, damage):
     if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes(whole[path.name][:-20] if damage == "cut" else bytes(100) + whole[path.name][100:])
+        text = whole[path.name]
+        damaged = {"cut": text[:-20], "fewer": text[text.index(b"\n") + 1 :], "changed": bytes(100) + text[100:]}
+        path.write_bytes(damaged[damage])
+    before = contents(tmp_path / "out")
     with pytest.raises(DataError, match=r"variants-00001\.jsonl"):
         with_variants(task, tmp_path / "out")
+    if damage != "gone":
+        with pytest.raises(DataError, match=r"variants-00001\.jsonl"):
+            write_variants(task, Shouting(), options, tmp_path / "out", progress=False)
+    assert contents(tmp_path / "out") == before, "a damaged shard is not made a whole one by a new digest"
     path.unlink(missing_ok=True)
     write_variants(task, Shouting(), options, tmp_path / "out", progress=False)
     assert contents(tmp_path / "out") == whole
@@ -204,6 +211,23 @@ def test_variants_of_other_data_are_not_trained_on(tmp_path):
     write_variants(tiny.text_task(8), Shouting(), Augmentation(2), tmp_path / "out", progress=False)
     with pytest.raises(DataError, match="variants of the training texts of 'tiny'"):
         with_variants(tiny.text_task(9), tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(ArtifactError, match="a folder that can be written"):
+            write_variants(tiny.text_task(8), Shouting(), Augmentation(2), folder, progress=False)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_manifest_that_names_other_files_is_none(tmp_path):
+    write_variants(tiny.text_task(8), Shouting(), Augmentation(2), tmp_path / "out", progress=False)
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    manifest["shards"] = {"../elsewhere.jsonl": "0"}
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="a folder of variants"):
+        with_variants(tiny.text_task(8), tmp_path / "out")
 
 
 def test_examples_are_texts_and_what_became_of_them(tmp_path):

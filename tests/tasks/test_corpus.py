@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitstill.errors import DataError
+from bitstill.errors import ArtifactError, DataError
 from bitstill.tasks import corpus as module
 from bitstill.tasks.corpus import MANIFEST, TOKENS, Corpus, Encoder, pack_corpus, wait_until_packed
 
@@ -155,12 +155,16 @@ def test_a_file_that_is_damaged(tmp_path):
     assert len(pack_corpus(right, ENCODER, tmp_path / "out", progress=False)), "nothing had been read into the folder"
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "manifest", "key"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "manifest", "key"])
 def test_tokens_that_are_damaged(tmp_path, damage):
     corpus, folder = write(tmp_path / "texts", TEXTS), tmp_path / "out"
     pack_corpus(corpus, ENCODER, folder, progress=False)
     if damage == "cut":
         (folder / TOKENS).write_bytes((folder / TOKENS).read_bytes()[:-4])
+    elif damage == "changed":
+        tokens = bytearray((folder / TOKENS).read_bytes())
+        tokens[4] ^= 1
+        (folder / TOKENS).write_bytes(tokens)
     elif damage == "gone":
         (folder / TOKENS).unlink()
     elif damage == "manifest":
@@ -171,6 +175,70 @@ def test_tokens_that_are_damaged(tmp_path, damage):
         (folder / MANIFEST).write_text(json.dumps(state))
     with pytest.raises(DataError, match="a whole file of tokens"):
         pack_corpus(corpus, ENCODER, folder, progress=False)
+
+
+def test_tokens_that_were_damaged_after_a_stop_are_not_gone_on_with(tmp_path):
+    corpus, folder = write(tmp_path / "texts", TEXTS), tmp_path / "out"
+    calls = 0
+
+    def dying(texts):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return letters(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        pack_corpus(corpus, Encoder(dying, SEPARATOR, (START,), (END,), ENCODER.about), folder, progress=False)
+    (folder / TOKENS).write_bytes(bytes((folder / TOKENS).stat().st_size))
+    with pytest.raises(DataError, match="whose bytes have changed"):
+        pack_corpus(corpus, ENCODER, folder, progress=False)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    corpus = write(tmp_path / "texts", TEXTS)
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(ArtifactError, match="a folder that can be written"):
+            pack_corpus(corpus, ENCODER, folder, progress=False)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("lines", [1, 4, 50])
+def test_a_text_file_without_empty_lines_is_read_in_pieces(tmp_path, monkeypatch, lines):
+    """A sentence in each line: as one document it would be in memory as a whole."""
+    monkeypatch.setattr(module, "PIECE", 10)
+    texts = [f"line {number}" for number in range(lines)]
+    (tmp_path / "train.txt").write_text("\n".join(texts))
+    asked = []
+
+    def noting(texts):
+        asked.extend(texts)
+        return letters(texts)
+
+    encoder = Encoder(noting, SEPARATOR, (START,), (END,), ENCODER.about)
+    corpus = Corpus(str(tmp_path / "train.txt"), length=8)
+    try:
+        pack_corpus(corpus, encoder, tmp_path / "out", progress=False)
+    except DataError:
+        assert lines == 1, "too short for a sequence"
+    assert asked == ["\n".join(texts[start : start + 2]) for start in range(0, lines, 2)]
+
+
+def test_long_documents_are_tokenized_a_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "DOCUMENTS", 100)
+    whole = pack_corpus(write(tmp_path / "texts", TEXTS), ENCODER, tmp_path / "whole", progress=False)
+    monkeypatch.setattr(module, "CHARACTERS", 12)
+    sizes = []
+
+    def noting(texts):
+        sizes.append(sum(map(len, texts)))
+        return letters(texts)
+
+    corpus, encoder = Corpus(str(tmp_path / "texts"), length=8), Encoder(noting, SEPARATOR, (START,), (END,), ENCODER.about)
+    assert torch.equal(pack_corpus(corpus, encoder, tmp_path / "out", progress=False), whole)
+    longest = max(map(len, TEXTS))
+    assert len(sizes) > 2 and max(sizes) < 12 + longest
 
 
 def test_a_corpus_that_was_edited_is_another_one(tmp_path):

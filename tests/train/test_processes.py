@@ -50,14 +50,17 @@ if os.environ.get("RANK", "0") == "0":
 """
 
 
-def state(out: Path, processes: int, accumulate: int) -> dict[str, torch.Tensor]:
-    script = out.with_suffix(".py")
-    script.write_text(CHILD)
+def launch(source: str, script: Path, processes: int, *arguments: str) -> None:
+    script.write_text(source)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, *launcher, str(script), str(out), str(accumulate)]
+    command = [sys.executable, *launcher, str(script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def state(out: Path, processes: int, accumulate: int) -> dict[str, torch.Tensor]:
+    launch(CHILD, out.with_suffix(".py"), processes, str(out), str(accumulate))
     return load_file(out)
 
 
@@ -71,4 +74,36 @@ def test_two_gloo_processes_equal_one(tmp_path: Path, one_process: dict[str, tor
     two = state(tmp_path / "state.safetensors", 2, 1)
     assert two.keys() == one_process.keys()
     for name, value in one_process.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+GENERAL = """
+import sys
+from pathlib import Path
+import datasets
+import bitstill
+from bitstill.recipes.general_distillation import GeneralDistillation
+from bitstill.tasks.corpus import Corpus
+from tests.hf import tiny
+
+folder = Path(sys.argv[1])
+datasets.config.HF_DATASETS_CACHE = folder / "cache"
+recipe = GeneralDistillation(layers=2, steps=4, batch_size=8, validations=2)
+corpus = Corpus(str(folder / "text.txt"), length=16)
+bitstill.distill_encoder(str(folder / "teacher"), corpus, folder / sys.argv[2], recipe=recipe, settings=tiny.QUIET)
+"""
+
+
+def test_two_processes_distil_an_encoder_from_a_new_corpus(tmp_path: Path) -> None:
+    """The main one tokenizes while the other waits; both must begin a new run."""
+    pytest.importorskip("transformers")
+    from tests.hf import tiny
+
+    tiny.saved(tmp_path / "teacher", "bert")
+    (tmp_path / "text.txt").write_text("\n\n".join(tiny.sentences(120)[0]))
+    for processes, out in ((2, "two"), (1, "one")):
+        launch(GENERAL, tmp_path / f"{out}.py", processes, str(tmp_path), out)
+    one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-4, msg=name)

@@ -16,6 +16,8 @@ from bitstill.artifact.format import CONFIG, FILES
 from bitstill.errors import ArtifactError, SpecError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -52,11 +54,26 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         yield beside
         _move_into_place(beside, target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in _NO_WRITING:
             raise unwritable(target, error) from None
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What goes wrong in the block because `folder` cannot be made, written or filled any further is one clear error.
+
+    Raises:
+        ArtifactError: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_WRITING or (error.errno in _NO_FOLDER and not folder.is_dir()):
+            raise unwritable(folder, error) from None
+        raise
 
 
 def check_target(target: Path) -> None:

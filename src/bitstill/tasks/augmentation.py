@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from tqdm.auto import tqdm
 
-from bitstill.artifact.files import write_file
+from bitstill.artifact.files import write_file, writing
 from bitstill.errors import DataError, SpecError
 from bitstill.tasks.folders import check_same, check_unused
 from bitstill.tasks.text import TextSplit, TextTask
@@ -143,23 +143,25 @@ def write_variants(task: TextTask, proposer: Proposer, options: Augmentation, fo
         How many variants there are.
 
     Raises:
-        DataError: the folder holds variants of other data, or made in another way, or a shard that cannot be read.
+        DataError: the folder holds variants of other data, or made in another way, or a shard that is damaged.
+        ArtifactError: the folder cannot be written.
     """
     count = options.variants or VARIANTS.get(task.name, 20)
     about = _about(task, proposer, options, count)
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, about)
-    shards = range(0, len(task.train), SHARD)
-    with tqdm(total=len(task.train), desc="varying texts", unit="text", leave=False, disable=not progress) as bar:
-        for number, start in enumerate(shards):
-            path, rows = _shard_path(folder, number), range(start, min(start + SHARD, len(task.train)))
-            if not path.exists():
-                _write_shard(path, task, rows, proposer, options, count)
-            bar.update(len(rows))
-    digests = {_shard_path(folder, n).name: _digest(_shard_path(folder, n)) for n in range(len(shards))}
-    total = sum(len(_read_shard(folder / name, len(task.train.texts))) for name in digests)
-    finished = {**about, "shards": digests, "variants": total}
-    write_file(folder / MANIFEST, json.dumps(finished, indent=1, sort_keys=True).encode())
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        digests = _claim(folder, about)
+        shards = range(0, len(task.train), SHARD)
+        with tqdm(total=len(task.train), desc="varying texts", unit="text", leave=False, disable=not progress) as bar:
+            for number, start in enumerate(shards):
+                path, rows = _shard_path(folder, number), range(start, min(start + SHARD, len(task.train)))
+                if path.name not in digests:
+                    _write_shard(path, task, rows, proposer, options, count)
+                    digests[path.name] = _digest(path)
+                    _note(folder, {**about, "shards": digests})
+                bar.update(len(rows))
+        total = sum(len(_read_shard(folder / name, len(task.train.texts))) for name in digests)
+        _note(folder, {**about, "shards": digests, "variants": total})
     return total
 
 
@@ -174,7 +176,7 @@ def with_variants(task: TextTask, folder: Path) -> TextTask:
         DataError: it is unfinished or damaged, or holds variants of other data.
     """
     manifest = _read_manifest(folder)
-    if "shards" not in manifest:
+    if "variants" not in manifest:
         fix = "Run the same `bitstill augment` again: it goes on where it stopped."
         raise DataError("finished variants", given="some of them", where=str(folder), fix=fix)
     if manifest.get("data") != _data_digest(task):
@@ -248,13 +250,26 @@ def _about(task: TextTask, proposer: Proposer, options: Augmentation, count: int
     return {**about, "candidates from": proposer.describe()}
 
 
-def _claim(folder: Path, about: dict[str, Any]) -> None:
-    """Say in the folder what will be in it; refuse one that says something else."""
-    if (folder / MANIFEST).exists():
-        check_same(folder, about, _read_manifest(folder), "variants")
-        return
-    check_unused(folder)
-    write_file(folder / MANIFEST, json.dumps(about, indent=1, sort_keys=True).encode())
+def _claim(folder: Path, about: dict[str, Any]) -> dict[str, str]:
+    """Say in the folder what will be in it; refuse one that says something else. Returns the digests of shards that are done.
+
+    One that has been deleted since is not, nor is one that was written just before a stop.
+    """
+    if not (folder / MANIFEST).exists():
+        check_unused(folder)
+        _note(folder, about)
+        return {}
+    manifest = _read_manifest(folder)
+    check_same(folder, about, manifest, "variants")
+    digests = {name: digest for name, digest in manifest.get("shards", {}).items() if (folder / name).exists()}
+    for name, digest in digests.items():
+        if _digest(folder / name) != digest:
+            raise _damaged(folder / name)
+    return digests
+
+
+def _note(folder: Path, manifest: dict[str, Any]) -> None:
+    write_file(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -262,6 +277,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
             raise ValueError(f"version {manifest['version']}")
+        if not all(re.fullmatch(r"variants-\d+\.jsonl", name) for name in manifest.get("shards", {})):
+            raise ValueError("names of shards that are none")
     except (OSError, ValueError, KeyError, TypeError) as error:
         given = f"{type(error).__name__}: {error}"
         fix = "Name a folder that `bitstill augment` has made."

@@ -1,17 +1,18 @@
 """A corpus of plain text as packed sequences of tokens on disk, read once as a stream and mapped into memory from then on.
 
 Documents are tokenized in order, joined with a separator, and cut into sequences of one length, so that nothing is padding.
-They are appended to one file, `tokens.bin`; `tokens.json` says how much of it counts and how many documents that was, so that
-a run that was stopped goes on behind them. Neither the corpus nor its tokens are ever in memory as a whole.
+They are appended to one file, `tokens.bin`; `tokens.json` says how much of it counts, its digest, and how many documents that
+was, so that a run that was stopped goes on behind them. Neither the corpus nor its tokens are ever in memory as a whole.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bitstill.artifact.files import write_file
+from bitstill.artifact.files import write_file, writing
 from bitstill.errors import DataError, need_package
 from bitstill.tasks.folders import check_same, check_unused
 from bitstill.tasks.sources import quiet
 
-TOKENS, MANIFEST, VERSION = "tokens.bin", "tokens.json", 1
-DOCUMENTS = 500
-"""Documents that are tokenized at once, between two writes."""
+TOKENS, MANIFEST, VERSION = "tokens.bin", "tokens.json", 2
+DOCUMENTS, CHARACTERS = 500, 1 << 20
+"""Documents that are tokenized at once, between two writes: fewer, where they have more characters than that."""
+PIECE = 10_000
+"""Characters after which a document of a text file ends at the next line, where no empty line ended it before."""
 _BYTES = 4
 _END = 1 << 20
 _KINDS = {".parquet": "parquet", ".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -100,23 +103,24 @@ def pack_corpus(corpus: Corpus, encoder: Encoder, folder: Path, *, progress: boo
 
     Raises:
         DataError: the corpus is empty, cannot be read or lacks the column; or the folder is of another corpus, or damaged.
+        ArtifactError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     about = {"version": VERSION, "source": corpus.source, "column": corpus.column, "length": corpus.length}
     about |= {"limit": corpus.limit, "tokenizer": dict(encoder.about)}
-    there, finished = _files(corpus), _finished(folder)
+    there, finished = file_digests(corpus), _finished(folder)
     # A finished folder may outlive the files that it was made of; where they are, they must still be the same.
     about["files"] = finished["files"] if finished is not None and not there else there
-    state = _claim(folder, about)
-    if not state["finished"]:
-        _extend(corpus, encoder, folder, about, state, progress)
-        state = _state(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        state = _claim(folder, about)
+        digest = _digest_of(folder, state)
+        if not state["finished"]:
+            _extend(corpus, encoder, folder, about, state, digest, progress)
+            state = _state(folder)
     if not state["sequences"]:
         fix = "Check the corpus: it has hardly any text."
         raise DataError(f"text for at least one sequence of {corpus.length} tokens", given="less", where=corpus.source, fix=fix)
     count = state["sequences"] * corpus.length
-    if (folder / TOKENS).stat().st_size != count * _BYTES:
-        raise _damaged(folder, f"{(folder / TOKENS).stat().st_size:,} bytes instead of {count * _BYTES:,}")
     return torch.from_file(str(folder / TOKENS), shared=False, size=count, dtype=torch.int32).reshape(-1, corpus.length)
 
 
@@ -127,7 +131,7 @@ def wait_until_packed(folder: Path, seconds: float = 1.0) -> None:
 
 
 def _extend(
-    corpus: Corpus, encoder: Encoder, folder: Path, about: dict[str, Any], state: dict[str, Any], progress: bool
+    corpus: Corpus, encoder: Encoder, folder: Path, about: dict[str, Any], state: dict[str, Any], digest: Any, progress: bool
 ) -> None:
     documents, characters, carry = state["documents"], state["characters"], list(state["carry"])
     sequences = state["sequences"]
@@ -146,18 +150,20 @@ def _extend(
             carry = carry[len(rows) * encoder.body(corpus.length) :]
             if rows:
                 table = torch.tensor(rows, dtype=torch.int32)
-                file.write(table.numpy().tobytes())
+                written = table.numpy().tobytes()
+                file.write(written)
+                digest.update(written)
                 bar.update(table.numel())
             sequences += len(rows)
             documents += len(texts)
             characters += sum(map(len, texts))
             file.flush()
             os.fsync(file.fileno())
-            _note(folder, about, sequences, documents, characters, carry)
+            _note(folder, about, sequences, documents, characters, carry, digest.hexdigest())
         file.truncate(sequences * corpus.length * _BYTES)
     if not documents:
         raise DataError("a corpus with text", given="no documents", where=corpus.source, fix="Check the files.")
-    _note(folder, about, sequences, documents, characters, carry, finished=True)
+    _note(folder, about, sequences, documents, characters, carry, digest.hexdigest(), finished=True)
 
 
 def _documents(corpus: Corpus, skip: int) -> Iterator[str]:
@@ -165,13 +171,9 @@ def _documents(corpus: Corpus, skip: int) -> Iterator[str]:
     datasets = need_package("datasets", extra="all", purpose="a corpus")
     try:
         with quiet(datasets):
-            stream = _open(datasets, corpus).skip(skip)
-            for row in stream:
-                if not isinstance(row.get(corpus.column), str):
-                    given = f"columns {', '.join(row)}" if corpus.column not in row else repr(row[corpus.column])
-                    fix = "Name the column with --text-column."
-                    raise DataError(f"a text in column {corpus.column!r}", given=given, where=corpus.source, fix=fix)
-                yield row[corpus.column]
+            texts = _texts(corpus, _open(datasets, corpus))
+            lines = any(file.suffix == ".txt" for file in _local_files(Path(corpus.source)))
+            yield from itertools.islice(_documents_of_lines(texts) if lines else texts, skip, None)
     except DataError:
         raise
     except Exception as error:  # readers of files and of the hub raise whatever their libraries do
@@ -180,11 +182,37 @@ def _documents(corpus: Corpus, skip: int) -> Iterator[str]:
         raise DataError("a corpus that can be read", given=given, where=corpus.source, fix=fix) from error
 
 
+def _texts(corpus: Corpus, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The text of each row."""
+    for row in rows:
+        text = row.get(corpus.column)
+        if not isinstance(text, str):
+            given = f"columns {', '.join(row)}" if corpus.column not in row else repr(text)
+            fix = "Name the column with --text-column."
+            raise DataError(f"a text in column {corpus.column!r}", given=given, where=corpus.source, fix=fix)
+        yield text
+
+
+def _documents_of_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Lines up to an empty one, or until they are long enough: many files have a sentence in each line, and no empty ones."""
+    document: list[str] = []
+    characters = 0
+    for line in lines:
+        if line.strip():
+            document.append(line)
+            characters += len(line)
+        if document and (not line.strip() or characters >= PIECE):
+            yield "\n".join(document)
+            document, characters = [], 0
+    if document:
+        yield "\n".join(document)
+
+
 def _local_files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(file for file in path.glob("train*") if file.suffix in _KINDS)
 
 
-def _files(corpus: Corpus) -> dict[str, str]:
+def file_digests(corpus: Corpus) -> dict[str, str]:
     """Name, size and a digest of both ends of each local file: a corpus that was edited is another one."""
     found = {}
     for path in _local_files(Path(corpus.source)):
@@ -208,19 +236,20 @@ def _open(datasets: Any, corpus: Corpus) -> Any:
             raise DataError("train*.parquet, .txt, .jsonl or .csv", given=given, where=corpus.source, fix=fix)
         kind = kinds.pop()
         names = [str(file) for file in files]
-        more = {"sample_by": "paragraph"} if kind == "text" else {}
-        return datasets.load_dataset(kind, data_files=names, split="train", streaming=True, **more)
+        return datasets.load_dataset(kind, data_files=names, split="train", streaming=True)
     name, _, configuration = corpus.source.partition(":")
     return datasets.load_dataset(name, configuration or None, split="train", streaming=True)
 
 
 def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
     chunk: list[str] = []
+    characters = 0
     for text in texts:
         chunk.append(text)
-        if len(chunk) == DOCUMENTS:
+        characters += len(text)
+        if len(chunk) == DOCUMENTS or characters >= CHARACTERS:
             yield chunk
-            chunk = []
+            chunk, characters = [], 0
     if chunk:
         yield chunk
 
@@ -241,17 +270,30 @@ def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     if not begun:
         check_unused(folder)
     if not begun or not _state(folder)["documents"]:
-        _note(folder, about, 0, 0, 0, [])
+        _note(folder, about, 0, 0, 0, [], hashlib.blake2b().hexdigest())
     state = _state(folder)
     check_same(folder, about, state, "tokens")
     if not state["sequences"]:
         (folder / TOKENS).touch()
     if not (folder / TOKENS).exists():
         raise _damaged(folder, "no tokens")
-    size, least = (folder / TOKENS).stat().st_size, state["sequences"] * state["length"] * _BYTES
-    if size < least:
-        raise _damaged(folder, f"{size:,} bytes instead of {least:,} or more")
     return state
+
+
+def _digest_of(folder: Path, state: dict[str, Any]) -> Any:
+    """Of the tokens that count, begun anew and compared: what is written behind them goes into it."""
+    digest, left = hashlib.blake2b(), state["sequences"] * state["length"] * _BYTES
+    size = (folder / TOKENS).stat().st_size
+    if size < left or (state["finished"] and size > left):
+        raise _damaged(folder, f"{size:,} bytes instead of {left:,}")
+    with open(folder / TOKENS, "rb") as file:
+        while left:
+            part = file.read(min(left, _END))
+            digest.update(part)
+            left -= len(part)
+    if digest.hexdigest() != state["digest"]:
+        raise _damaged(folder, "one whose bytes have changed")
+    return digest
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
@@ -264,7 +306,7 @@ def _state(folder: Path) -> dict[str, Any]:
     wanted = ("version", "source", "files", "column", "length", "limit", "tokenizer", "finished", "sequences", "documents")
     try:
         state = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {key: state[key] for key in (*wanted, "characters", "carry")}
+        return {key: state[key] for key in (*wanted, "characters", "carry", "digest")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
 
@@ -276,10 +318,11 @@ def _note(
     documents: int,
     characters: int,
     carry: list[int],
+    digest: str,
     finished: bool = False,
 ) -> None:
     state = {"finished": finished, "sequences": sequences, "documents": documents, "characters": characters, "carry": carry}
-    write_file(folder / MANIFEST, json.dumps({**about, **state}).encode())
+    write_file(folder / MANIFEST, json.dumps({**about, **state, "digest": digest}).encode())
 
 
 def _damaged(folder: Path, given: str) -> DataError:

@@ -28,7 +28,7 @@ def identity_of(
         "stages": [stage.name for stage in stages],
         "task": task.name,
         "data": task.train.digest(),
-        "models": {name: _digest(network) for name, network in networks.items()},
+        "models": {name: digest(network) for name, network in networks.items()},
         "seed": settings.seed,
         "precision": settings.precision,
         "accumulate": settings.accumulate,
@@ -36,7 +36,8 @@ def identity_of(
     }
 
 
-def _digest(network: nn.Module) -> str:
+def digest(network: nn.Module) -> str:
+    """Of every name, shape and byte of a network's state."""
     state = hashlib.blake2b(digest_size=8)
     for name, tensor in network.state_dict().items():
         state.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())

@@ -137,6 +137,8 @@ def train(
     loaded: Checkpoint | None = None
     if resume and checkpoint_path is not None and checkpoint_path.exists():
         loaded = _restore(run, checkpoint_path)
+    # Whoever looks for the checkpoint of an earlier run must not find the first one of this run.
+    run.accelerator.wait_for_everyone()
     with torch.random.fork_rng():
         for index in range(run.position.stage, len(stages)):
             stage = stages[index]
