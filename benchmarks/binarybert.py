@@ -23,7 +23,6 @@ from typing import Any
 
 import bitstill
 from bitstill.recipes import BinaryBERT, Recipe
-from bitstill.tasks.augmentation import MANIFEST
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -72,11 +71,9 @@ class Row:
 
 
 def variants(task: str, work: Path) -> Path:
-    """Variants of the task's training texts, made once."""
+    """Variants of the task's training texts, made once; what is there is gone on with, or compared."""
     folder = work / f"{task}-variants"
-    if not (folder / MANIFEST).exists() or "shards" not in (folder / MANIFEST).read_text():
-        options = bitstill.Augmentation(variants=5)
-        bitstill.augment(task, minilm(), folder, method="neighbours", options=options)
+    bitstill.augment(task, minilm(), folder, method="neighbours", options=bitstill.Augmentation(variants=5))
     return folder
 
 

@@ -77,6 +77,25 @@ def test_a_text_is_cut_at_spaces(characters):
             assert start == 0 or text[start - 1] == " "
 
 
+def test_neighbours_do_not_depend_on_which_words_are_asked_for_together():
+    """A run that goes on asks for others than one that was not stopped."""
+    torch.manual_seed(0)
+    letters = "abcdefghij"
+    names = [f"{a}{b}{c}{d}" for a in letters for b in letters for c in letters for d in letters[:2]]
+    vectors = torch.randn(len(names), 24).repeat_interleave(2, 0)[: len(names)]  # each has a twin, and all are ties by pairs
+    words = exchangeable(" ".join(names[:64]))
+    wanted = Neighbours(names, vectors, "here").propose(words, 5)
+    for size in (1, 3, 17):
+        asked = Neighbours(names, vectors, "here")
+        assert [found for at in range(0, 64, size) for found in asked.propose(words[at : at + size], 5)] == wanted
+    cosine = torch.nn.functional.normalize(vectors.double(), dim=1)
+    for word, found in zip(words, wanted, strict=True):
+        near = cosine @ cosine[names.index(str(word))]
+        assert [float(near[names.index(name)]) for name in found] == sorted(
+            (float(near[names.index(n)]) for n in found), reverse=True
+        )
+
+
 def test_neighbours_are_the_nearest_by_cosine_without_the_word_itself():
     torch.manual_seed(0)
     names = [f"w{chr(97 + index)}" for index in range(20)]

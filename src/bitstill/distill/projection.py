@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from bitstill.errors import SpecError
+
 
 class Projection(nn.Linear):
     """One linear map for the hidden states of all layers (Jiao et al. 2020, eq. 8, shared between layers as in their code).
@@ -16,5 +18,16 @@ class Projection(nn.Linear):
         super().__init__(student, teacher)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Hidden states (batch, positions, student) -> (batch, positions, teacher); anything else (scores) as it is."""
-        return super().forward(input) if input.ndim == 3 and input.shape[-1] == self.in_features else input
+        """Hidden states (batch, positions, student) -> (batch, positions, teacher); anything else (scores) as it is.
+
+        Raises:
+            SpecError: hidden states of another width.
+        """
+        if input.ndim != 3:
+            return input
+        if input.shape[-1] != self.in_features:
+            fix = "Make the projection for the student's width, or leave it out where the teacher's is the same."
+            given = f"hidden states of {input.shape[-1]}"
+            where = f"a projection from {self.in_features} to {self.out_features}"
+            raise SpecError(f"hidden states of width {self.in_features}", given=given, where=where, fix=fix)
+        return super().forward(input)

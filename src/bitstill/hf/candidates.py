@@ -51,8 +51,11 @@ class Neighbours:
         wanted = dict.fromkeys(str(word) for word in words)
         queries = {word: vector for word in wanted if word not in self._known and (vector := self._vector(word)) is not None}
         for chunk in _chunks(list(queries), 256):
-            cosine = torch.nn.functional.normalize(torch.stack([queries[word] for word in chunk]), dim=1) @ self.vectors.T
-            best = cosine.topk(min(count + 1, len(self.words)), dim=1).indices
+            unit = torch.nn.functional.normalize(torch.stack([queries[word] for word in chunk]), dim=1)
+            near = (unit @ self.vectors.T).topk(min(2 * count + 2, len(self.words)), dim=1).indices.sort(dim=1).values
+            # The last bits of that product depend on which words are asked for together, and so would the order of near ties.
+            cosine = (self.vectors[near].double() * unit[:, None].double()).sum(2)
+            best = near.gather(1, cosine.sort(dim=1, descending=True, stable=True).indices)
             for word, row in zip(chunk, best.tolist(), strict=True):
                 named = [self.words[number] for number in row]
                 self._known[word] = [other for other in named if other.lower() != word.lower()][:count]
