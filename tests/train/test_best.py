@@ -15,7 +15,7 @@ from bitstill.distill.losses import KL, CrossEntropy
 from bitstill.errors import SpecError
 from bitstill.granularity import Bucket
 from bitstill.lifecycle import freeze
-from bitstill.specs import Compression, Points, Uniform
+from bitstill.specs import Compression, Points, QuantizeInput, Uniform
 from bitstill.train.actions import Compress
 from bitstill.train.checkpoint import Best
 from bitstill.train.loop import Settings, train
@@ -174,6 +174,30 @@ def run(path: Path, resume: bool) -> tuple[dict[str, torch.Tensor], list[dict[st
     settings = Settings(progress=False, device="cpu", checkpoint_every=1)
     history = train(stages(), models, task(), settings, identity={}, checkpoint_path=path, resume=resume)
     return state(models), history
+
+
+def test_what_a_stage_begins_with_is_kept_where_its_steps_are_worse() -> None:
+    """As after ternary weight splitting, where the new model computes what the old one did."""
+    first = stage(12, optimizer=AdamW(0.02))
+    data, models = task(), {"student": student()}
+    train([first], models, data, Settings(progress=False, device="cpu"))
+    wanted, value = state(models), evaluate(freeze(models["student"]), data, data.validation)
+    ruinous = Stage("ruin", terms=(CE,), steps=3, batch_size=16, optimizer=AdamW(20.0), validations=3, keep="best")
+    models = {"student": student()}
+    history = train([first, ruinous], models, data, Settings(progress=False, device="cpu"))
+    values = judged([entry for entry in history if entry["stage"] == "ruin"])
+    assert list(values) == [0, 1, 2, 3] and values[0] == value > max(values[1], values[2], values[3])
+    assert history[-1] == {"stage": "ruin", "step": 0, "kept": value} and same(state(models), wanted)
+    assert 0 not in judged([entry for entry in history if entry["stage"] != "ruin"]), "nobody had trained it"
+
+
+def test_what_has_just_been_compressed_is_not_judged() -> None:
+    """Learned steps of inputs, for one, take their first value from the first batch."""
+    late = Compress("student", Compression(weight=Uniform(8), input=QuantizeInput(per="tensor", range="step")))
+    plain = Stage("plain", terms=(CE,), steps=1, batch_size=16)
+    stepped = Stage("stepped", terms=(CE,), steps=2, batch_size=16, validations=2, keep="best", begin=(late,))
+    history = train([plain, stepped], {"student": network(2)}, task(), Settings(progress=False, device="cpu"))
+    assert list(judged([entry for entry in history if entry["stage"] == "stepped"])) == [1, 2]
 
 
 def test_a_run_that_is_stopped_at_any_save_and_resumed_keeps_the_same_bytes(tmp_path: Path, monkeypatch) -> None:

@@ -85,7 +85,8 @@ class BinaryBERT:
         feature_lr_scale: that of Stage I, as a multiple (paper: 2.5).
         batch_size, weight_decay, warmup, clip_norm: AdamW, linear warm-up over that fraction of a stage, then linear decay.
         dropout: of the student while it learns; None keeps the teacher's.
-        validations: how often each stage's delivered form is judged; the next stage starts from the latent weights of the best.
+        validations: how often each stage's delivered form is judged; the next stage starts from the latent weights of the best,
+            which may be those that the stage itself started from.
         augment: use the task's augmentation, if it has one.
         teacher_epochs, teacher_lr: fine-tuning of a teacher whose classifier is new.
     """

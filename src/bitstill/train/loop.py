@@ -25,6 +25,7 @@ from bitstill.lifecycle import freeze
 from bitstill.nn.transform import belongs_to_quantizer
 from bitstill.schedules import at
 from bitstill.train import checkpoint
+from bitstill.train.actions import Compress, CompressAttention
 from bitstill.train.checkpoint import Best, Checkpoint, Position
 from bitstill.train.following import Following
 from bitstill.train.keys import derive, uniform
@@ -249,6 +250,8 @@ def _run_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
         probed: dict[str, float] = {}
         logger = _Logger(run, stage, total)
         sampler = Sampler(task.train, stage.batch_size, settings.seed, "order", stage.name)
+        if run.position.step == 0 and stage.keep == "best" and _continues(run, stage):
+            _keep_best(run, stage, 0, logger.judge(0))
         for step in logger.bar(range(run.position.step, total)):
             step_module.train()
             progress = step / total
@@ -292,6 +295,12 @@ def _of_the_first(run: Run, value: T) -> T:
 
 def _trained(run: Run, stage: Stage) -> dict[str, nn.Module]:
     return {name: run.models[name] for name in stage.train}
+
+
+def _continues(run: Run, stage: Stage) -> bool:
+    """Whether what the stage begins with has been trained in the form in which it would be delivered."""
+    trained = any(stage.train[0] in earlier.train for earlier in run.stages[: run.position.stage])
+    return trained and not any(isinstance(action, (Compress, CompressAttention)) for action in stage.begin)
 
 
 def _keep_best(run: Run, stage: Stage, step: int, validation: float | None) -> None:
@@ -399,6 +408,14 @@ class _Logger:
             self.run.history.append(entry)
             self._show(entry)
         return entry.get("validation")
+
+    def judge(self, step: int) -> float | None:
+        """Note the metric of the delivered form on the validation split, and return it, on the main process."""
+        if not self.run.accelerator.is_main_process:
+            return None
+        value = self._validate()
+        self.run.history.append({"stage": self.stage.name, "step": step, "validation": value})
+        return value
 
     def check(self, step: int, loss: float) -> None:
         """Raise `TrainingError` if `loss` is NaN or infinite."""

@@ -100,7 +100,9 @@ class Stage:
         augment: whether the task's augmentation is applied.
         validations: how often the first trained model is judged by its delivered form on the validation split, evenly over the
             stage; None is once per epoch, at most 20 times.
-        keep: "best" ends the stage with the weights that were judged best, "last" with those of the last step.
+        keep: "best" ends the stage with the weights that were judged best, "last" with those of the last step. Where an earlier
+            stage has trained the model, the weights that this one begins with are judged too, unless it begins by compressing
+            them.
         pruning: how masks move; None leaves them as they are.
         begin: actions, in order.
     """
