@@ -94,6 +94,7 @@ def test_the_whole_chain_is_the_published_one():
         ({"width": 1.0, "split": False}, ["binary I", "binary II"]),
         ({"width": 1.0, "layers": 2, "bits": None}, ["float I", "float II"]),
         ({"joint": True}, ["float", "ternary", "binary"]),
+        ({"ternary_epochs": 0}, ["float I", "float II", "binary I", "binary II"]),
     ],
 )
 def test_each_stretch_alone(options, names):
@@ -102,6 +103,35 @@ def test_each_stretch_alone(options, names):
     if options.get("joint"):
         assert terms(found[-1]) == [*features("small"), *logits("small")] and found[-1].epochs == 4
         assert found[-1].optimizer.lr.peak == 5e-5, "that of Stage II"
+
+
+def test_without_a_ternary_stretch_weights_are_split_as_soon_as_they_are_ternary():
+    found = stages(BinaryBERT(ternary_epochs=0))
+    assert found[2].begin == (Copy("student", "small"), Compress("student", rules(TERNARY)), SplitTernary("student"))
+    with pytest.raises(SpecError, match="something to do with the student"):
+        stages(BinaryBERT(bits="ternary", ternary_epochs=0, width=1.0))
+
+
+def test_the_last_stretch_goes_on_from_the_latent_weights_of_an_earlier_run():
+    """Here without a step that could be noticed, so that it says what splitting at the end of the first run would."""
+    first = bitstill.compress(BinaryBERT(**SHORT, bits="ternary"), task(), {"teacher": bert()}, settings=QUIET)
+    models = {"teacher": first.models["small"], "student": first.models["student"]}
+    before = {name: tensor.clone() for name, tensor in models["student"].state_dict().items()}
+    recipe = BinaryBERT(**SHORT, ternary_epochs=0, binary_lr=1e-30)
+    planned = recipe.stages(train_teacher=False, models=models)
+    assert [stage.name for stage in planned] == ["binary I", "binary II"]
+    assert planned[0].begin == (RESTING, SplitTernary("student")) and terms(planned[0]) == features("teacher")
+    last = bitstill.compress(recipe, task(), models, settings=QUIET)
+    assert last.report["size"]["nominal_bits"] == 2.0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in models["student"].state_dict().items())
+    batch = task().sample()
+    ternary, binary = (task().forward(model, batch) for model in (first.model, last.model))
+    assert torch.allclose(ternary, binary, atol=2e-2), "float16 scales of two halves"
+    assert [stage.name for stage in BinaryBERT(bits="ternary").stages(train_teacher=False, models=models)] == [
+        "ternary I", "ternary II",
+    ]  # fmt: skip
+    with pytest.raises(SpecError, match="a float student with split=False"):
+        BinaryBERT(split=False).stages(train_teacher=False, models=models)
 
 
 def test_a_student_of_all_heads_learns_from_the_teacher_itself():

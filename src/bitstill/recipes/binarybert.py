@@ -23,6 +23,7 @@ from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.schedules import WarmupLinear
 from bitstill.specs import Binary, Compression, QuantizeAttention, QuantizeInput, ScaleDtype, Ternary
 from bitstill.surgery.blocks import Choice
+from bitstill.surgery.splitting import ternary_layers
 from bitstill.surgery.width import attention_layers
 from bitstill.train.actions import (
     Compress,
@@ -164,22 +165,30 @@ class BinaryBERT:
         return True
 
     def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
-        """[teacher ->] [small float student ->] [ternary ->] binary, each in Stage I and Stage II."""
+        """[teacher ->] [small float student ->] [ternary ->] binary, each in Stage I and Stage II.
+
+        A given student whose weights are ternary and latent, as a chain with bits="ternary" leaves it in `Result.models`, goes
+        on from there; its teacher is the float student that it came from ("small" there), or one with as many heads.
+        """
         depth, kept = kept_layers(self.layers, self.choice, models, "BinaryBERT")
         given = "student" in models
         found: list[Stage] = []
         if train_teacher:
             stage = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr).stage("teacher", regression)
             found.append(stage)
+        ternary = given and bool(ternary_layers(models["student"]))
+        if ternary and self.bits == 1 and not self.split:
+            fix = "Split it: split=True; or give a float student."
+            raise SpecError("a float student with split=False", given="a ternary one", where="BinaryBERT", fix=fix)
         narrow = given and _heads(models["student"]) != _heads(models["teacher"])
         narrowing: tuple[Action, ...] = ()
-        if self.width < 1 and not narrow:
+        if self.width < 1 and not narrow and not ternary:
             narrowing = (ReduceWidth("student", 1.0 - self.width, importance="magnitude" if given else self.importance),)
         begin = birth(given, kept, depth, self.dropout, narrowing)
         scores = bool(self.attention_weight) and self.relation_heads is None
-        teacher, own_heads = "teacher", scores and (narrow or self.width < 1)
+        teacher, own_heads = "teacher", scores and not ternary and (narrow or self.width < 1)
         matched = (kept, depth)
-        if (given or self.width < 1 or len(kept) < depth) and self.float_epochs:
+        if not ternary and (given or self.width < 1 or len(kept) < depth) and self.float_epochs:
             terms = self._terms(*matched, teacher, regression, attention=not own_heads)
             found += self._run("float", terms, self.float_epochs, self.float_lr, begin)
             begin = ()
@@ -192,16 +201,19 @@ class BinaryBERT:
             teacher, matched = "small", (tuple(range(len(kept))), len(kept))
         terms = self._terms(*matched, teacher, regression, attention=True)
         if self.bits == "ternary" or (self.bits == 1 and self.split):
-            begin = (*begin, *self._compress("ternary", models))
-            found += self._run("ternary", terms, self.ternary_epochs, self.ternary_lr, begin)
-            begin = (self._splitting(tuple(dict.fromkeys(term for part in terms.values() for term in part))),)
+            begin = begin if ternary else (*begin, *self._compress("ternary", models))
+            if self.ternary_epochs:
+                found += self._run("ternary", terms, self.ternary_epochs, self.ternary_lr, begin)
+                begin = ()
+            begin = (*begin, self._splitting(tuple(dict.fromkeys(term for part in terms.values() for term in part))))
         elif self.bits == 1:
             begin = (*begin, *self._compress(1, models))
         if self.bits == 1:
             found += self._run("binary", terms, self.binary_epochs, self.binary_lr, begin)
         if not any("student" in stage.train for stage in found):
             fix = "Set bits, or a width or layers to make the student smaller in float."
-            raise SpecError("something to do with the student", given="bits=None", where="BinaryBERT", fix=fix)
+            given_ = f"bits={self.bits}, ternary_epochs={self.ternary_epochs}"
+            raise SpecError("something to do with the student", given=given_, where="BinaryBERT", fix=fix)
         return tuple(found)
 
     def _splitting(self, terms: tuple[Term, ...]) -> Action:
