@@ -12,13 +12,17 @@ themselves, and a text that comes alone is computed at once.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from tokenizers import Tokenizer
 
@@ -26,12 +30,14 @@ import bitstill.runtime
 
 MOST, WAITING = 32, 1024
 """Texts in a batch, and in the queue: whoever comes beyond that is told to come again later."""
+LONGEST = 1 << 15
+"""Characters of a text: all of it is cut into tokens while others wait, and the model reads the first few hundred."""
 
 
 class Texts(BaseModel):
     """What is asked."""
 
-    texts: list[str] = Field(min_length=1, max_length=MOST)
+    texts: list[Annotated[str, Field(max_length=LONGEST)]] = Field(min_length=1, max_length=MOST)
 
 
 class Batcher:
@@ -39,6 +45,10 @@ class Batcher:
 
     def __init__(self, folder: Path) -> None:
         self.model = bitstill.runtime.load(folder)
+        kind = json.loads((folder / "config.json").read_text()).get("problem_type")
+        classes = self.model(input_ids=np.zeros((1, 1), np.int64)).shape[1:]
+        if len(classes) != 1 or classes[0] < 2 or kind == "multi_label_classification":
+            raise SystemExit(f"{folder}: wanted a model that chooses one of several classes; change `answer` for other models")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_padding()
         self.tokenizer.enable_truncation(self.model.longest or 512)
@@ -91,6 +101,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
+
+
+@app.exception_handler(RequestValidationError)
+async def refuse(_request: Request, error: RequestValidationError) -> JSONResponse:
+    """What was wrong and where, without what was given: that may be long, or no Unicode."""
+    return JSONResponse({"detail": [{"loc": each["loc"], "msg": each["msg"]} for each in error.errors()]}, 422)
 
 
 @app.post("/classify")

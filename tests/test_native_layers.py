@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 import bitstill
+from bitstill.errors import SpecError
 from bitstill.kernels.library import library
 from bitstill.native_layers import NativeLinear, use_kernels
+from bitstill.nn.packed import PackedLinear
 from bitstill.specs import Compression
 from tests.export.test_layers import INPUTS, QUANTIZERS, delivered
 from tests.export.test_networks import encoder_artifact
@@ -62,6 +68,45 @@ def test_compilers_see_one_operator(tmp_path):
     compiled = torch.compile(native, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), packed(x), rtol=2e-5, atol=2e-5)
+
+
+def test_an_exported_program_runs_with_its_own_layer_or_not_at_all(tmp_path):
+    """Also in a process that has loaded others."""
+    packed, native = linear(tmp_path)
+    x = torch.randn(4, 70)
+    exported = torch.export.export(native, (x,)).module()
+    other = nn.Sequential(nn.Linear(70, 21))
+    archive, _ = delivered(other, tmp_path / "b", Compression(weight=QUANTIZERS["binary"](), input=INPUTS["token"]), x)
+    number = native[0].number
+    others = use_kernels(bitstill.load(tmp_path / "b", model=nn.Sequential(nn.Linear(70, 21))), archive)
+    assert others[0].number != number
+    del native
+    gc.collect()
+    with pytest.raises(SpecError, match="a layer that is loaded"):
+        exported(x)
+    again = use_kernels(bitstill.load(tmp_path / "a", model=nn.Sequential(nn.Linear(70, 21))), bitstill.read(tmp_path / "a"))
+    assert again[0].number == number
+    torch.testing.assert_close(exported(x), packed(x), rtol=2e-5, atol=2e-5)
+
+
+def test_copies_and_states_are_those_of_the_layer_that_it_was_made_of(tmp_path):
+    packed, native = linear(tmp_path)
+    x = torch.randn(4, 70)
+    assert native.state_dict().keys() == packed.state_dict().keys()
+    copied = copy.deepcopy(native)
+    assert isinstance(copied[0], NativeLinear) and torch.equal(copied(x), native(x))
+    pickled = pickle.loads(pickle.dumps(native))
+    assert type(pickled[0]) is PackedLinear and torch.equal(pickled(x), packed(x))
+
+
+@pytest.mark.parametrize("strange", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none(strange, tmp_path):
+    packed, native = linear(tmp_path)
+    x = torch.randn(4, 70)
+    x[2, 5] = strange
+    with torch.no_grad():
+        torch.testing.assert_close(native(x), packed(x), equal_nan=True)
+        assert bool(native(x)[2].isnan().any())
 
 
 def test_a_whole_encoder(tmp_path):

@@ -93,16 +93,32 @@ def test_many_requests_at_once_get_each_their_own_answer(server, artifact):
 def test_nonsense_is_refused_and_the_server_lives_on(server):
     for asked in ({}, {"texts": []}, {"texts": "one"}, {"texts": ["a"] * 33}, {"texts": [1]}):
         assert httpx.post(f"{server}/classify", json=asked, timeout=30).status_code == 422
+    for asked in (b'{"texts": ["\\ud800"]}', b'{"texts": ["' + b"good " * 7000 + b'"]}'):
+        headers = {"content-type": "application/json"}
+        assert httpx.post(f"{server}/classify", content=asked, headers=headers, timeout=30).status_code == 422
     assert httpx.post(f"{server}/classify", json={"texts": ["good " * 5000]}, timeout=30).status_code == 200
     assert httpx.post(f"{server}/classify", json={"texts": ["good"]}, timeout=30).status_code == 200
+
+
+def example():
+    spec = importlib.util.spec_from_file_location("serve", EXAMPLE)
+    serve = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(serve)
+    return serve
+
+
+@pytest.mark.parametrize("change", [{"num_labels": 1}, {"problem_type": "multi_label_classification"}], ids=str)
+def test_what_does_not_choose_one_of_several_classes_is_not_served(change, tmp_path):
+    encoder_artifact("bert", tmp_path / "a", **change)
+    tiny.tokenizer().save_pretrained(tmp_path / "a")
+    with pytest.raises(SystemExit, match="one of several classes"):
+        example().Batcher(tmp_path / "a")
 
 
 def test_a_full_queue_says_come_again(artifact):
     from fastapi import HTTPException
 
-    spec = importlib.util.spec_from_file_location("serve", EXAMPLE)
-    serve = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(serve)
+    serve = example()
 
     async def overflow():
         batcher = serve.Batcher(artifact)

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
+import hashlib
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitstill.artifact.reader import Archive
+from bitstill.errors import SpecError
 from bitstill.kernels.library import library
 from bitstill.kernels.linear import Linear
 from bitstill.nn.packed import PackedLinear
 from bitstill.surgery.swap import swap
 
-_LAYERS: weakref.WeakValueDictionary[int, NativeLinear] = weakref.WeakValueDictionary()
-_NUMBERS = itertools.count()
+_LAYERS: dict[int, weakref.WeakSet[NativeLinear]] = {}
+"""Layers that are loaded, by a number made of what they are: one program may run where another one was exported."""
 
 
 @torch.library.custom_op("bitstill::packed_linear", mutates_args=())
 def packed_linear(x: Tensor, layer: int, outputs: int) -> Tensor:
-    """A layer, by its number, of x (..., inputs): (..., outputs). One operator, whatever compiles around it."""
+    """A layer, by its number, of x (..., inputs): (..., outputs). One operator, whatever compiles around it.
+
+    Raises:
+        SpecError: no such layer is loaded in this process.
+    """
+    found = next(iter(_LAYERS.get(layer, ())), None)
+    if found is None:
+        fix = "Load the artifact that it was exported from with kernels=True first, and keep it."
+        raise SpecError("a layer that is loaded", given="none with its weights", where="bitstill::packed_linear", fix=fix)
     rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
+    if not bool(rows.isfinite().all()):  # codes cannot say NaN
+        return PackedLinear.forward(found, x)
     together = rows.shape[0] // max(1, x.shape[0]) if x.ndim > 1 else 1
-    found = _LAYERS[layer].native(rows.numpy(), together=max(1, together), threads=torch.get_num_threads())
-    return torch.from_numpy(found).reshape(*x.shape[:-1], outputs)
+    product = found.native(rows.numpy(), together=max(1, together), threads=torch.get_num_threads())
+    return torch.from_numpy(product).reshape(*x.shape[:-1], outputs)
 
 
 @packed_linear.register_fake
@@ -33,40 +46,56 @@ def _(x: Tensor, layer: int, outputs: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], outputs))
 
 
-class NativeLinear(nn.Module):
+class NativeLinear(PackedLinear):
     """A packed linear layer that runs in the C library where it can: float32 on the CPU, without gradients.
 
-    Everywhere else it is the layer that it stands for. Answers agree with it to the last bits of a float: the same integers are
-    added, and scaled in another order.
+    Everywhere else it is the layer that it was made of, whose tensors it has under the same names. Answers agree with that one
+    to the last bits of a float: the same integers are added, and scaled in another order. A copy runs in the library too;
+    pickled, it is the layer that it was made of.
     """
 
     def __init__(self, reference: PackedLinear, native: Linear) -> None:
-        super().__init__()
-        self.reference, self.native, self.number = reference, native, next(_NUMBERS)
-        _LAYERS[self.number] = self
-
-    @property
-    def weight(self) -> Tensor:
-        """The effective weight, unpacked on each access, (out, in)."""
-        return self.reference.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """As it was delivered."""
-        return self.reference.bias
+        self.__dict__ = dict(reference.__dict__)
+        self.native, self.number = native, _number(reference)
+        _LAYERS.setdefault(self.number, weakref.WeakSet()).add(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """X (..., in) -> (..., out)."""
         watched = torch.is_grad_enabled() and input.requires_grad
         if watched or input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            result: Tensor = self.reference(input)
-            return result
+            return super().forward(input)
         found: Tensor = packed_linear(input, self.number, self.native.outputs)
         return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeLinear:
+        return NativeLinear(copy.deepcopy(_plain(self), memo), self.native)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _itself, (_plain(self),)
 
     def extra_repr(self) -> str:
         """For printing."""
         return f"inputs={self.native.inputs}, outputs={self.native.outputs}"
+
+
+def _plain(layer: NativeLinear) -> PackedLinear:
+    """The layer that it was made of."""
+    plain = PackedLinear.__new__(PackedLinear)
+    plain.__dict__ = {name: value for name, value in layer.__dict__.items() if name not in ("native", "number")}
+    return plain
+
+
+def _itself(layer: PackedLinear) -> PackedLinear:
+    return layer
+
+
+def _number(layer: PackedLinear) -> int:
+    """Of all that decides what the layer computes."""
+    state = hashlib.blake2b(repr(layer).encode(), digest_size=8)
+    for name, tensor in layer.state_dict().items():
+        state.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return int.from_bytes(state.digest()) >> 1  # an operator's numbers are signed
 
 
 def use_kernels(model: nn.Module, archive: Archive) -> nn.Module:

@@ -69,7 +69,7 @@ static void network(float *to, int64_t texts, int64_t length, int64_t width) {
     for (int64_t i = 0; i < width * width; i++) codes[i] = (uint8_t)draw(2);
     for (int64_t i = 0; i < tokens; i++) ids[i] = (int32_t)draw(WORDS);
     for (int64_t i = 0; i <= texts; i++) starts[i] = i * length;
-    int form = bs_best_form(1);
+    int form = bs_best_form(NULL, 1);
     bs_pack_lines(codes, width, width, padded, form, 0, lines);
     float levels[] = {-1, 1};
     bs_matrix matrix = {.outputs = width, .inputs = width, .padded = padded, .groups = 1, .group = width, .planes = 1};
@@ -107,7 +107,7 @@ int main(void) {
         const char *tier = bs_tier_name(number);
         bs_use_tier(tier);
         for (int bits = 1; bits <= 4; bits *= 2)
-            for (int i = 0; i < 40; i++) products(tier, bits, i % 2 ? bits : bs_best_form(bits));
+            for (int i = 0; i < 40; i++) products(tier, bits, i % 2 ? bits : bs_best_form(NULL, bits));
         for (int i = 0; i < 4; i++) {
             network(found, sizes[i][0], sizes[i][1], sizes[i][2]);
             for (int64_t j = 0; j < sizes[i][0] * sizes[i][1] * sizes[i][2]; j++)

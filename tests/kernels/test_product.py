@@ -31,7 +31,7 @@ def product(codes, rows, bits, threads=1, best=True):
     matrix = structures.Matrix(outputs=n, inputs=k, padded=padded, groups=1, group=k, planes=1)
     held, plane = weights.Held(), matrix.plane[0]
     for place, (wide, shift) in enumerate(weights._slices(bits)):
-        form = native.bs_best_form(wide) if best and bits == 1 else wide
+        form = native.bs_best_form(None, wide) if best and bits == 1 else wide
         plane.bits[place], plane.shift[place], plane.form[place], plane.slices = wide, shift, form, place + 1
         plane.lines[place] = held.at(weights._lines(codes, form, shift, padded, native), np.uint8)
     given = np.zeros((len(rows), padded), np.int8)

@@ -17,13 +17,13 @@ from tests.kernels.test_builds import X86, built
 from tests.runtime import fuzz
 
 
-@pytest.fixture(scope="module", params=["encoder", "pictures"])
+@pytest.fixture(scope="module", params=["encoder", "pictures", "windows"])
 def artifact(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound") / "a"
     if request.param == "encoder":
         encoder_artifact("bert", folder)
     else:
-        network_artifact("res8-narrow", 2, folder)
+        network_artifact("res8-narrow" if request.param == "pictures" else "digits-student", 2, folder)
     return folder
 
 
@@ -47,6 +47,13 @@ def test_they_are_refused_or_run(artifact):
     with np.errstate(all="ignore"):
         refused, ran = fuzz.tried(artifact, 100, seed=0)
     assert refused > 20 and ran > 5
+
+
+def test_they_are_refused_or_run_without_the_library(artifact, monkeypatch):
+    monkeypatch.setattr("bitstill.runtime.model.library", lambda: None)
+    with np.errstate(all="ignore"):
+        refused, ran = fuzz.tried(artifact, 60, seed=2)
+    assert refused > 10 and ran > 3
 
 
 def test_no_memory_is_touched_that_is_not_theirs(artifact, watched):

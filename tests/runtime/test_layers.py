@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bitstill
+from bitstill.errors import DataError
+from bitstill.granularity import PerChannel
 from bitstill.kernels.library import library
 from bitstill.runtime.model import Model
 from bitstill.specs import Compression, Prune
@@ -89,6 +92,34 @@ def test_inputs_that_are_next_to_a_tie_between_two_codes(engine, tmp_path):
     given, rule = torch.from_numpy(x), Compression(weight=bitstill.Binary(), input=BYTES)
     archive, packed = delivered(network, tmp_path / "a", rule, given)
     close(Model(archive, linear_program(inputs), 1)(x), packed(given).detach())
+
+
+@pytest.mark.parametrize("kind", ["symmetric8", "affine8", "binary"])
+def test_sums_that_32_bits_cannot_hold(kind, engine, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(40_000, 2))
+    nn.init.uniform_(network[0].weight, 0.5, 1.0)
+    eight = bitstill.Uniform(8, granularity=PerChannel())
+    quantizer = {"symmetric8": replace(eight, symmetric=True), "affine8": replace(eight, symmetric=False)}
+    rule = Compression(weight=quantizer.get(kind, QUANTIZERS["binary"]()), input=bitstill.QuantizeInput(symmetric=False))
+    x = torch.ones(3, 40_000)
+    archive, packed = delivered(network, tmp_path / "a", rule, x)
+    close(Model(archive, linear_program(40_000), 2)(x.numpy()), packed(x).detach())
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf, 1e300])
+def test_numbers_that_are_none_are_refused(strange, engine, tmp_path):
+    """Codes cannot say them, and would say something else."""
+    network = nn.Sequential(nn.Linear(19, 6))
+    archive, _ = delivered(
+        network, tmp_path / "a", Compression(weight=QUANTIZERS["binary"](), input=INPUTS["token"]), torch.randn(5, 19)
+    )
+    x = np.zeros((5, 19))
+    x[1, 3] = strange
+    with pytest.raises(DataError, match="finite numbers"):
+        Model(archive, linear_program(19), 2)(x)
+    with pytest.raises(DataError, match="an array"):
+        Model(archive, linear_program(19), 2)([[1.0], [2.0, 3.0]])
 
 
 def test_an_empty_batch(engine, tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +15,15 @@ import torch
 
 import bitstill
 import bitstill.runtime
+from bitstill import kernels
 from bitstill.artifact.reader import read_config
 from bitstill.errors import ArtifactError, DataError, SpecError
+from bitstill.export.plan import program_of
 from bitstill.export.samples import made_up
+from bitstill.granularity import PerTensor
+from bitstill.kernels.library import tiers, use_tier
 from bitstill.runtime import model as runtime_model
-from bitstill.specs import Binary, Compression, QuantizeInput
+from bitstill.specs import Binary, Compression, QuantizeInput, Ternary, Uniform
 from tests.export.test_networks import BYTES, FAMILIES, NETWORKS, encoder_artifact, network_artifact
 from tests.hf import tiny
 
@@ -189,3 +195,93 @@ def test_engines_are_named(engine, tmp_path):
     assert isinstance(model, runtime_model.Model) and model.longest == 40
     ids = np.full((1, 40), 7)
     assert model(input_ids=ids).shape == (1, 2)
+
+
+@pytest.mark.skipif(not tiers(), reason="installed without a C compiler: there is no native library")
+def test_a_model_keeps_the_instruction_set_that_it_was_loaded_for(tmp_path):
+    """Its weights are packed for that one; another's reads them as something else."""
+    encoder_artifact("bert", tmp_path / "a")
+    values = made_up(read_config(tmp_path / "a"), 5, 11, shortest=1)
+    models, wanted = {}, {}
+    try:
+        for name in tiers():
+            use_tier(name)
+            models[name] = bitstill.runtime.load(tmp_path / "a")
+            wanted[name] = models[name](**values)
+        for other in tiers():
+            use_tier(other)
+            for name, model in models.items():
+                assert model.engine == name
+                np.testing.assert_array_equal(model(**values), wanted[name])
+    finally:
+        use_tier(tiers()[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or not tiers(), reason="this system has no fork, or no native library")
+def test_a_child_does_not_wait_for_a_lock_that_nobody_holds(tmp_path):
+    """Here of a thread that planned for pictures of another size while its process was forked."""
+    network_artifact("resnet-20", 2, tmp_path / "a")
+    model = bitstill.runtime.load(tmp_path / "a")
+    with model._run._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            answer = model(np.zeros((1, 3, 16, 16), np.float32))
+            os._exit(0 if np.isfinite(answer).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not tiers(), reason="installed without a C compiler: there is no native library")
+def test_sizes_of_pictures_do_not_pile_up(tmp_path):
+    network_artifact("resnet-20", 2, tmp_path / "a")
+    model = bitstill.runtime.load(tmp_path / "a")
+    for size in range(12, 40):
+        model(np.zeros((1, 3, size, 16), np.float32))
+        if size == 12:
+            first = model.weight_bytes
+    assert model.weight_bytes == first and len(model._run._plans) <= runtime_model.PLANS_KEPT
+
+
+@pytest.mark.skipif(not tiers(), reason="installed without a C compiler: there is no native library")
+@pytest.mark.parametrize(
+    "quantizer", [Binary(PerTensor()), Ternary(PerTensor()), Uniform(8, PerTensor())], ids=["1", "ternary", "8"]
+)
+def test_a_table_with_one_scale_stays_packed(quantizer, tmp_path):
+    model = tiny.model("bert", hidden_size=40, num_attention_heads=4).eval()
+    bitstill.prepare(model, Compression(weight=quantizer, targets=("*word_embeddings",)))
+    bitstill.save(model, tmp_path / "a")
+    values, loaded = made_up(read_config(tmp_path / "a"), 5, 11, shortest=1), bitstill.runtime.load(tmp_path / "a")
+    np.testing.assert_allclose(loaded(**values), in_torch(tmp_path / "a", values), rtol=0, atol=1e-4)
+    (table,) = (each for name, each in loaded._run.layers._tables.items() if name.endswith("word_embeddings"))
+    assert not table.struct.dense and table.held.bytes < 40 * len(tiny.VOCABULARY) * 1.3 + 1100
+
+
+@pytest.mark.skipif(not tiers(), reason="installed without a C compiler: there is no native library")
+def test_weights_that_are_packed_are_all_that_is_held(tmp_path):
+    """Of an encoder nothing more is planned once it is loaded."""
+    encoder_artifact("bert", tmp_path / "a")
+    assert not bitstill.runtime.load(tmp_path / "a")._run.layers.archive.tensors
+
+
+@pytest.mark.parametrize("shape", [("batch", 1, "x", "x"), ("batch", "batch", 8, 8), ("batch", 0, 8, 8), ("batch", 1, 8.0, 8)])
+def test_an_input_whose_sizes_make_no_sense_is_refused(shape, engine, tmp_path):
+    network_artifact("digits-student", 2, tmp_path / "a")
+    archive = bitstill.read(tmp_path / "a")
+    program = program_of(archive)
+    program = replace(program, inputs=(replace(program.inputs[0], shape=shape),))
+    with pytest.raises(ArtifactError, match="sizes of an input"):
+        runtime_model.Model(archive, program, 1)
+
+
+def test_threads_are_a_number_above_0(tmp_path):
+    encoder_artifact("bert", tmp_path / "a")
+    for threads in (0, -1, "2", 2.5, float("nan")):
+        with pytest.raises(SpecError, match="at least one thread"):
+            bitstill.runtime.load(tmp_path / "a", threads=threads)
+    assert bitstill.runtime.load(tmp_path / "a", threads=10**9).threads == runtime_model.MOST_THREADS
+
+
+def test_a_library_that_cannot_be_opened_is_gone_on_without(tmp_path, monkeypatch):
+    (tmp_path / "libbitstill.so").write_bytes(b"cut off")
+    with pytest.warns(UserWarning, match="without its compiled library"):
+        assert kernels.library._opened(tmp_path / "libbitstill.so") is None

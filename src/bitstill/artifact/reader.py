@@ -197,7 +197,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         method, version = settings["quant_method"], settings["version"]
         if not isinstance(settings.get("layers"), dict):
             raise TypeError("quantization_config.layers is no object")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             "a quantization_config written by bitstill",
             given=f"{type(error).__name__}: {error}",

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import sys
+import warnings
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
 from pathlib import Path
 
@@ -21,8 +22,16 @@ def library() -> ctypes.CDLL | None:
     for folder in sys.modules["bitstill.kernels"].__path__:  # an editable install keeps compiled files in another folder
         for name in NAMES:
             if (Path(folder) / name).is_file():
-                return _checked(ctypes.CDLL(str(Path(folder) / name)))
+                return _opened(Path(folder) / name)
     return None
+
+
+def _opened(path: Path) -> ctypes.CDLL | None:
+    try:
+        return _checked(ctypes.CDLL(str(path)))
+    except OSError as error:  # cut off, or of another kind of machine
+        warnings.warn(f"bitstill goes on without its compiled library, slowly: {error}", stacklevel=4)
+        return None
 
 
 def processors() -> int:
@@ -42,7 +51,7 @@ def tiers() -> tuple[str, ...]:
 
 
 def use_tier(name: str) -> None:
-    """Compute with one instruction set from now on, in the whole process: for tests and comparisons.
+    """Compute with one instruction set what is loaded from now on, in the whole process: for tests and comparisons.
 
     Raises:
         SpecError: it is not one of `tiers()`.
@@ -60,7 +69,9 @@ def _checked(found: ctypes.CDLL) -> ctypes.CDLL | None:
     for name, result, *arguments in (
         ("bs_tier_name", c_char_p, c_int),
         ("bs_use_tier", c_int, c_char_p),
-        ("bs_best_form", c_int, c_int),
+        ("bs_tier_in_use", c_void_p),
+        ("bs_name_of", c_char_p, c_void_p),
+        ("bs_best_form", c_int, c_void_p, c_int),
         ("bs_pack_lines", None, c_void_p, c_int64, c_int64, c_int64, c_int, c_int, c_void_p),
         ("bs_unpack_rows", None, c_void_p, c_int64, c_int64, c_int64, c_int, c_int, c_void_p),
         ("bs_product", None, c_void_p, c_int64, POINTER(Matrix), c_int, c_void_p, c_int),

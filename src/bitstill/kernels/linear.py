@@ -26,7 +26,8 @@ class Linear:
 
     def __init__(self, archive: Archive, layer: str, library: ctypes.CDLL) -> None:
         self.library, self.rule = library, archive.layers[layer].input
-        self.weight = weights.matrix(archive, layer, library)
+        self._tier = library.bs_tier_in_use()
+        self.weight = weights.matrix(archive, layer, library, self._tier)
         self.inputs, self.outputs = self.weight.struct.inputs, self.weight.struct.outputs
         self._held = weights.Held()
         multiply = structures.Step(op=Op.LINEAR, matrix=ctypes.pointer(self.weight.struct), output=0, input=1)
@@ -80,6 +81,7 @@ class Linear:
             width=widths.ctypes.data,
             scratch=rounded(scratch.ctypes.data),
             scratch_bytes=each,
+            tier=self._tier,
         )
         self.library.bs_execute(ctypes.byref(run), threads)
         return result

@@ -6,7 +6,7 @@ import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
-INTERFACE = 4
+INTERFACE = 5
 PANEL, LINE, ALIGN, SLICES, PLANES, TAILS = 16, 64, 64, 3, 2, 6
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from bitstill.export.levels import kept_weights
 from bitstill.granularity import Bucket
 from bitstill.kernels import structures
 from bitstill.kernels.structures import LINE, PANEL, PLANES, Range, rounded
-from bitstill.ops.layouts import Layout, bits_for
+from bitstill.ops.layouts import Layout, bits_for, packed_length
 
 Array = npt.NDArray[Any]
 _LAYOUTS = {"bits": 0, "trits": 1, "bytes": 2}
@@ -88,10 +88,15 @@ def rule_of(archive: Archive, transform: str, rule: Mapping[str, Any]) -> struct
     return structures.Rule(bits=bits, symmetric=symmetric, range=Range[kind.upper()], **bounds)
 
 
-def matrix(archive: Archive, layer: str, library: ctypes.CDLL) -> Matrix:
+def matrix(archive: Archive, layer: str, library: ctypes.CDLL, tier: int | None = None) -> Matrix:
     """The weight of a linear layer or a convolution, packed; as floats where it was not compressed or has flat buckets.
 
     A convolution's inputs are in the order height, width, channel.
+
+    Args:
+        archive, layer: whose weight.
+        library: which packs it.
+        tier: address of the instruction set that will multiply it; None is the one in use.
     """
     record = archive.layers.get(layer)
     if record is None:
@@ -121,6 +126,7 @@ def matrix(archive: Archive, layer: str, library: ctypes.CDLL) -> Matrix:
         and whole
         and (recoded or not record.mask)
         and (not grouped or record.grid.size % GROUP == 0)
+        and all(_fits_int32(plane, struct.group, recoded) for plane in record.planes)
     )
     single = all((3 if recoded else plane.levels) <= 2 for plane in record.planes)
     totals = np.zeros(record.shape[0])
@@ -129,7 +135,8 @@ def matrix(archive: Archive, layer: str, library: ctypes.CDLL) -> Matrix:
         if recoded:
             codes, plane = _with_zero(codes, plane, kept_weights(archive, record))
         rows = _inputs_last(codes.reshape(record.shape))
-        _fill(struct.plane[index], held, archive, record, index, rows, plane, library, padded, best=by_integers and single)
+        form = functools.partial(library.bs_best_form, tier) if by_integers and single else None
+        _fill(struct.plane[index], held, archive, record, index, rows, plane, library, padded, form)
         if by_integers and shifted:
             totals += _sums(struct.plane[index], held, archive, record, index, rows)
     if record.mask and not recoded:
@@ -151,16 +158,18 @@ def table(archive: Archive, layer: str) -> Table:
         return Table(struct, held)
     if len(record.shape) != 2:
         raise ArtifactError("a table of rows", given=f"shape {record.shape}", where=layer, fix=DAMAGED)
-    if record.grid.rows != record.shape[0] or len(record.planes) > PLANES or _is_bitmap(record):
+    sizes = _bytes_of_row(record)
+    if sizes is None:
         struct = structures.Table(rows=record.shape[0], length=record.shape[1], dense=held.at(archive.weight(layer)))
         return Table(struct, held)
     grid = record.grid
+    rows, length = record.shape
     struct = structures.Table(
-        rows=grid.rows, length=grid.length, groups=grid.groups, group=grid.size, scale_rows=grid.rows, planes=len(record.planes)
+        rows=rows, length=length, groups=grid.groups, group=grid.size, scale_rows=grid.rows, planes=len(record.planes)
     )
     for index, plane in enumerate(record.planes):
-        packed, to = archive.packed_codes(record, index), struct.plane[index]
-        to.codes, to.bytes = held.at(packed, np.uint8), packed.shape[1]
+        to = struct.plane[index]
+        to.codes, to.bytes = held.at(archive.packed_codes(record, index), np.uint8), sizes[index]
         to.trits, to.bits = plane.layout == "trits", 8 if plane.layout == "bytes" else bits_for(plane.levels)
         # A code that no level has reads a zero rather than what lies behind.
         to.levels = held.at(np.pad(archive.levels(record, index), (0, 2**to.bits - plane.levels)))
@@ -185,6 +194,32 @@ def _leftover(archive: Archive, layer: str, dimensions: tuple[int, ...]) -> Arra
         wanted, given = f"a tensor of {dimensions[0]} dimensions", "none" if weight is None else f"shape {weight.shape}"
         raise ArtifactError(wanted, given=given, where=name, fix=DAMAGED)
     return weight
+
+
+def _fits_int32(plane: PlaneRecord, inputs: int, recoded: bool) -> bool:
+    """Whether no sum over so many inputs can leave 32 bits: of codes less zero points, times codes of weights or levels."""
+    assert plane.first is not None
+    ends = [plane.first, plane.first + plane.step * (plane.levels - 1), *([0] if recoded else [])]
+    return inputs * 255 * max(max(ends) - min(ends), *map(abs, ends)) < 2**31
+
+
+def _bytes_of_row(record: LayerRecord) -> list[int] | None:
+    """Bytes of a row of each plane's codes; None where rows of the table do not begin at bytes, or are not rows of the file."""
+    rows, length = record.shape
+    if len(record.planes) > PLANES or _is_bitmap(record):
+        return None
+    if record.grid.rows == rows:
+        return [packed_length(length, plane.levels, plane.layout) for plane in record.planes]
+    if record.grid.groups > 1:
+        return None
+    if not all(_fills_bytes(plane, length) for plane in record.planes):
+        return None
+    return [packed_length(length, plane.levels, plane.layout) for plane in record.planes]
+
+
+def _fills_bytes(plane: PlaneRecord, length: int) -> bool:
+    """Whether a row of so many codes ends where a byte does; rows follow each other in one row of the file."""
+    return length % 5 == 0 if plane.layout == "trits" else plane.layout == "bytes" or length * bits_for(plane.levels) % 8 == 0
 
 
 def _is_bitmap(record: LayerRecord) -> bool:
@@ -215,13 +250,12 @@ def _fill(
     plane: PlaneRecord,
     library: ctypes.CDLL,
     padded: int,
-    *,
-    best: bool,
+    best_form: Callable[[int], int] | None,
 ) -> None:
-    """One plane of a matrix; in the form that is `best` for products, or in lines."""
+    """One plane of a matrix; in the form that is best for products of so many bits, or in lines."""
     bits = bits_for(plane.levels)
     for place, (wide, shift) in enumerate(_slices(bits)):
-        form = library.bs_best_form(wide) if best else wide
+        form = wide if best_form is None else best_form(wide)
         to.bits[place], to.shift[place], to.form[place] = wide, shift, form
         to.lines[place] = held.at(_lines(rows, form, shift, padded, library), np.uint8)
         to.slices = place + 1

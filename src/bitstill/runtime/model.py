@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bitstill.artifact.reader import Archive, read
-from bitstill.errors import DataError, SpecError, suggest
+from bitstill.errors import ArtifactError, DataError, SpecError, suggest
 from bitstill.export import program as ops
 from bitstill.export.plan import fitting, program_of
 from bitstill.export.program import Program
 from bitstill.hub import located
-from bitstill.kernels.library import library, processors, tiers
+from bitstill.kernels.library import library, processors
 from bitstill.kernels.structures import Run, rounded
 from bitstill.runtime.plan import Layers, Plan, plan
 from bitstill.runtime.reference import Reference
@@ -27,8 +29,10 @@ Array = npt.NDArray[Any]
 Pooling = Literal["mean", "first"]
 KEPT = 4
 """Arenas that wait for the next call: as many as callers that came at once, up to this."""
-SIZES_KEPT = 256
-"""Sizes of batches for which is remembered what they need."""
+SIZES_KEPT, PLANS_KEPT = 256, 16
+"""Sizes of batches for which is remembered what they need, and sizes of pictures for which a plan is."""
+MOST_THREADS = 64
+"""That one call works with: as many as the C library ever starts, and the caller's."""
 
 
 def load(source: str | Path, *, threads: int | None = None, pooling: Pooling | None = None) -> Model:
@@ -43,17 +47,18 @@ def load(source: str | Path, *, threads: int | None = None, pooling: Pooling | N
 
     Raises:
         ArtifactError: it is missing or damaged, or computes something that has no operation here.
-        SpecError: threads below 1; an unknown pooling, or one for a network that gives no vectors for tokens.
+        SpecError: threads below 1, or no number of them; an unknown pooling, or one for a network that gives no vectors for
+            tokens.
     """
     threads = processors() if threads is None else threads
-    if threads < 1:
-        raise SpecError("at least one thread", given=str(threads), where="threads", fix="Leave it out to use all processors.")
+    if not isinstance(threads, (int, np.integer)) or threads < 1:
+        raise SpecError("at least one thread", given=repr(threads), where="threads", fix="Leave it out to use all processors.")
     if pooling not in (None, *get_args(Pooling)):
         raise SpecError("a known pooling", given=repr(pooling), where="pooling", fix=suggest(str(pooling), get_args(Pooling)))
     folder = located(source)
     with fitting(str(folder)):
         archive = read(folder)
-        return Model(archive, program_of(archive), threads, pooling)
+        return Model(archive, program_of(archive), min(int(threads), MOST_THREADS), pooling)
 
 
 class Model:
@@ -75,8 +80,10 @@ class Model:
             name for _, name in sorted((archive.config.get("id2label") or {}).items(), key=lambda at: int(at[0]))
         )
         self._text = program.inputs[0].name == "input_ids"
+        for each in program.inputs:
+            _check_open(each)
         native = library()
-        self.engine = tiers()[0] if native is not None else "numpy"
+        self.engine = "numpy" if native is None else native.bs_name_of(native.bs_tier_in_use()).decode()
         self._run: _Native | Reference
         if native is None:
             self._run = Reference(archive, program)
@@ -121,7 +128,8 @@ class Model:
             DataError: an input is missing or unknown, has another shape or type, or names a word or place that no table has.
         """
         values = self._named(given, named)
-        return self._texts(values) if self._text else self._pictures(values)
+        with fitting("config.json"):
+            return self._texts(values) if self._text else self._pictures(values)
 
     def _named(self, given: tuple[npt.ArrayLike, ...], named: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
         names = [each.name for each in self.program.inputs]
@@ -134,7 +142,7 @@ class Model:
             raise DataError(
                 f"an input {names[0]}", given=", ".join(found) or "none", where="inputs", fix="Give it by its name."
             )
-        return {name: np.asarray(value) for name, value in found.items()}
+        return {name: _array(name, value) for name, value in found.items()}
 
     # Texts -----------------------------------------------------------------------------------------------------------------
 
@@ -183,7 +191,31 @@ class Model:
         if not fits or 0 in picture.shape[1:]:
             wanted = f"shape ({', '.join(map(str, about.shape))})"
             raise DataError(wanted, given=str(picture.shape), where=about.name, fix="Give a batch of such pictures.")
-        return self._run.pictures(np.ascontiguousarray(picture, np.float32))
+        with np.errstate(over="ignore"):
+            picture = np.ascontiguousarray(picture, np.float32)
+        if not np.isfinite(picture).all():
+            fix = "Look for NaN, infinity, or numbers beyond float32."
+            raise DataError("finite numbers", given="others", where=about.name, fix=fix)
+        return self._run.pictures(picture)
+
+
+def _check_open(about: ops.Input) -> None:
+    """Refuse a file whose input has no size, or two sizes by one name.
+
+    Raises:
+        ArtifactError: that.
+    """
+    names = [size for size in about.shape if isinstance(size, str)]
+    if len(set(names)) < len(names) or any(not isinstance(size, (int, str)) or size in (0, False) for size in about.shape):
+        fix = "The file is damaged or was edited; deliver the model again."
+        raise ArtifactError("sizes of an input", given=str(about.shape), where=f"config.json: {about.name}", fix=fix)
+
+
+def _array(name: str, value: npt.ArrayLike) -> Array:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise DataError("an array", given=str(error), where=name, fix="Give rows of one length.") from None
 
 
 def places(operation: ops.Positions, ids: Array) -> Array:
@@ -220,8 +252,10 @@ class _Native:
         self._plans: dict[tuple[int, ...], _Ready] = {}
         self._lock = threading.Lock()
         self._arenas: list[_Arena] = []
-        if program.inputs[0].dtype == "int64":
+        self._texts = program.inputs[0].dtype == "int64"
+        if self._texts:
             self._ready({})
+        _ALIVE.add(self)
 
     @property
     def weight_bytes(self) -> int:
@@ -276,14 +310,19 @@ class _Native:
         key = tuple(sizes.values())
         with self._lock:
             if key not in self._plans:
-                with fitting("config.json"):
-                    self._plans[key] = _Ready(plan(self.program, self.layers, sizes))
-                self.layers.release()
+                if len(self._plans) >= PLANS_KEPT:
+                    del self._plans[next(iter(self._plans))]
+                self._plans[key] = _Ready(plan(self.program, self.layers, sizes))
+                self.layers.release(everything=self._texts)
             return self._plans[key]
+
+    def renew_lock(self) -> None:
+        """In a new process, in which whoever held the lock is not."""
+        self._lock = threading.Lock()
 
     def _executed(self, ready: _Ready, run: Run, counts: Mapping[str, int], answers: int) -> Array:
         sized = ready.sized(self.native, counts, run.longest)
-        run.steps, run.n_steps = ready.steps, len(ready.steps)
+        run.steps, run.n_steps, run.tier = ready.steps, len(ready.steps), self.layers.tier
         run.rows, run.width, run.offset = sized.rows.ctypes.data, ready.widths.ctypes.data, sized.offsets.ctypes.data
         run.scratch_bytes = sized.scratch_bytes
         arena = self._taken(sized.bytes, run.scratch_bytes * self.threads)
@@ -309,6 +348,18 @@ class _Native:
             given, fix = f"{values + scratch:,} bytes", "Ask for fewer texts or smaller pictures at once."
             raise DataError("a batch that fits into memory", given=given, where="inputs", fix=fix) from None
         return arena
+
+
+_ALIVE: weakref.WeakSet[_Native] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for native in _ALIVE:
+        native.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass

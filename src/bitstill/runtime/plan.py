@@ -8,6 +8,7 @@ last reader has run give their memory to later ones.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -105,12 +106,17 @@ class Layers:
 
     def __init__(self, archive: Archive, library: ctypes.CDLL) -> None:
         self.archive, self.library = archive, library
+        self.tier: int = library.bs_tier_in_use()
         self._matrices: dict[str, weights.Matrix] = {}
         self._tables: dict[str, weights.Table] = {}
         self._numbers = weights.Held()
+        self._addresses: dict[bytes, int] = {}
 
-    def release(self) -> None:
-        """Let go of the file's bytes that are held in another form by now."""
+    def release(self, *, everything: bool = False) -> None:
+        """Let go of the file's bytes that are held in another form by now; of all, where nothing more will be planned."""
+        if everything:
+            self.archive = replace(self.archive, tensors={})
+            return
         made = (self.archive.layers[layer] for layer in (*self._matrices, *self._tables) if layer in self.archive.layers)
         gone = {name for layer in made for name in layer.tensors()}
         kept = {name: tensor for name, tensor in self.archive.tensors.items() if name not in gone}
@@ -124,7 +130,7 @@ class Layers:
     def matrix(self, layer: str) -> weights.Matrix:
         """Its weight, for products."""
         if layer not in self._matrices:
-            self._matrices[layer] = weights.matrix(self.archive, layer, self.library)
+            self._matrices[layer] = weights.matrix(self.archive, layer, self.library, self.tier)
         return self._matrices[layer]
 
     def table(self, layer: str) -> weights.Table:
@@ -148,8 +154,11 @@ class Layers:
         return found
 
     def numbers(self, values: Array) -> int:
-        """Address of one number for each channel, with room up to a whole panel behind."""
-        return self._numbers.channels(values)
+        """Address of one number for each channel, with room up to a whole panel behind; the same for the same numbers."""
+        key = hashlib.blake2b(values.tobytes(), digest_size=16).digest()
+        if key not in self._addresses:
+            self._addresses[key] = self._numbers.channels(values)
+        return self._addresses[key]
 
     @property
     def bytes(self) -> int:

@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BS_INTERFACE 4 /* raised whenever a structure changes */
+#define BS_INTERFACE 5 /* raised whenever a structure changes */
 #define BS_PANEL 16    /* outputs in a line */
 #define BS_LINE 64     /* bytes in a line */
 #define BS_ALIGN 64    /* inputs of a row of codes are padded to this */
@@ -114,7 +114,7 @@ typedef struct {
     int64_t texts, longest, samples;
     char *scratch;
     int64_t scratch_bytes; /* for each thread */
-    const struct bs_tier *tier;
+    const struct bs_tier *tier; /* for which the weights were packed; NULL: that in use */
 } bs_run;
 
 /* A quantized value in the arena: scales, zero points, then codes. */
@@ -138,8 +138,11 @@ BS_PUBLIC int bs_use_tier(const char *name);
 BS_PUBLIC int bs_interface(void);
 BS_PUBLIC int64_t bs_sizeof(int which);
 
-/* The form in which the tier in use multiplies slices of so many bits fastest. */
-BS_PUBLIC int bs_best_form(int bits);
+/* The tier in use, and the name of one. */
+BS_PUBLIC const struct bs_tier *bs_tier_in_use(void);
+BS_PUBLIC const char *bs_name_of(const struct bs_tier *tier);
+/* The form in which a tier, or for NULL that in use, multiplies slices of so many bits fastest. */
+BS_PUBLIC int bs_best_form(const struct bs_tier *of, int bits);
 /* Codes of sixteen outputs and all inputs as lines: codes (outputs, inputs) -> (panels, lines, 64), one slice. */
 BS_PUBLIC void bs_pack_lines(const uint8_t *codes, int64_t outputs, int64_t inputs, int64_t padded, int form, int shift, uint8_t *lines);
 /* Packed rows of a file to codes: layout 0 is bits, 1 trits, 2 bytes. */

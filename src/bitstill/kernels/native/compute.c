@@ -245,7 +245,7 @@ static void scale_for(const bs_rule *rule, float least, float most, float *scale
     *scale = (most - least) / top;
     if (*scale < SMALLEST_NORMAL) *scale = 1.0f;
     float at = nearbyintf(-least / *scale);
-    *zero = (int32_t)(at < 0 ? 0 : at > top ? top : at) - 128;
+    *zero = (int32_t)(at > 0 ? LEAST(at, top) : 0.0f) - 128; /* 0, too, where it is not a number */
 }
 
 #define CHUNK 64

@@ -105,7 +105,11 @@ int bs_use_tier(const char *name) {
     return -1;
 }
 
-int bs_best_form(int bits) { return best_form(tier(), bits); }
+const bs_tier *bs_tier_in_use(void) { return tier(); }
+
+const char *bs_name_of(const bs_tier *of) { return of->name; }
+
+int bs_best_form(const bs_tier *of, int bits) { return best_form(of ? of : tier(), bits); }
 
 int bs_interface(void) { return BS_INTERFACE; }
 
@@ -235,6 +239,6 @@ static void execute(void *what, bs_work *work) {
 }
 
 void bs_execute(bs_run *run, int threads) {
-    run->tier = tier();
+    if (!run->tier) run->tier = tier();
     bs_together(execute, run, threads);
 }
