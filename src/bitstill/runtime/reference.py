@@ -119,8 +119,9 @@ class Reference:
 
     def _batch_norm(self, operation: ops.BatchNorm, x: Array) -> Array:
         behind = x.ndim - 1
-        mean, variance = (self._leftover(f"{operation.layer}.running_{name}") for name in ("mean", "var"))
-        assert mean is not None and variance is not None
+        mean, variance = (
+            self.archive.tensors[f"{operation.layer}.running_{name}"].astype(np.float32) for name in ("mean", "var")
+        )
         column = (-1, *[1] * (behind - 1))
         y = (x - mean.reshape(column)) / np.sqrt(variance.reshape(column) + np.float32(operation.epsilon))
         return self._affine(operation.layer, y, behind)
