@@ -8,7 +8,7 @@ Every row of a task takes the same number of optimizer steps, far fewer than in 
 equally, and so do Stage I and Stage II. "split" is the chain of the paper: half the heads and neurons in float, ternary, split,
 binary. "at XTC's bytes" splits only what fits into the bytes of XTC's binary model. "more texts" trains on variants of the
 training texts by neighbouring words, for as many steps. Students of three layers, on SST-2, begin as layers of the teacher, or
-as what general distillation on Wikipedia made of all-MiniLM-L6-v2.
+as what general distillation on Wikipedia made of all-MiniLM-L6-v2; its steps, which serve all tasks, are not counted.
 """
 
 from __future__ import annotations

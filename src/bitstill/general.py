@@ -15,6 +15,7 @@ from bitstill.artifact.format import REPORT
 from bitstill.decode import encode
 from bitstill.delivery import environment
 from bitstill.errors import SpecError, need_package
+from bitstill.nn.tensors import state_digest
 from bitstill.recipes import XTC, AnyRecipe, BinaryBERT
 from bitstill.recipes.encoders import birth, kept_layers
 from bitstill.recipes.general_distillation import GeneralDistillation
@@ -22,7 +23,7 @@ from bitstill.roles import check_rows, readable_tokens, rehearse
 from bitstill.runfile import RunFile
 from bitstill.tasks.corpus import Corpus, file_digests, pack_corpus, wait_until_packed
 from bitstill.train.checkpoint import checkpoint_beside
-from bitstill.train.identity import digest, identity_of
+from bitstill.train.identity import identity_of
 from bitstill.train.loop import Settings, accelerator, train
 from bitstill.train.task import evaluate
 
@@ -81,7 +82,7 @@ def distill_encoder(
         networks["student"] = loaded.model
         if not loaded.new:
             check_same_vocabulary(tokenizer, load_tokenizer(student), (teacher, student))
-    about["models"] = {name: digest(network) for name, network in networks.items()}
+    about["models"] = {name: state_digest(network) for name, network in networks.items()}
     if finished:
         return _finished(target, about)
     for name, network in networks.items():

@@ -15,6 +15,7 @@ from bitstill.errors import SpecError
 from bitstill.kernels.library import library
 from bitstill.kernels.linear import Linear
 from bitstill.nn.packed import PackedLinear
+from bitstill.nn.tensors import state_digest
 from bitstill.surgery.swap import swap
 
 _LAYERS: dict[int, weakref.WeakSet[NativeLinear]] = {}
@@ -91,11 +92,8 @@ def _itself(layer: PackedLinear) -> PackedLinear:
 
 def _number(layer: PackedLinear) -> int:
     """Of all that decides what the layer computes."""
-    state = hashlib.blake2b(repr(layer).encode(), digest_size=8)
-    for name, tensor in layer.state_dict().items():
-        state.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
-        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return int.from_bytes(state.digest()) >> 1  # an operator's numbers are signed
+    digest = hashlib.blake2b(f"{layer!r} {state_digest(layer)}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1  # an operator's numbers are signed
 
 
 def use_kernels(model: nn.Module, archive: Archive) -> nn.Module:

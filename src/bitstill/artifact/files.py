@@ -17,7 +17,6 @@ from bitstill.errors import ArtifactError, SpecError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-_NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -50,29 +49,36 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(target, error) from None
     try:
-        os.chmod(beside, 0o777 & ~_umask())
-        yield beside
-        _move_into_place(beside, target)
-    except OSError as error:
-        if error.errno in _NO_WRITING:
-            raise unwritable(target, error) from None
-        raise
+        with _writing(target):
+            os.chmod(beside, 0o777 & ~_umask())
+            yield beside
+            _move_into_place(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """What goes wrong in the block because `folder` cannot be made, written or filled any further is one clear error.
+def filled_folder(folder: Path) -> Iterator[None]:
+    """`folder`, made where it is not there yet, for a block that fills it bit by bit.
 
     Raises:
-        ArtifactError: it cannot.
+        ArtifactError: it cannot be made, written, or filled any further.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    with _writing(folder):
+        yield
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_WRITING or (error.errno in _NO_FOLDER and not folder.is_dir()):
-            raise unwritable(folder, error) from None
+        if error.errno in _NO_WRITING:
+            raise unwritable(target, error) from None
         raise
 
 

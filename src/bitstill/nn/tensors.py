@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import torch
 from torch import Tensor, nn
 
 
@@ -12,3 +15,12 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     """
     persistent = model.state_dict(keep_vars=True)
     return {name: t for name, t in (*model.named_parameters(), *model.named_buffers()) if name in persistent}
+
+
+def state_digest(model: nn.Module) -> str:
+    """Of every name, shape, type and byte of a model's state."""
+    state = hashlib.blake2b(digest_size=8)
+    for name, tensor in model.state_dict().items():
+        state.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()

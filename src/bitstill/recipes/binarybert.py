@@ -212,8 +212,8 @@ class BinaryBERT:
             found += self._run("binary", terms, self.binary_epochs, self.binary_lr, begin)
         if not any("student" in stage.train for stage in found):
             fix = "Set bits, or a width or layers to make the student smaller in float."
-            given_ = f"bits={self.bits}, ternary_epochs={self.ternary_epochs}"
-            raise SpecError("something to do with the student", given=given_, where="BinaryBERT", fix=fix)
+            nothing = f"bits={self.bits}, ternary_epochs={self.ternary_epochs}"
+            raise SpecError("something to do with the student", given=nothing, where="BinaryBERT", fix=fix)
         return tuple(found)
 
     def _splitting(self, terms: tuple[Term, ...]) -> Action:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bitstill.artifact.reader import Archive, read
+from bitstill.artifact.reader import DAMAGED, Archive, read
 from bitstill.errors import ArtifactError, DataError, SpecError, suggest
 from bitstill.export import program as ops
 from bitstill.export.plan import fitting, program_of
@@ -206,9 +206,9 @@ def _check_open(about: ops.Input) -> None:
         ArtifactError: that.
     """
     names = [size for size in about.shape if isinstance(size, str)]
-    if len(set(names)) < len(names) or any(not isinstance(size, (int, str)) or size in (0, False) for size in about.shape):
-        fix = "The file is damaged or was edited; deliver the model again."
-        raise ArtifactError("sizes of an input", given=str(about.shape), where=f"config.json: {about.name}", fix=fix)
+    sized = all(isinstance(size, str) or (isinstance(size, int) and size > 0) for size in about.shape)
+    if not sized or len(set(names)) < len(names):
+        raise ArtifactError("sizes of an input", given=str(about.shape), where=f"config.json: {about.name}", fix=DAMAGED)
 
 
 def _array(name: str, value: npt.ArrayLike) -> Array:

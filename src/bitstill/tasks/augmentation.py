@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from tqdm.auto import tqdm
 
-from bitstill.artifact.files import write_file, writing
+from bitstill.artifact.files import filled_folder, write_file
 from bitstill.errors import DataError, SpecError
 from bitstill.tasks.folders import check_same, check_unused
 from bitstill.tasks.text import TextSplit, TextTask
@@ -148,8 +148,7 @@ def write_variants(task: TextTask, proposer: Proposer, options: Augmentation, fo
     """
     count = options.variants or VARIANTS.get(task.name, 20)
     about = _about(task, proposer, options, count)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with filled_folder(folder):
         digests = _claim(folder, about)
         shards = range(0, len(task.train), SHARD)
         with tqdm(total=len(task.train), desc="varying texts", unit="text", leave=False, disable=not progress) as bar:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bitstill.artifact.files import write_file, writing
+from bitstill.artifact.files import filled_folder, write_file
 from bitstill.errors import DataError, need_package
 from bitstill.tasks.folders import check_same, check_unused
 from bitstill.tasks.sources import quiet
@@ -110,8 +110,7 @@ def pack_corpus(corpus: Corpus, encoder: Encoder, folder: Path, *, progress: boo
     there, finished = file_digests(corpus), _finished(folder)
     # A finished folder may outlive the files that it was made of; where they are, they must still be the same.
     about["files"] = finished["files"] if finished is not None and not there else there
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with filled_folder(folder):
         state = _claim(folder, about)
         digest = _digest_of(folder, state)
         if not state["finished"]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
+from bitstill.nn.tensors import state_digest
 from bitstill.train.loop import Settings, hardware_identity
 from bitstill.train.stage import Stage
 from bitstill.train.task import Task
@@ -28,18 +27,9 @@ def identity_of(
         "stages": [stage.name for stage in stages],
         "task": task.name,
         "data": task.train.digest(),
-        "models": {name: digest(network) for name, network in networks.items()},
+        "models": {name: state_digest(network) for name, network in networks.items()},
         "seed": settings.seed,
         "precision": settings.precision,
         "accumulate": settings.accumulate,
         **hardware_identity(settings),
     }
-
-
-def digest(network: nn.Module) -> str:
-    """Of every name, shape and byte of a network's state."""
-    state = hashlib.blake2b(digest_size=8)
-    for name, tensor in network.state_dict().items():
-        state.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
-        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return state.hexdigest()
