@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import bitstill
-from bitstill.delivery import environment
-from bitstill.tasks import load_task
+from bitstill.data.catalogue import load_task
+from bitstill.deliver.deliver import environment
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

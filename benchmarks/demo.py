@@ -9,7 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from bitstill.demo import run_demo
+from bitstill.run.demo import run_demo
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -23,14 +23,14 @@ from pathlib import Path
 
 import torch
 
-from bitstill.delivery import environment
-from bitstill.hf.encoders import corpus_task, encoder_of, load_encoder
+from bitstill.data.corpus import Corpus, pack_corpus
+from bitstill.data.task import Batch
+from bitstill.deliver.deliver import environment
+from bitstill.hf.headless import corpus_task, encoder_of, load_encoder
 from bitstill.hf.text import load_tokenizer
+from bitstill.model.blocks import choose, reduced
 from bitstill.recipes.general_distillation import GeneralDistillation
-from bitstill.surgery.blocks import choose, reduced
-from bitstill.tasks.corpus import Corpus, pack_corpus
 from bitstill.train.step import TrainingStep
-from bitstill.train.task import Batch
 from bitstill.train.teachers import Teachers
 
 HERE = Path(__file__).parent

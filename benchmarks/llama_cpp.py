@@ -22,9 +22,9 @@ import torch
 
 import bitstill
 import llama_cpp
-from bitstill.delivery import environment
+from bitstill.data.catalogue import load_task
+from bitstill.deliver.deliver import environment
 from bitstill.hf.text import load_tokenizer
-from bitstill.tasks import load_task
 
 HERE = Path(__file__).parent
 

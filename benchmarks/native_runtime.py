@@ -31,10 +31,10 @@ import torch
 
 import bitstill
 import bitstill.runtime
-from bitstill.bench import Network, networks_in, race
-from bitstill.delivery import environment
-from bitstill.export.samples import made_up
-from bitstill.specs import Binary, Compression, QuantizeInput
+from bitstill.deliver.bench import Network, networks_in, race
+from bitstill.deliver.deliver import environment
+from bitstill.program.samples import made_up
+from bitstill.quant.rules import Binary, Compression, QuantizeInput
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

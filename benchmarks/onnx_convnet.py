@@ -24,8 +24,8 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import bitstill
-from bitstill.delivery import environment
-from bitstill.tasks import load_task
+from bitstill.data.catalogue import load_task
+from bitstill.deliver.deliver import environment
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

@@ -31,10 +31,10 @@ from safetensors.numpy import load_file
 
 import bitstill
 from bitstill.artifact.reader import Archive
-from bitstill.delivery import environment
-from bitstill.export.onnx.lower import lower
-from bitstill.export.plan import program_of
-from bitstill.loading import task_for
+from bitstill.deliver.deliver import environment
+from bitstill.deliver.load_task import task_for
+from bitstill.exporters.onnx.lower import lower
+from bitstill.program.from_artifact import program_of
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitstill.delivery import environment
+from bitstill.deliver.deliver import environment
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]

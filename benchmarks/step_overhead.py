@@ -21,17 +21,17 @@ from typing import Any
 import torch
 
 import bitstill
-from bitstill.delivery import environment
-from bitstill.recipes.distillation import distillation_terms
-from bitstill.specs import Compression, quantizer
-from bitstill.tasks.images import DRAWS, normalising_forward, shift_and_flip
-from bitstill.tasks.models import build
+from bitstill.data.images import DRAWS, normalising_forward, shift_and_flip
+from bitstill.data.networks import build
+from bitstill.data.shuffle import uniform
+from bitstill.data.task import Split, Task
+from bitstill.deliver.deliver import environment
+from bitstill.quant.rules import Compression, quantizer
+from bitstill.recipes.supervision import distillation_terms
 from bitstill.train.actions import Compress
-from bitstill.train.keys import uniform
 from bitstill.train.optim import SGD, parameter_groups
 from bitstill.train.stage import Stage
 from bitstill.train.step import TrainingStep
-from bitstill.train.task import Split, Task
 from bitstill.train.teachers import Teachers
 
 HERE = Path(__file__).parent

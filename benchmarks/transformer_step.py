@@ -27,12 +27,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import bitstill
-from bitstill.delivery import environment
+from bitstill.data.task import Batch, Task
+from bitstill.deliver.deliver import environment
+from bitstill.deliver.load_task import task_for
 from bitstill.hf.models import load_pretrained
-from bitstill.loading import task_for
 from bitstill.train.sampler import Sampler
 from bitstill.train.step import TrainingStep
-from bitstill.train.task import Batch, Task
 from bitstill.train.teachers import Teachers
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import bitstill
-from bitstill.recipes.encoders import Bits
+from bitstill.recipes.transformer_stages import Bits
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

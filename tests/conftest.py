@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bitstill
-from bitstill.artifact.writer import Storage, write_weights
+from bitstill.model.writer import Storage, write_weights
 
 hypothesis.settings.register_profile(
     "bitstill",

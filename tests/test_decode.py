@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
-from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
-from bitstill.schedules import Constant, Cosine, Cubic, Linear, Scheduled, WarmupLinear
-from bitstill.specs import (
+from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor
+from bitstill.quant.rules import (
     Binary,
     Clipped,
     Compression,
@@ -28,6 +27,7 @@ from bitstill.specs import (
     Ternary,
     Uniform,
 )
+from bitstill.schedules import Constant, Cosine, Cubic, Linear, Scheduled, WarmupLinear
 
 granularities = st.one_of(
     st.just(PerTensor()), st.just(PerChannel()), st.integers(1, 999).map(PerGroup), st.integers(1, 999).map(Bucket)

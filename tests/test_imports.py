@@ -1,103 +1,56 @@
-"""The direction of imports, held by walking the source: lower layers never import higher ones, at any depth of a file."""
+"""The house of docs/design.md, held by walking the source: imports point upwards only, at any depth of a file."""
 
 from __future__ import annotations
 
 import ast
+import functools
+import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 import bitstill
 
 ROOT = Path(bitstill.__file__).parent
-LAYERS: tuple[set[str], ...] = (
-    {"errors", "schedules", "granularity", "keys", "_version", "_transformers", "decode"},
-    {"ops"},
-    {"quantizers", "specs", "nn"},
-    {"surgery", "lifecycle"},
-    {"distill", "train"},
-    {"recipes"},
-    {"architectures", "augmenting", "delivery", "finetuning", "general", "hf", "loading", "report", "roles", "runfile", "tasks"}
-    | {
-        "api",
-        "bench",
-        "bench_worker",
-        "comparing",
-        "demo",
-        "demo_plans",
-        "dry_run",
-        "evaluate",
-        "exporting",
-        "hub",
-        "inspecting",
-        "native_layers",
-        "parity",
-    },
-    {"cli"},
-)
-ARTIFACT_MAY_IMPORT = (
-    "errors",
-    "granularity",
-    "keys",
-    "ops",
-    "nn",
-    "quantizers",
-    "specs",
-    "surgery.swap",
-    "_version",
-    "artifact",
-)
-BESIDE = {
-    "artifact": (),  # see above
-    "export": ("errors", "granularity", "keys", "ops", "artifact", "export"),
-    "kernels": ("errors", "granularity", "ops", "artifact", "export", "kernels"),
-    "runtime": ("errors", "granularity", "ops", "artifact", "export", "kernels", "runtime", "hub"),
-}
-"""What hangs off the core: deploying knows the artifact alone, and no training code."""
-OPTIONAL = {
-    "datasets",
-    "torch_pruning",
-    "sklearn",
-    "matplotlib",
-    "jinja2",
-    "transformers",
-    "tensorboard",
-    "PIL",
-    "onnx",
-    "onnxruntime",
-    "gguf",
-    "openvino",
-    "triton",
-}
-REQUIRED = {"accelerate", "huggingface_hub", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
-WITHOUT_TORCH = (
-    "errors", "schedules", "granularity", "keys", "_version", "decode", "ops.layouts", "ops.entropy", "artifact.format",
-    "artifact.reader", "artifact.coding", "artifact.size", "artifact.files", "hub", "inspecting",
+GROUND = ("errors", "decode", "schedules", "rng", "_version")
+"""Loose modules: nothing but Python and numpy."""
+FOLDERS = (
+    "quant", "artifact", "model", "losses", "data", "program", "train", "recipes", "exporters", "runtime", "hf", "report",
+    "deliver", "run", "cli",
 )  # fmt: skip
+"""From the ground up: a folder imports only from those before it."""
+TORCH_FREE_FOLDERS = ("artifact", "program", "exporters", "runtime")
+TORCH_FREE = (*GROUND, "quant.granularity", "quant.layouts", "deliver.inspect")
+OPTIONAL = {
+    "PIL", "datasets", "gguf", "jinja2", "matplotlib", "onnx", "onnxruntime", "openvino", "sklearn", "tensorboard",
+    "torch_pruning", "transformers", "triton",
+}  # fmt: skip
+REQUIRED = {"accelerate", "huggingface_hub", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
+TRANSFORMERS_AT_TOP = ("hf", "run.hf_trainer")
+"""Whose classes derive from those of transformers; whoever needs these modules imports them where it uses them."""
 
 
-def _files() -> dict[str, Path]:
-    """Every module by its name below the package ("ops.uniform"); the package itself is left out."""
-    found = {}
+def _modules() -> dict[str, Path]:
+    """Every module by its name below the package ("quant.uniform"); the package itself is left out."""
+    modules = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         if name:
-            found[name] = path
-    return found
+            modules[name] = path
+    return modules
 
 
-FILES = _files()
+MODULES = _modules()
 
 
 def _is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
-def imports(path: Path, *, top_level: bool = False) -> set[str]:
-    """Modules that a file imports when it runs ("torch.nn", "bitstill.ops.uniform"); not what only type checkers see."""
-    found: set[str] = set()
+@functools.cache
+def imports(path: Path, *, top_level: bool = False) -> frozenset[str]:
+    """Modules that a file imports when it runs ("torch.nn", "bitstill.quant.uniform"); not what only type checkers see."""
+    names: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         if _is_type_checking(node):
@@ -105,105 +58,110 @@ def imports(path: Path, *, top_level: bool = False) -> set[str]:
         if top_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             return
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{path}: relative import"
             submodules = {
-                alias.name for alias in node.names if f"{node.module}.{alias.name}".removeprefix("bitstill.") in FILES
+                alias.name for alias in node.names if f"{node.module}.{alias.name}".removeprefix("bitstill.") in MODULES
             }
-            found.update(f"{node.module}.{name}" for name in submodules)
+            names.update(f"{node.module}.{name}" for name in submodules)
             if submodules != {alias.name for alias in node.names}:
-                found.add(node.module)
+                names.add(node.module)
         for child in ast.iter_child_nodes(node):
             visit(child)
 
     visit(ast.parse(path.read_text(encoding="utf-8")))
-    return found
+    return frozenset(names)
 
 
-def _own(path: Path, **options: bool) -> set[str]:
-    return {name.removeprefix("bitstill.") for name in imports(path, **options) if name.startswith("bitstill.")}
+def _packages(path: Path, *, top_level: bool = False) -> set[str]:
+    return {name.split(".")[0] for name in imports(path, top_level=top_level)}
 
 
-def _layer(name: str) -> int | None:
-    return next((index for index, names in enumerate(LAYERS) if name.split(".")[0] in names), None)
+def _own(path: Path, *, top_level: bool = False) -> set[str]:
+    return {name.removeprefix("bitstill.") for name in imports(path, top_level=top_level) if name.startswith("bitstill.")}
+
+
+def _folder(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _height(name: str) -> int:
+    return 0 if name in GROUND else 1 + FOLDERS.index(_folder(name))
 
 
 def test_the_walk_sees_imports_at_every_depth(tmp_path):
     file = tmp_path / "x.py"
     file.write_text(
-        "import a.b\nfrom c import d\nfrom bitstill.ops import uniform\nif TYPE_CHECKING:\n    import e\n"
+        "import a.b\nfrom c import d\nfrom bitstill.quant import uniform\nif TYPE_CHECKING:\n    import e\n"
         "def f():\n    import g\n    class H:\n        from i import j\n"
     )
-    assert imports(file) == {"a.b", "c", "bitstill.ops.uniform", "g", "i"}
-    assert imports(file, top_level=True) == {"a.b", "c", "bitstill.ops.uniform"}
+    assert imports(file) == {"a.b", "c", "bitstill.quant.uniform", "g", "i"}
+    assert imports(file, top_level=True) == {"a.b", "c", "bitstill.quant.uniform"}
 
 
-def test_every_module_has_its_place():
-    homeless = {name for name in FILES if _layer(name) is None and name.split(".")[0] not in BESIDE}
-    assert not homeless, f"add {sorted(homeless)} to a layer"
+def test_no_module_sits_loose_beside_the_folders():
+    assert {_folder(name) for name in MODULES} == {*GROUND, *FOLDERS}
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if _layer(name) is not None])
-def test_no_module_imports_from_a_higher_layer(name):
-    mine = _layer(name)
-    above = {other for other in _own(FILES[name]) if (_layer(other) or 0) > mine}
-    assert not above, f"{name} may not import {sorted(above)}"
+def test_imports_point_upwards_only():
+    wrong = [
+        f"{name} imports {other}" for name, path in MODULES.items() for other in _own(path) if _height(other) > _height(name)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if (_layer(name) or 9) < 3])
-def test_the_core_does_not_know_the_artifact(name):
-    assert not {other for other in _own(FILES[name]) if other.split(".")[0] in ("artifact", "export")}
+def test_folders_import_each_other_in_no_circle_and_modules_neither():
+    """Folders cannot, since imports point upwards; within a folder, modules are sorted by what they import at their top."""
+    above = {name: _own(path, top_level=True) & MODULES.keys() - {name} for name, path in MODULES.items()}
+    while leaves := [name for name, others in above.items() if not others & above.keys()]:
+        for name in leaves:
+            del above[name]
+    assert not above, f"a circle among {sorted(above)}"
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] == "artifact"])
-def test_the_artifact_never_imports_training_code(name):
-    def allowed(other: str) -> bool:
-        return any(other == home or other.startswith(f"{home}.") for home in ARTIFACT_MAY_IMPORT)
-
-    assert not {other for other in _own(FILES[name]) if not allowed(other)}
-
-
-@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] in {*BESIDE} - {"artifact"}])
-def test_what_deploys_knows_the_artifact_alone(name):
-    assert not {other for other in _own(FILES[name]) if other.split(".")[0] not in BESIDE[name.split(".")[0]]}
+def test_optional_packages_are_imported_where_they_are_used_and_all_are_declared():
+    for name, path in MODULES.items():
+        at_top = _packages(path, top_level=True) & OPTIONAL
+        if name.startswith(TRANSFORMERS_AT_TOP):
+            at_top -= {"transformers"}
+        assert not at_top, f"{name}: import {sorted(at_top)} in the function that uses it"
+        assert _packages(path) <= {*sys.stdlib_module_names, *REQUIRED, *OPTIONAL, "bitstill"}, name
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_nothing_imports_the_command_line(name):
-    if not name.startswith("cli"):
-        assert not {other for other in _own(FILES[name]) if other.split(".")[0] == "cli"}
+def test_transformers_is_known_to_one_folder():
+    for name, path in MODULES.items():
+        if not name.startswith(TRANSFORMERS_AT_TOP):
+            assert "transformers" not in _packages(path), name
+            assert not {other for other in _own(path, top_level=True) if other.startswith(TRANSFORMERS_AT_TOP)}, name
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_optional_packages_are_imported_lazily_and_others_are_declared(name):
-    at_top = {module.split(".")[0] for module in imports(FILES[name], top_level=True)}
-    if name.startswith("hf."):  # classes there derive from its classes; whoever needs that folder imports it where it is used
-        at_top -= {"transformers"}
-    assert not at_top & OPTIONAL, f"import {sorted(at_top & OPTIONAL)} where it is used"
-    anywhere = {module.split(".")[0] for module in imports(FILES[name])}
-    assert anywhere <= {*sys.stdlib_module_names, *REQUIRED, *OPTIONAL, "bitstill"}
-
-
-@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] != "hf"])
-def test_transformers_is_known_to_one_folder_only(name):
-    assert "transformers" not in {module.split(".")[0] for module in imports(FILES[name])}
-    at_top = {module.removeprefix("bitstill.") for module in imports(FILES[name], top_level=True)}
-    assert not {module for module in at_top if module.split(".")[0] == "hf"}, "import it where it is used"
-
-
-@pytest.mark.parametrize(
-    "name", [*WITHOUT_TORCH, *(name for name in FILES if name.split(".")[0] in ("export", "kernels", "runtime"))]
-)
-def test_what_reads_without_torch_reaches_no_torch(name):
-    """Through everything that importing it imports in turn."""
-    seen, queue = set(), [name]
-    while queue:
-        current = queue.pop()
-        if current in seen or current not in FILES:
+def _closure(name: str) -> tuple[set[str], set[str]]:
+    """Own modules that importing `name` runs, and the packages these import."""
+    pending, own, packages = [name], set(), set()
+    while pending:
+        current = pending.pop()
+        if current in own or current not in MODULES:
             continue
-        seen.add(current)
-        names = imports(FILES[current], top_level=True)
-        assert not {module for module in names if module.split(".")[0] in ("torch", "accelerate")}, f"{name} -> {current}"
-        below = {module.removeprefix("bitstill.") for module in names if module.startswith("bitstill.")}
-        queue += [*below, *(parent.rpartition(".")[0] for parent in below)]
+        own.add(current)
+        packages |= _packages(MODULES[current], top_level=True)
+        pending += _own(MODULES[current], top_level=True)
+        pending += [current.rpartition(".")[0]]
+    return own, packages
+
+
+def test_what_deploys_needs_no_torch_and_no_training_code():
+    for name in MODULES:
+        if name in TORCH_FREE or _folder(name) in TORCH_FREE_FOLDERS:
+            _, packages = _closure(name)
+            assert "torch" not in packages, f"{name} imports torch"
+    for name in MODULES:
+        if _folder(name) in TORCH_FREE_FOLDERS or name == "deliver.load":
+            training = {other for other in _closure(name)[0] if _folder(other) in ("train", "recipes", "run")}
+            assert not training, f"{name} imports {sorted(training)}"
+
+
+def test_importing_bitstill_touches_no_import_machinery():
+    code = "import sys; before = list(sys.meta_path), list(sys.path_hooks); import bitstill; "
+    code += "assert before == (list(sys.meta_path), list(sys.path_hooks))"
+    subprocess.run([sys.executable, "-c", code], check=True)

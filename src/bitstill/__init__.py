@@ -8,34 +8,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bitstill._transformers import register_when_imported
+from bitstill.hf.autoregister import register_when_imported
 
 if TYPE_CHECKING:
     from bitstill._version import VERSION as __version__
-    from bitstill.api import Result, compress, load
     from bitstill.artifact.reader import Archive, read
-    from bitstill.artifact.writer import Storage
-    from bitstill.augmenting import augment
-    from bitstill.comparing import Comparison, compare
-    from bitstill.delivery import save
+    from bitstill.data.augmentation import Augmentation
+    from bitstill.data.corpus import Corpus
+    from bitstill.data.task import Split, Task
+    from bitstill.data.text import TextOptions
+    from bitstill.deliver.compare import Comparison, compare
+    from bitstill.deliver.deliver import save
+    from bitstill.deliver.export import export_artifact
+    from bitstill.deliver.load import load
+    from bitstill.deliver.load_task import text_task
     from bitstill.errors import BitstillError
-    from bitstill.exporting import export_artifact
-    from bitstill.finetuning import finetune
-    from bitstill.general import distill_encoder
-    from bitstill.granularity import Bucket, PerChannel, PerGroup, PerTensor
-    from bitstill.lifecycle import freeze, pack, prepare, unpack
-    from bitstill.loading import text_task
-    from bitstill.recipes import (
-        PQK,
-        XTC,
-        BinaryBERT,
-        DifferentiableQuantization,
-        FineTuning,
-        PostTraining,
-        QuantizedDistillation,
-    )
-    from bitstill.recipes.general_distillation import GeneralDistillation
-    from bitstill.specs import (
+    from bitstill.model.lifecycle import freeze, pack, prepare, unpack
+    from bitstill.model.writer import Storage
+    from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor
+    from bitstill.quant.rules import (
         Binary,
         Compression,
         LearnedStep,
@@ -47,62 +38,72 @@ if TYPE_CHECKING:
         Ternary,
         Uniform,
     )
-    from bitstill.tasks.augmentation import Augmentation
-    from bitstill.tasks.corpus import Corpus
-    from bitstill.tasks.text import TextOptions
+    from bitstill.recipes import (
+        PQK,
+        XTC,
+        BinaryBERT,
+        DifferentiableQuantization,
+        FineTuning,
+        PostTraining,
+        QuantizedDistillation,
+    )
+    from bitstill.recipes.general_distillation import GeneralDistillation
+    from bitstill.run.augment import augment
+    from bitstill.run.compress import Result, compress
+    from bitstill.run.distill import distill_encoder
+    from bitstill.run.finetune import finetune
     from bitstill.train.following import Following
     from bitstill.train.loop import Settings
-    from bitstill.train.task import Split, Task
 
 _HOMES = {
     "Archive": "bitstill.artifact.reader",
-    "Augmentation": "bitstill.tasks.augmentation",
-    "Binary": "bitstill.specs",
+    "Augmentation": "bitstill.data.augmentation",
+    "Binary": "bitstill.quant.rules",
     "BinaryBERT": "bitstill.recipes",
     "BitstillError": "bitstill.errors",
-    "Bucket": "bitstill.granularity",
-    "Comparison": "bitstill.comparing",
-    "Compression": "bitstill.specs",
-    "Corpus": "bitstill.tasks.corpus",
+    "Bucket": "bitstill.quant.granularity",
+    "Comparison": "bitstill.deliver.compare",
+    "Compression": "bitstill.quant.rules",
+    "Corpus": "bitstill.data.corpus",
     "DifferentiableQuantization": "bitstill.recipes",
     "FineTuning": "bitstill.recipes",
     "Following": "bitstill.train.following",
     "GeneralDistillation": "bitstill.recipes.general_distillation",
-    "LearnedStep": "bitstill.specs",
+    "LearnedStep": "bitstill.quant.rules",
     "PQK": "bitstill.recipes",
-    "PerChannel": "bitstill.granularity",
-    "PerGroup": "bitstill.granularity",
-    "PerTensor": "bitstill.granularity",
-    "Points": "bitstill.specs",
+    "PerChannel": "bitstill.quant.granularity",
+    "PerGroup": "bitstill.quant.granularity",
+    "PerTensor": "bitstill.quant.granularity",
+    "Points": "bitstill.quant.rules",
     "PostTraining": "bitstill.recipes",
-    "Prune": "bitstill.specs",
-    "QuantizeAttention": "bitstill.specs",
-    "QuantizeInput": "bitstill.specs",
+    "Prune": "bitstill.quant.rules",
+    "QuantizeAttention": "bitstill.quant.rules",
+    "QuantizeInput": "bitstill.quant.rules",
     "QuantizedDistillation": "bitstill.recipes",
-    "Result": "bitstill.api",
+    "Result": "bitstill.run.compress",
     "Settings": "bitstill.train.loop",
-    "Split": "bitstill.train.task",
-    "SplitBinary": "bitstill.specs",
-    "Storage": "bitstill.artifact.writer",
-    "Task": "bitstill.train.task",
-    "Ternary": "bitstill.specs",
-    "TextOptions": "bitstill.tasks.text",
-    "Uniform": "bitstill.specs",
+    "Split": "bitstill.data.task",
+    "SplitBinary": "bitstill.quant.rules",
+    "Storage": "bitstill.model.writer",
+    "Task": "bitstill.data.task",
+    "Ternary": "bitstill.quant.rules",
+    "TextOptions": "bitstill.data.text",
+    "Uniform": "bitstill.quant.rules",
     "XTC": "bitstill.recipes",
-    "augment": "bitstill.augmenting",
-    "compare": "bitstill.comparing",
-    "compress": "bitstill.api",
-    "distill_encoder": "bitstill.general",
-    "export_artifact": "bitstill.exporting",
-    "finetune": "bitstill.finetuning",
-    "freeze": "bitstill.lifecycle",
-    "load": "bitstill.api",
-    "pack": "bitstill.lifecycle",
-    "prepare": "bitstill.lifecycle",
+    "augment": "bitstill.run.augment",
+    "compare": "bitstill.deliver.compare",
+    "compress": "bitstill.run.compress",
+    "distill_encoder": "bitstill.run.distill",
+    "export_artifact": "bitstill.deliver.export",
+    "finetune": "bitstill.run.finetune",
+    "freeze": "bitstill.model.lifecycle",
+    "load": "bitstill.deliver.load",
+    "pack": "bitstill.model.lifecycle",
+    "prepare": "bitstill.model.lifecycle",
     "read": "bitstill.artifact.reader",
-    "save": "bitstill.delivery",
-    "text_task": "bitstill.loading",
-    "unpack": "bitstill.lifecycle",
+    "save": "bitstill.deliver.deliver",
+    "text_task": "bitstill.deliver.load_task",
+    "unpack": "bitstill.model.lifecycle",
 }
 
 __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)

@@ -20,10 +20,10 @@ from torch import nn
 
 import bitstill
 from bitstill.artifact.format import CONFIG, FORMAT_VERSION, WEIGHTS
-from bitstill.artifact.restore import load_into
 from bitstill.errors import ArtifactError
-from bitstill.lifecycle import prepare
-from bitstill.specs import Binary, Compression, Points, Prune, QuantizeInput, Ternary, Uniform
+from bitstill.model.lifecycle import prepare
+from bitstill.model.restore import load_into
+from bitstill.quant.rules import Binary, Compression, Points, Prune, QuantizeInput, Ternary, Uniform
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,8 @@ def test_a_full_or_forbidden_disk_is_a_clear_error(tmp_path, number):
 
 
 def test_a_disk_that_fills_while_weights_are_written(tmp_path, zoo, monkeypatch):
-    from bitstill.artifact.writer import Storage, write_weights
-    from bitstill.lifecycle import freeze, pack
+    from bitstill.model.lifecycle import freeze, pack
+    from bitstill.model.writer import Storage, write_weights
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -17,15 +17,15 @@ from torch import nn
 
 import bitstill
 from bitstill.artifact import coding
+from bitstill.artifact.entropy import huffman_bits
 from bitstill.artifact.format import CONFIG, WEIGHTS, LayerRecord
-from bitstill.artifact.restore import load_into
 from bitstill.artifact.size import check_size, size_report, to_json
-from bitstill.artifact.writer import Storage, collect
 from bitstill.errors import ArtifactError, SpecError
-from bitstill.granularity import Bucket, PerChannel, PerGroup
-from bitstill.lifecycle import freeze, pack, prepare
-from bitstill.ops.entropy import huffman_bits
-from bitstill.specs import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, Quantizer, Ternary, Uniform
+from bitstill.model.lifecycle import freeze, pack, prepare
+from bitstill.model.restore import load_into
+from bitstill.model.writer import Storage, collect
+from bitstill.quant.granularity import Bucket, PerChannel, PerGroup
+from bitstill.quant.rules import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, Quantizer, Ternary, Uniform
 
 
 def _mlp() -> nn.Sequential:

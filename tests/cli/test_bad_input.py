@@ -153,7 +153,7 @@ def test_unknown_flags_and_commands_are_usage_errors(cli):
 
 def test_a_teacher_of_other_classes(cli, older, tmp_path):
     """An artifact with 7 outputs, whose config.json names the architecture, so that it loads without help."""
-    from bitstill.tasks.models import from_architecture
+    from bitstill.data.networks import from_architecture
 
     odd = from_architecture({"architecture": "resnet", "arguments": {"depth": 8, "width": 4, "channels": 1, "classes": 7}})
     write(tmp_path / "odd", odd)
@@ -164,8 +164,8 @@ def test_a_teacher_of_other_classes(cli, older, tmp_path):
 
 
 def write(folder, model):
-    from bitstill.artifact.writer import Storage, write_weights
-    from bitstill.tasks.models import architecture_of
+    from bitstill.data.networks import architecture_of
+    from bitstill.model.writer import Storage, write_weights
 
     folder.mkdir()
     packed = model.eval()
@@ -174,7 +174,7 @@ def write(folder, model):
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_weights_that_are_not_numbers(cli, older, tmp_path, role):
-    from bitstill.tasks.models import build
+    from bitstill.data.networks import build
 
     broken = build("digits-student")
     broken.get_submodule("hidden.0").weight.data[0, 0] = float("nan")
@@ -187,8 +187,8 @@ def test_weights_that_are_not_numbers(cli, older, tmp_path, role):
 
 
 def test_data_that_are_not_numbers_or_not_there(cli, older, monkeypatch, tmp_path):
-    from bitstill.tasks import TASKS
-    from bitstill.train.task import Split
+    from bitstill.data.catalogue import TASKS
+    from bitstill.data.task import Split
 
     before = contents(older)
     with monkeypatch.context() as patch:
@@ -205,7 +205,7 @@ def test_data_that_are_not_numbers_or_not_there(cli, older, monkeypatch, tmp_pat
 
 
 def test_a_network_in_which_every_layer_is_kept_in_float(cli, older, tmp_path):
-    from bitstill.tasks.models import from_architecture
+    from bitstill.data.networks import from_architecture
 
     arguments = {"blocks": [[4]], "kernel": 3, "hidden": [], "channels": 1, "size": 8}
     write(tmp_path / "tiny", from_architecture({"architecture": "conv-net", "arguments": arguments}))

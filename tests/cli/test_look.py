@@ -7,9 +7,9 @@ import json
 import pytest
 
 import bitstill
+from bitstill.data.catalogue import load_task
+from bitstill.data.task import accuracy, predict
 from bitstill.recipes import RECIPES
-from bitstill.tasks import load_task
-from bitstill.train.task import accuracy, predict
 
 
 def report(folder):
@@ -34,7 +34,7 @@ def test_evaluate_on_the_validation_split(cli, delivered):
 def test_inspect_lists_every_layer_and_accounts_for_every_byte(cli, delivered):
     found = json.loads(cli("inspect", delivered, "--json").out)
     parameters = {row["parameter"]: row["action"] for row in found["parameters"]}
-    wanted = {name for name, _ in bitstill.tasks.models.build("digits-student").named_parameters()}
+    wanted = {name for name, _ in bitstill.data.networks.build("digits-student").named_parameters()}
     assert wanted <= set(parameters)
     quantized = {name for name, action in parameters.items() if action == "quantized"}
     assert quantized == {row["parameter"] for row in report(delivered)["parameters"] if row["action"] == "quantized"}

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bitstill
-from bitstill.artifact.restore import load_into
-from bitstill.artifact.writer import Storage, write_weights
-from bitstill.granularity import Bucket, Granularity, PerChannel, PerGroup, PerTensor
-from bitstill.lifecycle import freeze, pack, prepare, unpack
-from bitstill.nn.layers import is_compressed
-from bitstill.specs import (
+from bitstill.model.compressed_layers import is_compressed
+from bitstill.model.lifecycle import freeze, pack, prepare, unpack
+from bitstill.model.restore import load_into
+from bitstill.model.writer import Storage, write_weights
+from bitstill.quant.granularity import Bucket, Granularity, PerChannel, PerGroup, PerTensor
+from bitstill.quant.rules import (
     Binary,
     Clipped,
     Compression,

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from bitstill.artifact.reader import read
-from bitstill.artifact.restore import load_into
 from bitstill.artifact.size import size_report
-from bitstill.artifact.writer import Storage, write_weights
-from bitstill.granularity import Bucket, PerChannel, PerGroup
-from bitstill.lifecycle import freeze, pack, prepare, unpack
-from bitstill.ops.binary import binary
-from bitstill.ops.quantized import Quantized
-from bitstill.specs import Binary, Compression
+from bitstill.model.lifecycle import freeze, pack, prepare, unpack
+from bitstill.model.restore import load_into
+from bitstill.model.writer import Storage, write_weights
+from bitstill.quant.binary import binary
+from bitstill.quant.granularity import Bucket, PerChannel, PerGroup
+from bitstill.quant.quantized import Quantized
+from bitstill.quant.rules import Binary, Compression
 
 
 def two_planes(weight: torch.Tensor, granularity: PerChannel | PerGroup | Bucket, mask: torch.Tensor | None) -> Quantized:

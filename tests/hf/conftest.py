@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 import bitstill
 import bitstill.report.page
+from bitstill.data.task import Task
 from bitstill.hf.text import tokenize
-from bitstill.train.task import Task
 
 from . import tiny
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import AttentionMaskInterface
 
-from bitstill.distill.taps import tap
 from bitstill.errors import MatchError
-from bitstill.hf import attention
-from bitstill.surgery.attention import SCORES
-from bitstill.surgery.blocks import blocks
+from bitstill.hf import attention_scores as attention
+from bitstill.losses.taps import tap
+from bitstill.model.blocks import blocks
+from bitstill.model.quantize_attention import SCORES
 from bitstill.train.step import run
 
 from . import tiny

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bitstill.data.augmentation import exchangeable
 from bitstill.errors import DataError
 from bitstill.hf.candidates import MaskedLanguageModel, Neighbours, _around, neighbours_from_file, own_neighbours, whole_words
-from bitstill.tasks.augmentation import exchangeable
 from tests.hf import tiny
 
 WORDS = [*tiny.VOCABULARY, "##s", "##ly", "42", "!", "films"]

@@ -12,13 +12,13 @@ import torch
 
 import bitstill
 from bitstill import FineTuning, TextOptions
+from bitstill.data.task import evaluate
+from bitstill.deliver.load_task import task_for
 from bitstill.errors import BitstillError, CheckpointError, DataError, SpecError
-from bitstill.finetuning import finetune
 from bitstill.hf.models import load_pretrained
-from bitstill.loading import task_for
 from bitstill.recipes import XTC
+from bitstill.run.finetune import finetune
 from bitstill.train.step import TrainingStep
-from bitstill.train.task import evaluate
 
 from . import tiny
 

@@ -26,10 +26,10 @@ from transformers import (
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 import bitstill
-from bitstill import _transformers
 from bitstill.errors import ArtifactError, BitstillError, SpecError
+from bitstill.hf import autoregister as _transformers
 from bitstill.hf.quantizer import BitstillConfig, BitstillQuantizer
-from bitstill.nn.packed import is_packed
+from bitstill.model.packed_layers import is_packed
 
 from . import tiny
 

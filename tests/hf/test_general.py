@@ -14,13 +14,13 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertMode
 
 import bitstill
 import bitstill.train.loop as loop
-from bitstill.distill.features import AttentionScoreMSE, FeatureMSE, Pair
-from bitstill.distill.projection import Projection
-from bitstill.distill.taps import Output
+from bitstill.data.corpus import Corpus
 from bitstill.errors import DataError, SpecError
-from bitstill.hf.encoders import alikeness, corpus_task, encoder_of, load_encoder
+from bitstill.hf.headless import alikeness, corpus_task, encoder_of, load_encoder
+from bitstill.losses.features import AttentionScoreMSE, FeatureMSE, Pair
+from bitstill.losses.projection import Projection
+from bitstill.losses.taps import Output
 from bitstill.recipes.general_distillation import GeneralDistillation
-from bitstill.tasks.corpus import Corpus
 from bitstill.train.actions import AddProjection
 from bitstill.train.stage import Stage, Term
 from bitstill.train.step import TrainingStep
@@ -102,7 +102,7 @@ def test_a_run_killed_anywhere_and_resumed_delivers_the_same_bytes(teacher, corp
 
     with monkeypatch.context() as patch:
         if place == "corpus":
-            patch.setattr("bitstill.tasks.corpus._note", _interrupted)
+            patch.setattr("bitstill.data.corpus._note", _interrupted)
         else:
             patch.setattr(loop, "_accumulate", dying)
         with pytest.raises(KeyboardInterrupt):

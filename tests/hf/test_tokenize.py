@@ -12,10 +12,10 @@ import torch
 from transformers import AutoTokenizer, DistilBertTokenizerFast
 
 import bitstill
+from bitstill.data.text import TextOptions, TextSplit
+from bitstill.deliver.load_task import task_for, text_task
 from bitstill.errors import DataError, SpecError
 from bitstill.hf.text import check_same_vocabulary, load_tokenizer, tokenize
-from bitstill.loading import task_for, text_task
-from bitstill.tasks.text import TextOptions, TextSplit
 
 from . import tiny
 

@@ -9,11 +9,11 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import bitstill
-from bitstill.distill.features import AttentionScoreMSE, FeatureMSE
-from bitstill.distill.layer_maps import hidden_pairs, score_pairs
-from bitstill.distill.losses import CrossEntropy, SoftCrossEntropy
 from bitstill.errors import SpecError, TrainingError
-from bitstill.hf.trainer import Deliver, DistillationLoss
+from bitstill.losses.features import AttentionScoreMSE, FeatureMSE
+from bitstill.losses.layer_maps import hidden_pairs, score_pairs
+from bitstill.losses.logits import CrossEntropy, SoftCrossEntropy
+from bitstill.run.hf_trainer import Deliver, DistillationLoss
 from bitstill.schedules import Linear
 from bitstill.train.stage import Term
 

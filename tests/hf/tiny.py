@@ -26,10 +26,10 @@ from transformers import (
     ViTConfig,
 )
 
-from bitstill.tasks.metrics import accuracy, pearson_and_spearman
-from bitstill.tasks.text import TextOptions, TextSplit, TextTask
+from bitstill.data.metrics import accuracy, pearson_and_spearman
+from bitstill.data.task import Split, Task
+from bitstill.data.text import TextOptions, TextSplit, TextTask
 from bitstill.train.loop import Settings
-from bitstill.train.task import Split, Task
 
 _TEXT = (
     "the a an of and in on with this that it is was are be not no very so too but or as at by film story actor plot scene joke "

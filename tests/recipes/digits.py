@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitstill.nn.layers import is_compressed
-from bitstill.surgery.select import candidates
-from bitstill.tasks import load_task
-from bitstill.tasks.models import build, from_architecture
+from bitstill.data.catalogue import load_task
+from bitstill.data.networks import build, from_architecture
+from bitstill.data.task import Split, Task
+from bitstill.model.compressed_layers import is_compressed
+from bitstill.model.select import candidates
 from bitstill.train.loop import Settings
-from bitstill.train.task import Split, Task
 
 QUIET = Settings(progress=False, device="cpu", teacher_precision="float32")
 

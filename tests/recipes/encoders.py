@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitstill.surgery.attention import SCORES
+from bitstill.data.task import Batch, Split, Task
+from bitstill.model.quantize_attention import SCORES
 from bitstill.train.loop import Settings
-from bitstill.train.task import Batch, Split, Task
 
 VOCAB, WIDTH, LONGEST, HEADS, LAYERS = 50, 16, 12, 2, 4
 QUIET = Settings(progress=False, device="cpu", teacher_precision="float32")
@@ -62,7 +62,7 @@ def bert(seed: int = 0, classes: int = 2, layers: int = LAYERS, dropout: float =
     """A tiny BERT with large initial weights, so that its layers differ and quantizing them matters."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from bitstill.hf import attention
+    from bitstill.hf import attention_scores as attention
 
     torch.manual_seed(seed)
     config = BertConfig(

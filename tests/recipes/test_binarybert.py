@@ -14,15 +14,15 @@ from transformers import BertForPreTraining
 import bitstill
 import bitstill.runtime
 import bitstill.train.loop as loop
-from bitstill.distill.features import AttentionRelation, AttentionScoreMSE, FeatureMSE
-from bitstill.distill.layer_maps import head_pairs, hidden_pairs, score_pairs
-from bitstill.distill.losses import MeanSquaredError, SoftCrossEntropy
 from bitstill.errors import MatchError, SpecError
-from bitstill.granularity import PerChannel
+from bitstill.losses.features import AttentionRelation, AttentionScoreMSE, FeatureMSE
+from bitstill.losses.layer_maps import head_pairs, hidden_pairs, score_pairs
+from bitstill.losses.logits import MeanSquaredError, SoftCrossEntropy
+from bitstill.quant.granularity import PerChannel
+from bitstill.quant.rules import Binary, Compression, QuantizeInput, SplitBinary, Ternary
 from bitstill.recipes import BinaryBERT
-from bitstill.recipes.encoders import encoder_rules
+from bitstill.recipes.transformer_stages import encoder_rules
 from bitstill.schedules import WarmupLinear
-from bitstill.specs import Binary, Compression, QuantizeInput, SplitBinary, Ternary
 from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
 from bitstill.train.adaptive import SplitWithin
 from bitstill.train.optim import AdamW

@@ -22,7 +22,7 @@ from pathlib import Path
 import datasets
 import bitstill
 from bitstill.cli.main import app
-from bitstill.tasks import augmentation, corpus
+from bitstill.data import augmentation, corpus
 
 folder, out, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 datasets.config.HF_DATASETS_CACHE = folder / "cache"

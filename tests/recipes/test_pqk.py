@@ -11,8 +11,8 @@ import torch
 
 import bitstill
 import bitstill.train.loop as loop
-from bitstill.distill.losses import CrossEntropy
 from bitstill.errors import SpecError
+from bitstill.losses.logits import CrossEntropy
 from bitstill.recipes import PQK
 from bitstill.schedules import Cubic, Linear
 from bitstill.train.pruning import Pruning

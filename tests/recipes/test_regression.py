@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 import bitstill
-from bitstill.distill.features import AttentionScoreMSE, FeatureMSE
-from bitstill.distill.losses import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy
+from bitstill.data.task import evaluate, predict
 from bitstill.errors import DataError, TrainingError
+from bitstill.losses.features import AttentionScoreMSE, FeatureMSE
+from bitstill.losses.logits import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy
 from bitstill.recipes import RECIPES, DifferentiableQuantization, QuantizedDistillation
-from bitstill.roles import needed_roles, rehearse
+from bitstill.run.roles import needed_roles, rehearse
 from bitstill.train.loop import train
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Stage, Term
 from bitstill.train.step import TrainingStep, check_gradients
-from bitstill.train.task import evaluate, predict
 from bitstill.train.teachers import Teachers
 
 from .encoders import QUIET, bert, encoder, minus_squared_error, task
@@ -134,7 +134,7 @@ def test_a_cross_entropy_with_values_is_refused():
 
 @pytest.mark.parametrize("case", ["quantized-distillation", "xtc", "fine-tuning"])
 def test_a_network_with_several_outputs_is_refused(case, monkeypatch):
-    monkeypatch.setattr("bitstill.api.train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr("bitstill.run.compress.train", lambda *_, **__: pytest.fail("training began"))
     recipe = recipe_of(case)
     models = {role: encoder(classes=2) for role in needed_roles(recipe, {})}
     with pytest.raises(DataError, match="one value, as tiny text has, got 2 outputs"):

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import nn
 
 import bitstill
-from bitstill.distill.features import Pair
+from bitstill.data.task import accuracy
 from bitstill.errors import MatchError, SpecError
-from bitstill.granularity import PerGroup, PerTensor
-from bitstill.lifecycle import freeze, pack, prepare
-from bitstill.nn.packed import is_packed
-from bitstill.nn.transform import WeightTransform
-from bitstill.ops.binary import binary
-from bitstill.ops.ternary import ternary
-from bitstill.ops.uniform import uniform_affine
+from bitstill.losses.features import Pair
+from bitstill.model.lifecycle import freeze, pack, prepare
+from bitstill.model.packed_layers import is_packed
+from bitstill.model.weight_transform import WeightTransform
+from bitstill.quant.binary import binary
+from bitstill.quant.granularity import PerGroup, PerTensor
+from bitstill.quant.rules import Compression, QuantizeInput, Uniform
+from bitstill.quant.ternary import ternary
+from bitstill.quant.uniform import uniform_affine
 from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation
-from bitstill.specs import Compression, QuantizeInput, Uniform
-from bitstill.train.task import accuracy
 
 from .digits import QUIET, compressed_layers, conv_net, same, small_resnet, state, task
 
@@ -150,7 +150,7 @@ def test_pairs_of_real_modules_add_attention_transfer_whatever_their_widths():
     ],
 )
 def test_a_pair_that_names_nothing_is_refused_before_the_teacher_trains(pair, message, monkeypatch):
-    monkeypatch.setattr("bitstill.api.train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr("bitstill.run.compress.train", lambda *_, **__: pytest.fail("training began"))
     recipe = QuantizedDistillation(2, pairs=(pair,), teacher_epochs=1000)
     with pytest.raises(MatchError, match=message):
         bitstill.compress(recipe, task(), {"teacher": TEACHER, "student": "digits-student"}, settings=QUIET)
@@ -237,7 +237,7 @@ def test_a_quantized_artifact_can_teach(quantized_folder):
 
 @pytest.mark.parametrize("recipe", [PostTraining(), QuantizedDistillation(teacher_epochs=1000)])
 def test_a_quantized_artifact_cannot_be_the_student(quantized_folder, recipe, monkeypatch):
-    monkeypatch.setattr("bitstill.api.train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr("bitstill.run.compress.train", lambda *_, **__: pytest.fail("training began"))
     models = {"student": str(quantized_folder), "teacher": TEACHER}
     with pytest.raises(SpecError, match=r"student: wanted a float student, got an artifact that is compressed already"):
         bitstill.compress(recipe, task(), models, settings=QUIET)

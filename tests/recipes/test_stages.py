@@ -7,10 +7,11 @@ import copy
 import pytest
 from torch import nn
 
-from bitstill.distill.features import AttentionTransfer, Pair
-from bitstill.distill.losses import KL, CrossEntropy
 from bitstill.errors import SpecError
-from bitstill.granularity import Bucket, PerGroup, PerTensor
+from bitstill.losses.features import AttentionTransfer, Pair
+from bitstill.losses.logits import KL, CrossEntropy
+from bitstill.quant.granularity import Bucket, PerGroup, PerTensor
+from bitstill.quant.rules import Binary, Clipped, ExactScale, Points, QuantizeInput, Ternary, Uniform
 from bitstill.recipes import (
     RECIPES,
     DifferentiableQuantization,
@@ -21,7 +22,6 @@ from bitstill.recipes import (
     recipe_named,
 )
 from bitstill.schedules import at
-from bitstill.specs import Binary, Clipped, ExactScale, Points, QuantizeInput, Ternary, Uniform
 from bitstill.train.actions import Compress, Copy, SharePoints
 from bitstill.train.stage import Term
 

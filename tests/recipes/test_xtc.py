@@ -12,22 +12,22 @@ from torch import nn
 
 import bitstill
 import bitstill.train.loop as loop
-from bitstill.distill.features import AttentionScoreMSE, FeatureMSE, Pair
-from bitstill.distill.layer_maps import hidden_pairs, score_pairs
-from bitstill.distill.losses import CrossEntropy, MeanSquaredError, SoftCrossEntropy
+from bitstill.data.task import evaluate, predict
 from bitstill.errors import ArtifactError, DataError, MatchError, SpecError, TrainingError
-from bitstill.granularity import PerChannel, PerTensor
-from bitstill.lifecycle import freeze, pack, prepare, report
-from bitstill.nn.transform import WeightTransform
+from bitstill.losses.features import AttentionScoreMSE, FeatureMSE, Pair
+from bitstill.losses.layer_maps import hidden_pairs, score_pairs
+from bitstill.losses.logits import CrossEntropy, MeanSquaredError, SoftCrossEntropy
+from bitstill.model.lifecycle import freeze, pack, prepare, report
+from bitstill.model.weight_transform import WeightTransform
+from bitstill.quant.granularity import PerChannel, PerTensor
+from bitstill.quant.rules import Binary, Compression, QuantizeInput, Ternary, Uniform
 from bitstill.recipes import XTC
-from bitstill.roles import rehearse, resolve_models, stages_for
+from bitstill.run.roles import rehearse, resolve_models, stages_for
 from bitstill.schedules import WarmupLinear
-from bitstill.specs import Binary, Compression, QuantizeInput, Ternary, Uniform
 from bitstill.train.actions import Compress, Copy, ReduceLayers, SetDropout, Uncompress
 from bitstill.train.optim import SGD, AdamW
 from bitstill.train.stage import Stage, Term
 from bitstill.train.step import TrainingStep
-from bitstill.train.task import evaluate, predict
 from bitstill.train.teachers import Teachers
 
 from .encoders import QUIET, VOCAB, WIDTH, bert, encoder, task
@@ -460,7 +460,7 @@ def test_rows_that_were_gathered_are_those_of_the_whole_table():
 
 @pytest.fixture
 def untrained(monkeypatch):
-    monkeypatch.setattr("bitstill.api.train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr("bitstill.run.compress.train", lambda *_, **__: pytest.fail("training began"))
 
 
 @pytest.mark.parametrize(
@@ -505,7 +505,7 @@ def test_scores_of_a_model_that_does_not_tell_them_are_refused_and_can_be_left_o
     for block in teacher.blocks:
         block.forward = type(block).forward.__get__(copy.deepcopy(block).requires_grad_(False))
     with monkeypatch.context() as patch:
-        patch.setattr("bitstill.api.train", lambda *_, **__: pytest.fail("training began"))
+        patch.setattr("bitstill.run.compress.train", lambda *_, **__: pytest.fail("training began"))
         with pytest.raises(MatchError, match=r"'scores:0'.*Attention scores need a model"):
             bitstill.compress(XTC(**SHORT), task(), {"teacher": teacher}, settings=QUIET)
 
@@ -637,7 +637,7 @@ def test_a_run_that_breaks_off_anywhere_and_is_resumed_delivers_the_same_bytes(t
     whole = run(tmp_path / "whole", False)
     wanted = found(tmp_path / "whole")
     assert len(wanted) == 3 and len(set(wanted.values())) == 3
-    save, deliver = loop.checkpoint.save, bitstill.api.deliver
+    save, deliver = loop.checkpoint.save, bitstill.run.compress.deliver
 
     class StoppedError(Exception):
         pass
@@ -662,7 +662,7 @@ def test_a_run_that_breaks_off_anywhere_and_is_resumed_delivers_the_same_bytes(t
         folder = tmp_path / f"{kind}-{limit}"
         with monkeypatch.context() as patch:
             patch.setattr(loop.checkpoint, "save", stopping(save, limit if kind == "save" else 0, after=True))
-            patch.setattr(bitstill.api, "deliver", stopping(deliver, limit if kind == "deliver" else 0, after=False))
+            patch.setattr(bitstill.run.compress, "deliver", stopping(deliver, limit if kind == "deliver" else 0, after=False))
             with pytest.raises(StoppedError):
                 run(folder, False)
         assert not (folder / "out").exists()
@@ -676,7 +676,7 @@ def test_a_run_that_breaks_off_anywhere_and_is_resumed_delivers_the_same_bytes(t
 
 def gpt2(layers: int = 3):
     transformers = pytest.importorskip("transformers")
-    from bitstill.hf import attention
+    from bitstill.hf import attention_scores as attention
 
     torch.manual_seed(0)
     config = transformers.GPT2Config(

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from bitstill.decode import encode
-from bitstill.lifecycle import prepare, report
+from bitstill.model.lifecycle import prepare, report
+from bitstill.quant.rules import Compression, Uniform
 from bitstill.report.tables import Row
-from bitstill.specs import Compression, Uniform
 
 TERMS = ("student/CrossEntropy", "student/KL<-teacher")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from bitstill.lifecycle import freeze, prepare
+from bitstill.model.lifecycle import freeze, prepare
+from bitstill.quant.rules import Compression, Uniform
 from bitstill.report.page import artifact_page, comparison_page
 from bitstill.report.tables import Row
-from bitstill.specs import Compression, Uniform
 from tests.report.html_checks import Document, check_self_contained
 
 HOSTILE = "<script>alert('x')</script> & $a^{ \"q\" </svg>"

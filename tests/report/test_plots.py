@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from bitstill.lifecycle import freeze, prepare
+from bitstill.model.lifecycle import freeze, prepare
+from bitstill.quant.rules import Compression, Ternary
 from bitstill.report.plots import curves
 from bitstill.report.scales import by_error, error_scale
 from bitstill.report.scatter import scatter, short_label
 from bitstill.report.svg import canvas
 from bitstill.report.tables import Row
 from bitstill.report.weights import largest_layers
-from bitstill.specs import Compression, Ternary
 
 
 def test_effective_weights_are_those_that_are_delivered() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bitstill.kernels.library import tiers, use_tier
 from bitstill.runtime import model
+from bitstill.runtime.library import tiers, use_tier
 
 
 @pytest.fixture(params=[*tiers(), "numpy"])

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save
 
-import bitstill.kernels
+import bitstill.runtime
 from bitstill.artifact.format import CONFIG, METADATA, WEIGHTS, records_digest
 from bitstill.artifact.reader import read_config
 from bitstill.errors import BitstillError
-from bitstill.export.samples import made_up
+from bitstill.program.samples import made_up
 
 
 def numbers(value, path=()):
@@ -105,9 +105,9 @@ def tried(source, count, seed):
 
 if __name__ == "__main__":
     if len(sys.argv) > 4:
-        bitstill.kernels.__path__.insert(0, sys.argv[4])
+        bitstill.runtime.__path__.insert(0, sys.argv[4])
     with np.errstate(all="ignore"):
         refused, ran = tried(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 300, int((*sys.argv, "", 0)[3] or 0))
-    from bitstill.kernels.library import library
+    from bitstill.runtime.library import library
 
     print(f"{refused} refused, {ran} ran, by {library()}")

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bitstill
+from bitstill.artifact.config_keys import ATTENTION
 from bitstill.artifact.reader import Archive, read_config
 from bitstill.errors import ArtifactError
-from bitstill.export.onnx.lower import lower
-from bitstill.export.plan import program_of
-from bitstill.export.program import Attention, ByText, Embedding, Input, Program, Quantize, Transform
-from bitstill.export.samples import made_up
-from bitstill.hf import attention
-from bitstill.kernels.library import library
-from bitstill.keys import ATTENTION
-from bitstill.nn.attention import AttentionTransform
+from bitstill.exporters.onnx.lower import lower
+from bitstill.hf import attention_scores as attention
+from bitstill.model.attention import AttentionTransform
+from bitstill.model.quantize_attention import quantize_attention
+from bitstill.program.from_artifact import program_of
+from bitstill.program.operations import Attention, ByText, Embedding, Input, Program, Quantize, Transform
+from bitstill.program.samples import made_up
+from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput
+from bitstill.runtime.library import library
 from bitstill.runtime.model import Model
 from bitstill.runtime.plan import Layers, plan
-from bitstill.specs import Binary, Compression, QuantizeAttention, QuantizeInput
-from bitstill.surgery.attention import quantize_attention
-from tests.export.test_networks import BYTES, FAMILIES
+from tests.exporters.test_networks import BYTES, FAMILIES
 from tests.hf import tiny
 from tests.runtime.test_networks import in_torch
 from tests.runtime.test_plan import check

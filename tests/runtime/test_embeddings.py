@@ -12,10 +12,10 @@ import bitstill
 import bitstill.runtime
 from bitstill.artifact.reader import read_config
 from bitstill.errors import ArtifactError, SpecError
-from bitstill.export.plan import program_of
-from bitstill.export.samples import made_up
-from bitstill.specs import Binary, Compression
-from tests.export.test_networks import BYTES, FAMILIES, encoder_artifact
+from bitstill.program.from_artifact import program_of
+from bitstill.program.samples import made_up
+from bitstill.quant.rules import Binary, Compression
+from tests.exporters.test_networks import BYTES, FAMILIES, encoder_artifact
 from tests.hf import tiny
 
 

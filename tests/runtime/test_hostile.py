@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.export.test_networks import encoder_artifact, network_artifact
-from tests.kernels.test_builds import X86, built
+from tests.exporters.test_networks import encoder_artifact, network_artifact
 from tests.runtime import fuzz
+from tests.runtime.native.test_builds import X86, built
 
 
 @pytest.fixture(scope="module", params=["encoder", "pictures", "windows"])

@@ -14,12 +14,12 @@ from torch import nn
 
 import bitstill
 from bitstill.errors import DataError
-from bitstill.granularity import PerChannel
-from bitstill.kernels.library import library
+from bitstill.quant.granularity import PerChannel
+from bitstill.quant.rules import Compression, Prune
+from bitstill.runtime.library import library
 from bitstill.runtime.model import Model
-from bitstill.specs import Compression, Prune
-from tests.export.test_layers import GRANULARITIES, INPUTS, QUANTIZERS, close, convolution_program, delivered, linear_program
-from tests.export.test_networks import BYTES
+from tests.exporters.test_layers import GRANULARITIES, INPUTS, QUANTIZERS, close, convolution_program, delivered, linear_program
+from tests.exporters.test_networks import BYTES
 
 
 @pytest.mark.parametrize("which", INPUTS)

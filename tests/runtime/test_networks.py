@@ -15,16 +15,16 @@ import torch
 
 import bitstill
 import bitstill.runtime
-from bitstill import kernels
+from bitstill import runtime as kernels
 from bitstill.artifact.reader import read_config
 from bitstill.errors import ArtifactError, DataError, SpecError
-from bitstill.export.plan import program_of
-from bitstill.export.samples import made_up
-from bitstill.granularity import PerTensor
-from bitstill.kernels.library import tiers, use_tier
+from bitstill.program.from_artifact import program_of
+from bitstill.program.samples import made_up
+from bitstill.quant.granularity import PerTensor
+from bitstill.quant.rules import Binary, Compression, QuantizeInput, Ternary, Uniform
 from bitstill.runtime import model as runtime_model
-from bitstill.specs import Binary, Compression, QuantizeInput, Ternary, Uniform
-from tests.export.test_networks import BYTES, FAMILIES, NETWORKS, encoder_artifact, network_artifact
+from bitstill.runtime.library import tiers, use_tier
+from tests.exporters.test_networks import BYTES, FAMILIES, NETWORKS, encoder_artifact, network_artifact
 from tests.hf import tiny
 
 PER_TENSOR = QuantizeInput(symmetric=False, per="tensor")

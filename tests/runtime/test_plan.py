@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 import bitstill
-from bitstill.export.plan import program_of
-from bitstill.export.samples import FREE
-from bitstill.kernels.library import library
-from bitstill.kernels.structures import Op, TailKind, Waiting
+from bitstill.program.from_artifact import program_of
+from bitstill.program.samples import FREE
+from bitstill.runtime.library import library
 from bitstill.runtime.plan import Layers, plan
-from tests.export.test_networks import BYTES, FAMILIES, NETWORKS, encoder_artifact, network_artifact
+from bitstill.runtime.structs import Op, TailKind, Waiting
+from tests.exporters.test_networks import BYTES, FAMILIES, NETWORKS, encoder_artifact, network_artifact
 from tests.runtime.test_embeddings import bare_artifact
 from tests.runtime.test_networks import PER_TENSOR
 

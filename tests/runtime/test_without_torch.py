@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.export.test_networks import encoder_artifact
+from tests.exporters.test_networks import encoder_artifact
 
 BLOCKED = """
 import sys

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from bitstill.errors import MatchError, SpecError
-from bitstill.granularity import PerChannel, PerTensor
-from bitstill.lifecycle import freeze, prepare, report, uncompressed
-from bitstill.nn.layers import CompressedLinear, is_compressed
-from bitstill.specs import Binary, Compression, Points, Prune, QuantizeInput, Ternary, Uniform
+from bitstill.model.compressed_layers import CompressedLinear, is_compressed
+from bitstill.model.lifecycle import freeze, prepare, report, uncompressed
+from bitstill.quant.granularity import PerChannel, PerTensor
+from bitstill.quant.rules import Binary, Compression, Points, Prune, QuantizeInput, Ternary, Uniform
 from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, Uncompress
 from tests.recipes.encoders import bert, encoder, forward, task
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from bitstill.distill.losses import MeanSquaredError
+from bitstill.data.task import Split, Task
 from bitstill.errors import SpecError
-from bitstill.granularity import PerGroup
-from bitstill.lifecycle import freeze, pack, prepare
-from bitstill.specs import Binary, Compression, SplitBinary, Ternary
+from bitstill.losses.logits import MeanSquaredError
+from bitstill.model.lifecycle import freeze, pack, prepare
+from bitstill.quant.granularity import PerGroup
+from bitstill.quant.rules import Binary, Compression, SplitBinary, Ternary
 from bitstill.train.adaptive import SplitWithin
 from bitstill.train.stage import Term
-from bitstill.train.task import Split, Task
 
 
 def data() -> Task:

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 import bitstill.train.loop as loop
-from bitstill.distill.losses import KL, CrossEntropy
+from bitstill.data.task import evaluate
 from bitstill.errors import SpecError
-from bitstill.granularity import Bucket
-from bitstill.lifecycle import freeze
-from bitstill.specs import Compression, Points, QuantizeInput, Uniform
+from bitstill.losses.logits import KL, CrossEntropy
+from bitstill.model.lifecycle import freeze
+from bitstill.quant.granularity import Bucket
+from bitstill.quant.rules import Compression, Points, QuantizeInput, Uniform
 from bitstill.train.actions import Compress
 from bitstill.train.checkpoint import Best
 from bitstill.train.loop import Settings, train
 from bitstill.train.optim import SGD, AdamW
 from bitstill.train.stage import Stage, Term
-from bitstill.train.task import evaluate
 
 from .tiny import network, task
 

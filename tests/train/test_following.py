@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import bitstill.train.loop as loop
-from bitstill.distill.losses import CrossEntropy
 from bitstill.errors import SpecError
-from bitstill.lifecycle import freeze, prepare
-from bitstill.nn.transform import WeightTransform
-from bitstill.specs import Compression, Ternary
+from bitstill.losses.logits import CrossEntropy
+from bitstill.model.lifecycle import freeze, prepare
+from bitstill.model.weight_transform import WeightTransform
+from bitstill.quant.rules import Compression, Ternary
 from bitstill.train.actions import Compress, SplitTernary
 from bitstill.train.following import Following
 from bitstill.train.loop import Settings, train

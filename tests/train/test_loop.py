@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bitstill.distill.features import FeatureMSE, Pair
-from bitstill.distill.losses import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy
+from bitstill.data.shuffle import permutation
+from bitstill.data.task import Split, evaluate
 from bitstill.errors import CheckpointError, DataError, MatchError, SpecError, TrainingError
-from bitstill.granularity import Bucket
-from bitstill.nn.transform import WeightTransform
-from bitstill.ops.uniform import uniform_affine
+from bitstill.losses.features import FeatureMSE, Pair
+from bitstill.losses.logits import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy
+from bitstill.model.weight_transform import WeightTransform
+from bitstill.quant.granularity import Bucket
+from bitstill.quant.rules import Compression, Points, Uniform
+from bitstill.quant.uniform import uniform_affine
 from bitstill.schedules import Linear, at
-from bitstill.specs import Compression, Points, Uniform
 from bitstill.train.actions import Compress, Copy, SharePoints
 from bitstill.train.checkpoint import Checkpoint
-from bitstill.train.keys import permutation
 from bitstill.train.loop import Settings, train
 from bitstill.train.optim import SGD, AdamW
 from bitstill.train.stage import Stage, Term
-from bitstill.train.task import Split, evaluate
 
 from .tiny import network, split, task
 

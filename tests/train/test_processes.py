@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 import bitstill
-from bitstill.distill.losses import KL, CrossEntropy
-from bitstill.specs import Compression
+from bitstill.losses.logits import KL, CrossEntropy
+from bitstill.quant.rules import Compression
 from bitstill.train.actions import Compress
 from bitstill.train.loop import Settings, train
 from bitstill.train.stage import Stage, Term
@@ -83,7 +83,7 @@ from pathlib import Path
 import datasets
 import bitstill
 from bitstill.recipes.general_distillation import GeneralDistillation
-from bitstill.tasks.corpus import Corpus
+from bitstill.data.corpus import Corpus
 from tests.hf import tiny
 
 folder = Path(sys.argv[1])

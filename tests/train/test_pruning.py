@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from bitstill.distill.losses import CrossEntropy
 from bitstill.errors import SpecError
-from bitstill.lifecycle import prepare
-from bitstill.nn.layers import pruning_transform
-from bitstill.ops.masks import magnitude_mask
+from bitstill.losses.logits import CrossEntropy
+from bitstill.model.compressed_layers import pruning_transform
+from bitstill.model.lifecycle import prepare
+from bitstill.model.prune import move_masks
+from bitstill.quant.masks import magnitude_mask
+from bitstill.quant.rules import Compression, LearnedStep, Prune
 from bitstill.schedules import Cubic, Linear
-from bitstill.specs import Compression, LearnedStep, Prune
-from bitstill.surgery.pruning import move_masks
 from bitstill.train.actions import Compress
 from bitstill.train.loop import Settings, train
 from bitstill.train.optim import SGD

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitstill.train.keys import permutation
+from bitstill.data.shuffle import permutation
+from bitstill.data.task import Split
 from bitstill.train.sampler import POOL, Sampler, steps_per_epoch
-from bitstill.train.task import Split
 
 
 def split(samples: int, lengths: bool = True) -> Split:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bitstill.distill.losses import CrossEntropy
+from bitstill.losses.logits import CrossEntropy
 from bitstill.train.loop import Settings, train
 from bitstill.train.stage import Stage, Term
 

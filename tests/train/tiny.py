@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bitstill.train.task import Batch, Split, Task
+from bitstill.data.task import Batch, Split, Task
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:

@@ -27,8 +27,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitstill.errors import ArtifactError
-from bitstill.granularity import Bucket, Granularity, Grid, PerChannel, PerGroup, PerTensor, grid_of
-from bitstill.ops.layouts import Layout
+from bitstill.quant.granularity import Bucket, Granularity, Grid, PerChannel, PerGroup, PerTensor, grid_of
+from bitstill.quant.layouts import Layout
 
 FORMAT_VERSION = 1
 METADATA = "bitstill_layers_sha256"

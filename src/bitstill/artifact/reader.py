@@ -19,7 +19,7 @@ import numpy.typing as npt
 from bitstill.artifact import coding
 from bitstill.artifact.format import CONFIG, FORMAT_VERSION, METADATA, WEIGHTS, LayerRecord, records_digest
 from bitstill.errors import ArtifactError
-from bitstill.ops.layouts import TRITS_PER_BYTE, Layout, bits_for, packed_length
+from bitstill.quant.layouts import TRITS_PER_BYTE, Layout, bits_for, packed_length
 
 Array = npt.NDArray[Any]
 DAMAGED = "The file is damaged; deliver the model again."

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from bitstill.artifact.entropy import huffman_bits, shannon_bits
 from bitstill.artifact.format import WEIGHTS, LayerRecord
 from bitstill.artifact.reader import Archive
 from bitstill.errors import ArtifactError
-from bitstill.granularity import Bucket
-from bitstill.ops.entropy import huffman_bits, shannon_bits
-from bitstill.ops.layouts import bits_for, natural_layout, packed_length
+from bitstill.quant.granularity import Bucket
+from bitstill.quant.layouts import bits_for, natural_layout, packed_length
 
 HEADER_BASE, HEADER_PER_TENSOR = 256, 112
 """Header allowance in bytes: safetensors writes one JSON entry per tensor (its name comes on top) and pads to 8."""

@@ -23,8 +23,8 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """Compare float, post-training and trained low-bit networks on handwritten digits, all read back from their files."""
-    from bitstill.demo import run_demo
     from bitstill.report.tables import rich_table
+    from bitstill.run.demo import run_demo
 
     result = run_demo(folder, recipe=recipe, seed=seed, epochs=epochs, say=lambda text: err.print(text, highlight=False))
     if as_json:
@@ -41,7 +41,7 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure an artifact on its task."""
-    from bitstill.evaluate import evaluate_artifact
+    from bitstill.deliver.evaluate import evaluate_artifact
 
     found = evaluate_artifact(folder, None if data is None else Path(data), split)
     if as_json:
@@ -57,7 +57,7 @@ def inspect(
     folder: Annotated[Path, typer.Argument(help="An artifact, or owner/name on the hub.")], as_json: JsonFlag = False
 ) -> None:
     """Show every layer of an artifact: what was done to it, its bits and its bytes."""
-    from bitstill.inspecting import inspect_artifact
+    from bitstill.deliver.inspect import inspect_artifact
     from bitstill.report.tables import size_table
 
     found = inspect_artifact(folder)
@@ -92,7 +92,7 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write an artifact for another runtime, and check that it says the same there."""
-    from bitstill.exporting import export_artifact
+    from bitstill.deliver.export import export_artifact
 
     found = export_artifact(folder, target, to=to, activations=activations, opset=opset, on_task=on_task, data=data)
     if as_json:
@@ -111,7 +111,7 @@ def bench(
     as_json: JsonFlag = False,
 ) -> None:
     """Time networks in turns, each in a process of its own: latency, loading, memory, bytes."""
-    from bitstill.bench import bench as run
+    from bitstill.deliver.bench import bench as run
     from bitstill.report.latency import latency_page, latency_tables
 
     found = run(folders, batches=batch or (1, 8), lengths=length or (16, 128), threads=threads, turns=turns)
@@ -140,7 +140,7 @@ def compare(
     """Put artifacts side by side: what they score, weigh and cost to run."""
     from dataclasses import asdict
 
-    from bitstill.comparing import compare as run
+    from bitstill.deliver.compare import compare as run
     from bitstill.report.page import comparison_page
     from bitstill.report.tables import rich_table
 
@@ -161,7 +161,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Only you can see it, if it is made.")] = False,
 ) -> None:
     """Put an artifact on the Hugging Face Hub, where bitstill.load finds it by name."""
-    from bitstill.hub import push as run
+    from bitstill.artifact.hub import push as run
 
     out.print(run(folder, name, private=private), highlight=False)
 

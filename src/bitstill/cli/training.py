@@ -66,11 +66,11 @@ def compress(
     as_json: JsonFlag = False,
 ) -> None:
     """Train a compressed model and deliver it as a folder."""
-    from bitstill.api import compress as run
-    from bitstill.dry_run import dry_run as look
-    from bitstill.general import with_general
     from bitstill.report.tables import size_table
-    from bitstill.runfile import read_run
+    from bitstill.run.compress import compress as run
+    from bitstill.run.distill import with_general
+    from bitstill.run.dry_run import dry_run as look
+    from bitstill.run.run_file import read_run
 
     overrides: dict[str, Any] = {
         "recipe": recipe, "task": task, "model": model, "teacher": teacher, "student": student, "data": data,
@@ -128,9 +128,9 @@ def finetune(
     as_json: JsonFlag = False,
 ) -> None:
     """Fine-tune a pretrained encoder on labels, to be a teacher: an ordinary Hugging Face folder."""
-    from bitstill.finetuning import finetune as run
     from bitstill.recipes import FineTuning
-    from bitstill.runfile import read_run
+    from bitstill.run.finetune import finetune as run
+    from bitstill.run.run_file import read_run
 
     overrides = {
         "recipe": "fine-tuning", "task": task, "options.epochs": epochs, "options.steps": steps, "options.lr": lr,
@@ -179,10 +179,10 @@ def distill(
     as_json: JsonFlag = False,
 ) -> None:
     """Distil an encoder into a smaller one on plain text, for any task: an ordinary Hugging Face folder."""
-    from bitstill.general import distill_encoder as run
+    from bitstill.data.corpus import Corpus
     from bitstill.recipes.general_distillation import GeneralDistillation
-    from bitstill.runfile import read_run
-    from bitstill.tasks.corpus import Corpus
+    from bitstill.run.distill import distill_encoder as run
+    from bitstill.run.run_file import read_run
 
     check_duration(epochs, steps, "distill")
     overrides = {
@@ -226,9 +226,9 @@ def augment(
     as_json: JsonFlag = False,
 ) -> None:
     """Make variants of a task's training texts by exchanging words, for `compress --augmented`."""
-    from bitstill.augmenting import augment as run
-    from bitstill.tasks.augmentation import Augmentation
-    from bitstill.tasks.text import TextOptions
+    from bitstill.data.augmentation import Augmentation
+    from bitstill.data.text import TextOptions
+    from bitstill.run.augment import augment as run
 
     chosen = {"text": tuple(text_column or ()), "label": label_column}
     given = {key: value for key, value in chosen.items() if value}

@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoModelForMaskedLM
 
+from bitstill.data.augmentation import Word
 from bitstill.errors import DataError
 from bitstill.hf.models import quiet
 from bitstill.hf.text import load_tokenizer
-from bitstill.nn.tensors import stored_tensors
-from bitstill.tasks.augmentation import Word
+from bitstill.model.state import stored_tensors
 
 LARGEST_TABLE = 100_000
 """Words of a file of embeddings that are read: the most frequent ones, which come first (Jiao et al. 2020)."""

@@ -19,11 +19,11 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
+from bitstill.artifact.config_keys import POOLER
+from bitstill.data.task import Task
 from bitstill.errors import ArtifactError, DataError
-from bitstill.hf import attention
-from bitstill.keys import POOLER
-from bitstill.train.keys import derive
-from bitstill.train.task import Task
+from bitstill.hf import attention_scores as attention
+from bitstill.rng import derive
 
 _AUTO: dict[str, tuple[Any, Any]] = {
     "text": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),

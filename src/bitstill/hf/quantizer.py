@@ -11,15 +11,15 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from bitstill.artifact.config_keys import ATTENTION, POOLER, RESIZED
 from bitstill.artifact.format import FORMAT_VERSION, LayerRecord
 from bitstill.artifact.reader import Archive, read
-from bitstill.artifact.restore import original_layers, restored_layer
 from bitstill.errors import ArtifactError, SpecError
-from bitstill.keys import ATTENTION, POOLER, RESIZED
-from bitstill.nn.attention import attention_record, restore_transforms
-from bitstill.nn.layers import adopt
-from bitstill.nn.resize import resize
-from bitstill.surgery.swap import swap
+from bitstill.model.attention import attention_record, restore_transforms
+from bitstill.model.compressed_layers import adopt
+from bitstill.model.resize import resize
+from bitstill.model.restore import original_layers, restored_layer
+from bitstill.model.swap import swap
 
 METHOD = "bitstill"
 
@@ -88,7 +88,7 @@ class BitstillQuantizer(HfQuantizer):
             replacements[slot] = restored_layer(slot, record, self.archive).to(device)
         swap(model, replacements)
         if attention_record(model):
-            from bitstill.hf import attention  # needs all of transformers, which may be importing this
+            from bitstill.hf import attention_scores as attention  # needs all of transformers, which may be importing this
 
             attention.use(model)
         return model.eval().requires_grad_(False)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
+from bitstill.data.task import Batch, Split, Task
+from bitstill.data.text import TextOptions, TextSplit, TextTask
 from bitstill.errors import DataError, SpecError
 from bitstill.hf.models import quiet
-from bitstill.tasks.text import TextOptions, TextSplit, TextTask
-from bitstill.train.task import Batch, Split, Task
 
 CHUNK = 2_000
 """Rows that are tokenized at once, between two moves of the progress bar."""

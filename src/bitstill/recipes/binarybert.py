@@ -13,26 +13,28 @@ from typing import Literal
 
 from torch import nn
 
-from bitstill.distill.layer_maps import LayerMap
-from bitstill.distill.losses import Reduction
 from bitstill.errors import SpecError
-from bitstill.granularity import Granularity, PerChannel
-from bitstill.recipes.encoders import Bits, birth, check_known, encoder_rules, feature_terms, in_parts, kept_layers, logit_terms
+from bitstill.losses.layer_maps import LayerMap
+from bitstill.losses.logits import Reduction
+from bitstill.model.blocks import Choice
+from bitstill.model.split_layers import ternary_layers
+from bitstill.model.width import attention_layers
+from bitstill.quant.granularity import Granularity, PerChannel
+from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput, ScaleDtype, Ternary
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.protocol import NO_MODELS, Models
-from bitstill.schedules import WarmupLinear
-from bitstill.specs import Binary, Compression, QuantizeAttention, QuantizeInput, ScaleDtype, Ternary
-from bitstill.surgery.blocks import Choice
-from bitstill.surgery.splitting import ternary_layers
-from bitstill.surgery.width import attention_layers
-from bitstill.train.actions import (
-    Compress,
-    CompressAttention,
-    Copy,
-    Importance,
-    ReduceWidth,
-    SplitTernary,
+from bitstill.recipes.transformer_stages import (
+    Bits,
+    birth,
+    check_known,
+    encoder_rules,
+    feature_terms,
+    in_parts,
+    kept_layers,
+    logit_terms,
 )
+from bitstill.schedules import WarmupLinear
+from bitstill.train.actions import Compress, CompressAttention, Copy, Importance, ReduceWidth, SplitTernary
 from bitstill.train.adaptive import SplitWithin
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Action, Stage, Term

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bitstill.distill.losses import Reduction
 from bitstill.errors import SpecError
-from bitstill.granularity import Granularity, PerGroup
-from bitstill.recipes.distillation import check_kd_weight, distillation_terms, teacher_stage
+from bitstill.losses.logits import Reduction
+from bitstill.quant.granularity import Granularity, PerGroup
+from bitstill.quant.rules import Compression, Points, ScaleDtype
 from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.supervision import check_kd_weight, distillation_terms, teacher_stage
 from bitstill.schedules import Cosine, Linear
-from bitstill.specs import Compression, Points, ScaleDtype
 from bitstill.train.actions import Compress, Copy, SharePoints, Skip
 from bitstill.train.optim import SGD, AdamW, Optimizer
 from bitstill.train.stage import Action, Stage

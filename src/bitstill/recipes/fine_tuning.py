@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitstill.recipes.distillation import label_loss
 from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.supervision import label_loss
 from bitstill.schedules import WarmupLinear
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Stage, Term

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bitstill.distill.layer_maps import LayerMap
 from bitstill.errors import SpecError
-from bitstill.recipes.encoders import check_known, feature_terms
+from bitstill.losses.layer_maps import LayerMap
+from bitstill.model.blocks import Choice
+from bitstill.recipes.transformer_stages import check_known, feature_terms
 from bitstill.schedules import WarmupLinear
-from bitstill.surgery.blocks import Choice
 from bitstill.train.actions import AddProjection
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Stage

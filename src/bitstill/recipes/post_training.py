@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitstill.errors import SpecError
-from bitstill.granularity import Granularity, PerGroup
+from bitstill.quant.granularity import Granularity, PerGroup
+from bitstill.quant.rules import Compression, Prune, QuantizeInput, ScaleDtype, quantizer
 from bitstill.recipes.protocol import NO_MODELS, Models
-from bitstill.specs import Compression, Prune, QuantizeInput, ScaleDtype, quantizer
 from bitstill.train.actions import Compress, Skip
 from bitstill.train.stage import Stage
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bitstill.distill.losses import KL, Loss, MeanSquaredError
 from bitstill.errors import SpecError
-from bitstill.granularity import Granularity, PerChannel
-from bitstill.recipes.distillation import label_loss
+from bitstill.losses.logits import KL, Loss, MeanSquaredError
+from bitstill.quant.granularity import Granularity, PerChannel
+from bitstill.quant.rules import Compression, LearnedStep, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.supervision import label_loss
 from bitstill.schedules import Cosine, Cubic, Linear, Scheduled
-from bitstill.specs import Compression, LearnedStep, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.train.actions import AddDenseView, Compress, Skip
 from bitstill.train.optim import SGD, AdamW, Optimizer
 from bitstill.train.pruning import Pruning

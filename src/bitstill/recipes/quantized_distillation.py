@@ -10,14 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bitstill.distill.features import Pair
-from bitstill.distill.losses import Reduction
 from bitstill.errors import SpecError
-from bitstill.granularity import Granularity, PerGroup
-from bitstill.recipes.distillation import check_kd_weight, distillation_terms, teacher_stage
-from bitstill.recipes.protocol import NO_MODELS, Models
-from bitstill.schedules import Cosine
-from bitstill.specs import (
+from bitstill.losses.features import Pair
+from bitstill.losses.logits import Reduction
+from bitstill.model.width import check_fraction
+from bitstill.quant.granularity import Granularity, PerGroup
+from bitstill.quant.rules import (
     Binary,
     Clipped,
     Compression,
@@ -30,7 +28,9 @@ from bitstill.specs import (
     Ternary,
     Uniform,
 )
-from bitstill.surgery.width import check_fraction
+from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.supervision import check_kd_weight, distillation_terms, teacher_stage
+from bitstill.schedules import Cosine
 from bitstill.train.actions import Compress, ReduceWidth, Skip
 from bitstill.train.optim import SGD
 from bitstill.train.stage import Action, Stage

@@ -10,17 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bitstill.distill.layer_maps import LayerMap
-from bitstill.distill.losses import Reduction
 from bitstill.errors import SpecError
-from bitstill.granularity import Granularity, PerChannel
-from bitstill.recipes.distillation import label_loss
-from bitstill.recipes.encoders import Bits, birth, check_known, encoder_rules, feature_terms, in_parts, kept_layers, logit_terms
+from bitstill.losses.layer_maps import LayerMap
+from bitstill.losses.logits import Reduction
+from bitstill.model.blocks import Choice
+from bitstill.quant.granularity import Granularity, PerChannel
+from bitstill.quant.rules import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.supervision import label_loss
+from bitstill.recipes.transformer_stages import (
+    Bits,
+    birth,
+    check_known,
+    encoder_rules,
+    feature_terms,
+    in_parts,
+    kept_layers,
+    logit_terms,
+)
 from bitstill.schedules import WarmupLinear
-from bitstill.specs import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
-from bitstill.surgery.blocks import Choice
 from bitstill.train.actions import Compress, Uncompress
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Action, Stage, Term

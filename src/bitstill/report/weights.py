@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from bitstill.nn.layers import CompressedTransposedLinear, is_compressed
-from bitstill.nn.transform import WeightTransform
+from bitstill.model.compressed_layers import CompressedTransposedLinear, is_compressed
+from bitstill.model.weight_transform import WeightTransform
 
 Values = npt.NDArray[np.float32]
 

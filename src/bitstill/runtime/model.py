@@ -14,16 +14,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from bitstill.artifact.hub import located
 from bitstill.artifact.reader import DAMAGED, Archive, read
 from bitstill.errors import ArtifactError, DataError, SpecError, suggest
-from bitstill.export import program as ops
-from bitstill.export.plan import fitting, program_of
-from bitstill.export.program import Program
-from bitstill.hub import located
-from bitstill.kernels.library import library, processors
-from bitstill.kernels.structures import Run, rounded
+from bitstill.program import operations as ops
+from bitstill.program.from_artifact import fitting, program_of
+from bitstill.program.operations import Program
+from bitstill.runtime.library import library, processors
 from bitstill.runtime.plan import Layers, Plan, plan
 from bitstill.runtime.reference import Reference
+from bitstill.runtime.structs import Run, rounded
 
 Array = npt.NDArray[Any]
 Pooling = Literal["mean", "first"]

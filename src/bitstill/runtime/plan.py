@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from bitstill.artifact.reader import DAMAGED, Archive
 from bitstill.errors import ArtifactError
-from bitstill.export import program as ops
-from bitstill.export.program import Program, Transform
-from bitstill.export.scopes import check_scope
-from bitstill.kernels import structures, weights
-from bitstill.kernels.structures import ALIGN, FUNCTIONS, TAILS, Op, TailKind, Waiting, rounded
+from bitstill.program import operations as ops
+from bitstill.program.operations import Program, Transform
+from bitstill.program.scopes import check_scope
+from bitstill.runtime import packing as weights
+from bitstill.runtime import structs as structures
+from bitstill.runtime.structs import ALIGN, FUNCTIONS, TAILS, Op, TailKind, Waiting, rounded
 
 Array = npt.NDArray[Any]
 

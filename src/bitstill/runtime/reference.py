@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from bitstill.artifact.reader import Archive
 from bitstill.errors import ArtifactError
-from bitstill.export import program as ops
-from bitstill.export.program import Program, Transform
-from bitstill.export.scopes import check_scope
+from bitstill.program import operations as ops
+from bitstill.program.operations import Program, Transform
+from bitstill.program.scopes import check_scope
 
 Array = npt.NDArray[Any]
 _TINY = np.finfo(np.float32).tiny

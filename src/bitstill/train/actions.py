@@ -11,23 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitstill.distill.projection import Projection
-from bitstill.distill.taps import as_logits
+from bitstill.data.shuffle import permutation
+from bitstill.data.task import Task
 from bitstill.errors import MatchError, SpecError, suggest
-from bitstill.lifecycle import prepare, uncompressed
-from bitstill.nn.layers import is_compressed
-from bitstill.nn.modes import evaluating
-from bitstill.nn.transform import WeightTransform
-from bitstill.nn.view import DenseView
-from bitstill.ops.points import initial_points, share_points
-from bitstill.specs import Compression, Points, QuantizeAttention
-from bitstill.surgery.attention import quantize_attention
-from bitstill.surgery.blocks import reduced
-from bitstill.surgery.select import first_and_last_tensor, layers_in_order, norms
-from bitstill.surgery.splitting import split_model
-from bitstill.surgery.width import check_fraction, reduce_width
-from bitstill.train.keys import derive, permutation
-from bitstill.train.task import Task
+from bitstill.losses.projection import Projection
+from bitstill.losses.taps import as_logits
+from bitstill.model.blocks import reduced
+from bitstill.model.compressed_layers import is_compressed
+from bitstill.model.dense_view import DenseView
+from bitstill.model.lifecycle import prepare, uncompressed
+from bitstill.model.modes import evaluating
+from bitstill.model.quantize_attention import quantize_attention
+from bitstill.model.select import first_and_last_tensor, layers_in_order, norms
+from bitstill.model.split_layers import split_model
+from bitstill.model.weight_transform import WeightTransform
+from bitstill.model.width import check_fraction, reduce_width
+from bitstill.quant.points import initial_points, share_points
+from bitstill.quant.rules import Compression, Points, QuantizeAttention
+from bitstill.rng import derive
 
 Skip = Literal["roles", "paper", "none"]
 Importance = Literal["magnitude", "gradient"]

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitstill.data.shuffle import permutation
+from bitstill.data.task import Task
 from bitstill.errors import SpecError, TrainingError
-from bitstill.granularity import grid_of
-from bitstill.nn.modes import evaluating
-from bitstill.nn.transform import WeightTransform
-from bitstill.ops.knapsack import knapsack
-from bitstill.quantizers import Ternary
-from bitstill.surgery.splitting import one_plane, split_model, ternary_layers
-from bitstill.train.keys import permutation
+from bitstill.model.modes import evaluating
+from bitstill.model.split_layers import one_plane, split_model, ternary_layers
+from bitstill.model.weight_transform import WeightTransform
+from bitstill.quant.granularity import grid_of
+from bitstill.quant.quantizer import Ternary
+from bitstill.train.knapsack import knapsack
 from bitstill.train.stage import Stage, Term
 from bitstill.train.step import TrainingStep
-from bitstill.train.task import Task
 from bitstill.train.teachers import Teachers
 
 

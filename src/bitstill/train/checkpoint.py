@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bitstill.artifact.files import unwritable, write_file
 from bitstill.errors import CheckpointError
-from bitstill.nn.tensors import stored_tensors
+from bitstill.model.state import stored_tensors
 
 _KEY = "bitstill_checkpoint"
 _VERSION = 3

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bitstill.errors import SpecError
-from bitstill.nn.layers import CompressedTransposedLinear, is_compressed
-from bitstill.nn.transform import WeightTransform
-from bitstill.quantizers import CURVATURE
+from bitstill.model.compressed_layers import CompressedTransposedLinear, is_compressed
+from bitstill.model.weight_transform import WeightTransform
+from bitstill.quant.quantizer import CURVATURE
 
 LEAST = 1e-8
 """Of a curvature, so that a row whose gradients have all been zero has means; as in Adam's denominator."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from bitstill.nn.tensors import state_digest
+from bitstill.data.task import Task
+from bitstill.model.state import state_digest
 from bitstill.train.loop import Settings, hardware_identity
 from bitstill.train.stage import Stage
-from bitstill.train.task import Task
 
 
 def identity_of(

@@ -20,20 +20,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from bitstill.data.shuffle import uniform
+from bitstill.data.task import Batch, Task, evaluate
 from bitstill.errors import SpecError, TrainingError, suggest
-from bitstill.lifecycle import freeze
-from bitstill.nn.transform import belongs_to_quantizer
+from bitstill.model.lifecycle import freeze
+from bitstill.model.weight_transform import belongs_to_quantizer
+from bitstill.rng import derive
 from bitstill.schedules import at
 from bitstill.train import checkpoint
 from bitstill.train.actions import Compress, CompressAttention
 from bitstill.train.checkpoint import Best, Checkpoint, Position
 from bitstill.train.following import Following
-from bitstill.train.keys import derive, uniform
 from bitstill.train.optim import parameter_groups, set_learning_rate
 from bitstill.train.sampler import Sampler, steps_per_epoch
 from bitstill.train.stage import Deciding, Stage
 from bitstill.train.step import TrainingStep, check_gradients
-from bitstill.train.task import Batch, Task, evaluate
 from bitstill.train.teachers import Teachers, fast_bf16
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bitstill.errors import SpecError
-from bitstill.nn.transform import belongs_to_quantizer
+from bitstill.model.weight_transform import belongs_to_quantizer
 from bitstill.schedules import Cosine, Scheduled, at
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from bitstill.errors import SpecError
+from bitstill.model.prune import move_masks
 from bitstill.schedules import Scheduled, at
-from bitstill.surgery.pruning import move_masks
 
 
 @dataclass(frozen=True)

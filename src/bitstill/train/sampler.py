@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitstill.train.keys import permutation
-from bitstill.train.task import Split
+from bitstill.data.shuffle import permutation
+from bitstill.data.task import Split
 
 POOL = 50
 """Batches whose samples are sorted by length together: nearly no padding, and still a new mixture every epoch."""

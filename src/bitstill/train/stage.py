@@ -13,13 +13,13 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import nn
 
-from bitstill.distill.losses import Loss
+from bitstill.data.task import Task
 from bitstill.errors import SpecError, suggest
+from bitstill.losses.logits import Loss
 from bitstill.schedules import Scheduled
 from bitstill.train.optim import SGD, Optimizer
 from bitstill.train.pruning import Pruning
 from bitstill.train.sampler import steps_per_epoch
-from bitstill.train.task import Task
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bitstill.distill.projection import Projection
-from bitstill.distill.taps import Output, as_logits, tap
+from bitstill.data.task import Batch, Task
 from bitstill.errors import DataError, MatchError, TrainingError
+from bitstill.losses.projection import Projection
+from bitstill.losses.taps import Output, as_logits, tap
 from bitstill.schedules import at
 from bitstill.train.stage import Stage
-from bitstill.train.task import Batch, Task
 
 
 class TrainingStep(nn.Module):

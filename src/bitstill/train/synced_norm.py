@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Function
 
-from bitstill.nn.layers import adopt
-from bitstill.surgery.swap import swap
+from bitstill.model.compressed_layers import adopt
+from bitstill.model.swap import swap
 
 
 class _SumOverProcesses(Function):

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bitstill.distill.taps import Output, as_logits
+from bitstill.data.task import Batch, Task
+from bitstill.losses.taps import Output, as_logits
 from bitstill.train.stage import Stage
 from bitstill.train.step import run, taps
-from bitstill.train.task import Batch, Task
 
 CACHE_BATCH = 256
 

@@ -1,0 +1,1 @@
+"""Tasks and their data sets: text, images, audio, corpora, augmentation."""

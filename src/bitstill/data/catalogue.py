@@ -1,0 +1,43 @@
+"""Real data sets and the models that published systems train on them, found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from bitstill.data import cifar10, digits, glue, speech, text
+from bitstill.data.task import Task
+from bitstill.data.text import TextOptions, TextTask
+from bitstill.errors import SpecError, suggest
+
+TASKS: dict[str, Callable[[Path | None], Task | TextTask]] = {
+    "cifar10": cifar10.load,
+    "digits": digits.load,
+    **{name: partial(glue.load, name) for name in glue.GLUE},
+    **{name: partial(speech.load, name) for name in speech.SPEECH},
+}
+TEXT = "text"
+"""The task that reads a user's own text files."""
+
+
+def load_task(name: str, data: Path | None = None, options: TextOptions | None = None) -> Task | TextTask:
+    """The task `name`.
+
+    Args:
+        name: a key of `TASKS`, or "text".
+        data: a folder with local files for it; None looks in `$BITSTILL_DATA`, then on the hub.
+        options: how files of the user's own are read, for the task "text".
+
+    Raises:
+        SpecError: unknown name, or options for another task than "text".
+        DataError: the data are missing or damaged.
+    """
+    if name == TEXT:
+        return text.load(data, options or TextOptions())
+    if options is not None:
+        fix = "Use --task text for files of your own; the columns of published sets are known."
+        raise SpecError("the task 'text' with text options", given=repr(name), where="task", fix=fix)
+    if name not in TASKS:
+        raise SpecError("a known task", given=repr(name), where="task", fix=suggest(name, {*TASKS, TEXT}))
+    return TASKS[name](data)

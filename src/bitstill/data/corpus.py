@@ -1,0 +1,329 @@
+"""A corpus of plain text as packed sequences of tokens on disk, read once as a stream and mapped into memory from then on.
+
+Documents are tokenized in order, joined with a separator, and cut into sequences of one length, so that nothing is padding.
+They are appended to one file, `tokens.bin`; `tokens.json` says how much of it counts, its digest, and how many documents that
+was, so that a run that was stopped goes on behind them. Neither the corpus nor its tokens are ever in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bitstill.artifact.files import filled_folder, write_file
+from bitstill.data.folders import check_same, check_unused
+from bitstill.data.sources import quiet
+from bitstill.errors import DataError, need_package
+
+TOKENS, MANIFEST, VERSION = "tokens.bin", "tokens.json", 2
+DOCUMENTS, CHARACTERS = 500, 1 << 20
+"""Documents that are tokenized at once, between two writes: fewer, where they have more characters than that."""
+PIECE = 10_000
+"""Characters after which a document of a text file ends at the next line, where no empty line ended it before."""
+_BYTES = 4
+_END = 1 << 20
+_KINDS = {".parquet": "parquet", ".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where a corpus comes from and how it is cut.
+
+    Args:
+        source: a file, a folder with train* files (parquet, text, JSON, CSV), or a name on the hub, "owner/name" or
+            "owner/name:configuration".
+        column: with the text.
+        length: of each sequence in tokens, special ones included.
+        limit: characters that are read at most; None reads all.
+    """
+
+    source: str
+    column: str = "text"
+    length: int = 128
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("length", 8), ("limit", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                fix = "Common lengths are 128 and 512."
+                raise DataError(f"a {name} of at least {least}", given=str(value), where="corpus", fix=fix)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """What turns documents into sequences.
+
+    Args:
+        encode: texts -> token ids of each, without special tokens.
+        separator: the id between documents.
+        prefix, suffix: special ids that the model wants around a sequence.
+        about: what decides its answers, as plain values.
+    """
+
+    encode: Callable[[list[str]], list[list[int]]]
+    separator: int
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    about: Mapping[str, Any]
+
+    def sequences(self, ids: Sequence[int], length: int) -> list[list[int]]:
+        """As many whole sequences of that length as `ids` are enough for."""
+        body = self.body(length)
+        starts = range(0, len(ids) - body + 1, body)
+        return [[*self.prefix, *ids[start : start + body], *self.suffix] for start in starts]
+
+    def body(self, length: int) -> int:
+        """How many ids of the corpus a sequence of that length holds."""
+        return length - len(self.prefix) - len(self.suffix)
+
+
+def pack_corpus(corpus: Corpus, encoder: Encoder, folder: Path, *, progress: bool = True) -> Tensor:
+    """Tokenize the corpus into `folder`, or go on where that was left off, and map it into memory.
+
+    Args:
+        corpus: what to read.
+        encoder: the model's.
+        folder: new, empty, or one in which this very work was begun.
+        progress: show a progress bar.
+
+    Returns:
+        int32 (sequences, length), read from disk where it is looked at.
+
+    Raises:
+        DataError: the corpus is empty, cannot be read or lacks the column; or the folder is of another corpus, or damaged.
+        ArtifactError: the folder cannot be written.
+    """
+    about = {"version": VERSION, "source": corpus.source, "column": corpus.column, "length": corpus.length}
+    about |= {"limit": corpus.limit, "tokenizer": dict(encoder.about)}
+    there, finished = file_digests(corpus), _finished(folder)
+    # A finished folder may outlive the files that it was made of; where they are, they must still be the same.
+    about["files"] = finished["files"] if finished is not None and not there else there
+    with filled_folder(folder):
+        state = _claim(folder, about)
+        digest = _digest_of(folder, state)
+        if not state["finished"]:
+            _extend(corpus, encoder, folder, about, state, digest, progress)
+            state = _state(folder)
+    if not state["sequences"]:
+        fix = "Check the corpus: it has hardly any text."
+        raise DataError(f"text for at least one sequence of {corpus.length} tokens", given="less", where=corpus.source, fix=fix)
+    count = state["sequences"] * corpus.length
+    return torch.from_file(str(folder / TOKENS), shared=False, size=count, dtype=torch.int32).reshape(-1, corpus.length)
+
+
+def wait_until_packed(folder: Path, seconds: float = 1.0) -> None:
+    """Wait, in the other processes of a run, until the main one has finished `folder`."""
+    while _finished(folder) is None:
+        time.sleep(seconds)
+
+
+def _extend(
+    corpus: Corpus, encoder: Encoder, folder: Path, about: dict[str, Any], state: dict[str, Any], digest: Any, progress: bool
+) -> None:
+    documents, characters, carry = state["documents"], state["characters"], list(state["carry"])
+    sequences = state["sequences"]
+    bar = tqdm(desc="tokenizing the corpus", unit="token", unit_scale=True, leave=False, disable=not progress)
+    with open(folder / TOKENS, "r+b") as file, bar:
+        file.seek(sequences * corpus.length * _BYTES)
+        for texts in _chunks(_documents(corpus, documents)):
+            if corpus.limit is not None:
+                texts = _at_most(texts, corpus.limit - characters)
+            if not texts:
+                break
+            for ids in encoder.encode(texts):
+                if ids:
+                    carry += [*ids, encoder.separator]
+            rows = encoder.sequences(carry, corpus.length)
+            carry = carry[len(rows) * encoder.body(corpus.length) :]
+            if rows:
+                table = torch.tensor(rows, dtype=torch.int32)
+                written = table.numpy().tobytes()
+                file.write(written)
+                digest.update(written)
+                bar.update(table.numel())
+            sequences += len(rows)
+            documents += len(texts)
+            characters += sum(map(len, texts))
+            file.flush()
+            os.fsync(file.fileno())
+            _note(folder, about, sequences, documents, characters, carry, digest.hexdigest())
+        file.truncate(sequences * corpus.length * _BYTES)
+    if not documents:
+        raise DataError("a corpus with text", given="no documents", where=corpus.source, fix="Check the files.")
+    _note(folder, about, sequences, documents, characters, carry, digest.hexdigest(), finished=True)
+
+
+def _documents(corpus: Corpus, skip: int) -> Iterator[str]:
+    """The texts of the corpus behind the first `skip`, one at a time; empty ones count and are yielded too."""
+    datasets = need_package("datasets", extra="all", purpose="a corpus")
+    try:
+        with quiet(datasets):
+            texts = _texts(corpus, _open(datasets, corpus))
+            lines = any(file.suffix == ".txt" for file in _local_files(Path(corpus.source)))
+            yield from itertools.islice(_documents_of_lines(texts) if lines else texts, skip, None)
+    except DataError:
+        raise
+    except Exception as error:  # readers of files and of the hub raise whatever their libraries do
+        given = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fix = "Check the path, or the connection where it is a name on the hub."
+        raise DataError("a corpus that can be read", given=given, where=corpus.source, fix=fix) from error
+
+
+def _texts(corpus: Corpus, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The text of each row."""
+    for row in rows:
+        text = row.get(corpus.column)
+        if not isinstance(text, str):
+            given = f"columns {', '.join(row)}" if corpus.column not in row else repr(text)
+            fix = "Name the column with --text-column."
+            raise DataError(f"a text in column {corpus.column!r}", given=given, where=corpus.source, fix=fix)
+        yield text
+
+
+def _documents_of_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Lines up to an empty one, or until they are long enough: many files have a sentence in each line, and no empty ones."""
+    document: list[str] = []
+    characters = 0
+    for line in lines:
+        if line.strip():
+            document.append(line)
+            characters += len(line)
+        if document and (not line.strip() or characters >= PIECE):
+            yield "\n".join(document)
+            document, characters = [], 0
+    if document:
+        yield "\n".join(document)
+
+
+def _local_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.glob("train*") if file.suffix in _KINDS)
+
+
+def file_digests(corpus: Corpus) -> dict[str, str]:
+    """Name, size and a digest of both ends of each local file: a corpus that was edited is another one."""
+    found = {}
+    for path in _local_files(Path(corpus.source)):
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            ends = file.read(_END)
+            file.seek(max(0, size - _END))
+            ends += file.read(_END)
+        found[path.name] = f"{size} bytes, {hashlib.blake2b(ends, digest_size=8).hexdigest()}"
+    return found
+
+
+def _open(datasets: Any, corpus: Corpus) -> Any:
+    path = Path(corpus.source)
+    if path.exists():
+        files = _local_files(path)
+        kinds = {_KINDS.get(file.suffix) for file in files}
+        if len(kinds) != 1 or None in kinds:
+            given = ", ".join(file.name for file in files) or "none"
+            fix = "Name one file, or a folder with train files of one kind."
+            raise DataError("train*.parquet, .txt, .jsonl or .csv", given=given, where=corpus.source, fix=fix)
+        kind = kinds.pop()
+        names = [str(file) for file in files]
+        return datasets.load_dataset(kind, data_files=names, split="train", streaming=True)
+    name, _, configuration = corpus.source.partition(":")
+    return datasets.load_dataset(name, configuration or None, split="train", streaming=True)
+
+
+def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if len(chunk) == DOCUMENTS or characters >= CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _at_most(texts: Sequence[str], characters: int) -> list[str]:
+    found: list[str] = []
+    for text in texts:
+        if characters <= 0:
+            break
+        found.append(text[:characters])
+        characters -= len(found[-1])
+    return found
+
+
+def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Say in the folder what will be in it; refuse one that says something else, unless nothing has been read into it yet."""
+    begun = (folder / MANIFEST).exists()
+    if not begun:
+        check_unused(folder)
+    if not begun or not _state(folder)["documents"]:
+        _note(folder, about, 0, 0, 0, [], hashlib.blake2b().hexdigest())
+    state = _state(folder)
+    check_same(folder, about, state, "tokens")
+    if not state["sequences"]:
+        (folder / TOKENS).touch()
+    if not (folder / TOKENS).exists():
+        raise _damaged(folder, "no tokens")
+    return state
+
+
+def _digest_of(folder: Path, state: dict[str, Any]) -> Any:
+    """Of the tokens that count, begun anew and compared: what is written behind them goes into it."""
+    digest, left = hashlib.blake2b(), state["sequences"] * state["length"] * _BYTES
+    size = (folder / TOKENS).stat().st_size
+    if size < left or (state["finished"] and size > left):
+        raise _damaged(folder, f"{size:,} bytes instead of {left:,}")
+    with open(folder / TOKENS, "rb") as file:
+        while left:
+            part = file.read(min(left, _END))
+            digest.update(part)
+            left -= len(part)
+    if digest.hexdigest() != state["digest"]:
+        raise _damaged(folder, "one whose bytes have changed")
+    return digest
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """What the folder says of itself, if it is finished."""
+    state = _state(folder) if (folder / MANIFEST).exists() else None
+    return state if state is not None and state["finished"] else None
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    wanted = ("version", "source", "files", "column", "length", "limit", "tokenizer", "finished", "sequences", "documents")
+    try:
+        state = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {key: state[key] for key in (*wanted, "characters", "carry", "digest")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _note(
+    folder: Path,
+    about: dict[str, Any],
+    sequences: int,
+    documents: int,
+    characters: int,
+    carry: list[int],
+    digest: str,
+    finished: bool = False,
+) -> None:
+    state = {"finished": finished, "sequences": sequences, "documents": documents, "characters": characters, "carry": carry}
+    write_file(folder / MANIFEST, json.dumps({**about, **state, "digest": digest}).encode())
+
+
+def _damaged(folder: Path, given: str) -> DataError:
+    fix = "Delete the folder and run the same command again: the corpus is tokenized anew."
+    return DataError("a whole file of tokens", given=given, where=str(folder), fix=fix)

@@ -1,0 +1,86 @@
+"""GLUE (Wang et al. 2018), each task with the metric by which it is judged.
+
+The published validation split is what is reported; choices are made on a part held out of train, never on what is reported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from bitstill.data.metrics import accuracy, accuracy_and_f1, matthews, pearson_and_spearman
+from bitstill.data.sources import from_hub
+from bitstill.data.text import TextOptions, TextTask, held_out, read_files, split_of
+
+HUB_NAME = "nyu-mll/glue"
+_ENTAILMENT = ("entailment", "not_entailment")
+_NLI = ("entailment", "neutral", "contradiction")
+_BOTH = ("mean of accuracy and F1", accuracy_and_f1)
+
+
+@dataclass(frozen=True)
+class Glue:
+    """What a GLUE task is.
+
+    Args:
+        folder: its name on the hub, and of its folder in `$BITSTILL_DATA/glue`.
+        text: its text columns.
+        labels: names of its classes; None for regression.
+        metric_name, metric: how it is judged.
+        test: the split that is reported.
+        max_length: in tokens; longer texts are cut off, as everywhere GLUE is published.
+    """
+
+    folder: str
+    text: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    metric_name: str = "accuracy"
+    metric: Callable[[Tensor, Tensor], float] = accuracy
+    test: str = "validation"
+    max_length: int = 128
+
+
+GLUE: dict[str, Glue] = {
+    "cola": Glue("cola", ("sentence",), ("unacceptable", "acceptable"), "Matthews correlation", matthews, max_length=64),
+    "mnli": Glue("mnli", ("premise", "hypothesis"), _NLI, test="validation_matched"),
+    "mnli-mm": Glue("mnli", ("premise", "hypothesis"), _NLI, test="validation_mismatched"),
+    "mrpc": Glue("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), *_BOTH),
+    "qnli": Glue("qnli", ("question", "sentence"), _ENTAILMENT),
+    "qqp": Glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), *_BOTH),
+    "rte": Glue("rte", ("sentence1", "sentence2"), _ENTAILMENT),
+    "sst2": Glue("sst2", ("sentence",), ("negative", "positive"), max_length=64),
+    "stsb": Glue("stsb", ("sentence1", "sentence2"), None, "mean of Pearson and Spearman", pearson_and_spearman),
+}
+
+
+def load(name: str, data: Path | None = None) -> TextTask:
+    """A GLUE task.
+
+    Args:
+        name: a key of `GLUE`.
+        data: a folder with train*.parquet and validation*.parquet; None looks in `$BITSTILL_DATA/glue/<task>`, then on the hub
+            under `HUB_NAME`.
+
+    Raises:
+        DataError: files are missing, or columns or labels are not what they should be.
+        MissingPackageError: without `datasets`.
+    """
+    glue = GLUE[name]
+    home = os.environ.get("BITSTILL_DATA")
+    folder = data or (Path(home) / "glue" / glue.folder if home else None)
+    options = TextOptions(glue.text, "label", glue.labels is None, glue.max_length, truncate=True)
+    rows = {
+        part: from_hub(HUB_NAME, glue.folder, part, where=f"{glue.folder} {part}", purpose="text tasks")
+        if folder is None
+        else read_files(folder, part)
+        for part in ("train", glue.test)
+    }
+    whole, test = (split_of(rows[part], options, glue.labels, f"{name} {part}") for part in rows)
+    train, validation = held_out(whole, name)
+    return TextTask(
+        name, train, validation, test, glue.labels, options, glue.metric_name, glue.metric
+    )  # fmt: skip

@@ -1,0 +1,219 @@
+"""Networks by name. Here those for pictures: teacher and students of Polino et al. (2018), and a modern residual net.
+
+Every architecture is built from plain numbers, which is what an artifact's `config.json` holds; loading looks the name up in
+`ARCHITECTURES` and executes nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitstill.data.res8 import Res8, Res8Config
+from bitstill.decode import decode
+from bitstill.errors import ArtifactError, SpecError, suggest
+from bitstill.rng import derive
+
+
+@dataclass(frozen=True)
+class ConvNetConfig:
+    """A plain convolutional network.
+
+    Args:
+        blocks: channels of the convolutions, one tuple per block; each block ends in 2 x 2 max-pooling.
+        kernel: side of every convolution's window.
+        hidden: widths of the fully connected layers before the classifier.
+        dropout: after each block and each hidden layer.
+        channels, size: of the input picture.
+        classes: outputs.
+    """
+
+    blocks: tuple[tuple[int, ...], ...]
+    kernel: int
+    hidden: tuple[int, ...]
+    dropout: float = 0.0
+    channels: int = 3
+    size: int = 32
+    classes: int = 10
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """A residual network for small pictures (He et al. 2016, section 4.2, with projection shortcuts).
+
+    Args:
+        depth: 6 n + 2 weighted layers.
+        width: channels of the first stage; the other two have twice and four times as many.
+        channels: of the input picture.
+        classes: outputs.
+    """
+
+    depth: int = 20
+    width: int = 16
+    channels: int = 3
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        if self.depth < 8 or (self.depth - 2) % 6:
+            raise SpecError("a depth of 6 n + 2", given=str(self.depth), where="ResNetConfig", fix="Common: 20, 32, 44, 56.")
+
+
+class ConvNet(nn.Module):
+    """Convolution, ReLU, batch norm; 2 x 2 max-pooling after each block; fully connected layers; logits.
+
+    Pictures (N, channels, size, size) -> logits (N, classes). Batch norm comes after the ReLU, as in Polino et al.'s code.
+    """
+
+    def __init__(self, config: ConvNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        channels, size = config.channels, config.size
+        for block in config.blocks:
+            for width in block:
+                convolution = nn.Conv2d(channels, width, config.kernel, padding=config.kernel // 2)
+                layers += [convolution, nn.ReLU(), nn.BatchNorm2d(width)]
+                channels = width
+            layers += [nn.MaxPool2d(2), *_dropout(config.dropout)]
+            size //= 2
+        self.features = nn.Sequential(*layers)
+        hidden: list[nn.Module] = []
+        features = channels * size * size
+        for width in config.hidden:
+            hidden += [nn.Linear(features, width), nn.ReLU(), nn.BatchNorm1d(width), *_dropout(config.dropout)]
+            features = width
+        self.hidden = nn.Sequential(*hidden)
+        self.classifier = nn.Linear(features, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures to logits."""
+        logits: Tensor = self.classifier(self.hidden(self.features(x).flatten(1)))
+        return logits
+
+
+class ResNet(nn.Module):
+    """Three stages of n basic blocks: pictures (N, channels, H, W) -> logits (N, classes)."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = nn.Conv2d(config.channels, config.width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(config.width)
+        blocks: list[nn.Module] = []
+        width = config.width
+        for stage in range(3):
+            for index in range((config.depth - 2) // 6):
+                wider = config.width * 2**stage
+                blocks.append(_Block(width, wider, stride=2 if stage and not index else 1))
+                width = wider
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(width, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures to logits."""
+        x = self.blocks(F.relu(self.norm(self.stem(x))))
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, wider: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, wider, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(wider)
+        self.conv2 = nn.Conv2d(wider, wider, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(wider)
+        same = width == wider and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(width, wider, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+
+_Config = ConvNetConfig | ResNetConfig | Res8Config
+ARCHITECTURES: dict[str, tuple[type[nn.Module], type[_Config]]] = {
+    "conv-net": (ConvNet, ConvNetConfig),
+    "resnet": (ResNet, ResNetConfig),
+    "res8": (Res8, Res8Config),
+}
+
+MODELS: dict[str, _Config] = {
+    "polino-teacher": ConvNetConfig(((76, 76), (126, 126), (148, 148, 148, 148)), 3, (1200, 1200), dropout=0.2),
+    "polino-student-1": ConvNetConfig(((75, 50), (50, 25)), 5, (500,)),
+    "polino-student-2": ConvNetConfig(((50, 25), (25, 10)), 5, (400,)),
+    "polino-student-3": ConvNetConfig(((25, 10), (10, 5)), 5, (300,)),
+    "resnet-20": ResNetConfig(20),
+    "resnet-32": ResNetConfig(32),
+    "resnet-20-wide": ResNetConfig(20, width=64),
+    "res8": Res8Config(45),
+    "res8-narrow": Res8Config(19),
+    "digits-teacher": ConvNetConfig(((32, 32), (64,)), 3, (128,), dropout=0.1, channels=1, size=8),
+    "digits-student": ConvNetConfig(((12, 16),), 3, (48,), channels=1, size=8),
+}
+"""Networks by name; widths of Polino et al.'s (2018) appendix, without dropout in the students."""
+
+
+def build(name: str, seed: int = 0, role: str = "", classes: int | None = None) -> nn.Module:
+    """A freshly initialised network by name.
+
+    Args:
+        name: a key of `MODELS`.
+        seed: of the run.
+        role: what the network is for ("teacher"), so that two of one kind start differently.
+        classes: outputs; None leaves as many as the named network has.
+
+    Raises:
+        SpecError: unknown name.
+    """
+    import torch
+
+    if name not in MODELS:
+        raise SpecError("a known model", given=repr(name), where="model", fix=suggest(name, MODELS))
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "init", role, name))
+        config = MODELS[name]
+        return _construct(config if classes is None else replace(config, classes=classes))
+
+
+def architecture_of(model: nn.Module) -> dict[str, Any]:
+    """What `config.json` says about the architecture, so that `from_architecture` can rebuild it; a note if it cannot."""
+    # The exact class: a subclass may have a forward of its own, which a name in a file would not bring back.
+    name = next((name for name, (cls, _) in ARCHITECTURES.items() if type(model) is cls), None)
+    if name is not None and isinstance(model, (ConvNet, ResNet, Res8)):
+        return {"architecture": name, "arguments": asdict(model.config)}
+    return {"architecture": None, "class": f"{type(model).__module__}.{type(model).__qualname__}"}
+
+
+def from_architecture(config: dict[str, Any]) -> nn.Module:
+    """Rebuild a network from what `architecture_of` wrote.
+
+    Raises:
+        ArtifactError: if it is not one of bitstill's own architectures, or was given numbers that cannot be.
+    """
+    name = config.get("architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ArtifactError(
+            f"one of bitstill's own architectures ({', '.join(sorted(ARCHITECTURES))})",
+            given=f"a {config.get('class', name)}",
+            where="config.json",
+            fix="Build your network and pass it: bitstill.load(folder, model=network).",
+        )
+    try:
+        return _construct(decode(ARCHITECTURES[name][1], config.get("arguments"), "config.json: arguments"))
+    except (SpecError, RuntimeError, ValueError) as error:
+        raise ArtifactError(
+            f"arguments of {name}", given=str(error), where="config.json", fix="The file was edited; deliver the model again."
+        ) from None
+
+
+def _construct(config: _Config) -> nn.Module:
+    kinds: dict[type[_Config], type[nn.Module]] = {its_config: cls for cls, its_config in ARCHITECTURES.values()}
+    return kinds[type(config)](config)
+
+
+def _dropout(p: float) -> list[nn.Module]:
+    return [nn.Dropout(p)] if p else []

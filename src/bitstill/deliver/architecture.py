@@ -1,0 +1,52 @@
+"""Networks that can be rebuilt from an artifact's `config.json`: bitstill's own, and those of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from bitstill.artifact.config_keys import ATTENTION, RESIZED
+from bitstill.data import networks as own
+from bitstill.errors import need_package
+from bitstill.model import attention
+
+
+def architecture_of(model: nn.Module) -> dict[str, Any]:
+    """What `config.json` says about the architecture, so that `from_architecture` can rebuild it; a note if it cannot.
+
+    A network that structured pruning has made narrower is described as it was, with a record of what is narrower, and one whose
+    attention quantizes its operands with a record of that.
+    """
+    more = {RESIZED: model.__dict__.get(RESIZED), ATTENTION: attention.attention_record(model)}
+    return {**_architecture_of(model), **{key: value for key, value in more.items() if value}}
+
+
+def _architecture_of(model: nn.Module) -> dict[str, Any]:
+    if type(model).__module__.startswith("transformers."):
+        from bitstill.hf.models import config_of
+
+        config = config_of(model)
+        if config is not None:
+            return config
+    return own.architecture_of(model)
+
+
+def can_rebuild(config: dict[str, Any]) -> bool:
+    """Whether `from_architecture` knows what `architecture_of` wrote."""
+    return "model_type" in config or config.get("architecture") is not None
+
+
+def from_architecture(config: dict[str, Any]) -> nn.Module:
+    """Rebuild a network from what `architecture_of` wrote.
+
+    Raises:
+        ArtifactError: if it is neither one of bitstill's own architectures nor one of transformers'.
+        MissingPackageError: it is one of transformers', which is not installed.
+    """
+    if "model_type" in config:
+        need_package("transformers", extra="all", purpose="loading this architecture")
+        from bitstill.hf.models import from_config
+
+        return from_config(config)
+    return own.from_architecture(config)

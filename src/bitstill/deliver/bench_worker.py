@@ -1,0 +1,151 @@
+"""One network in a process of its own, run when it is asked to: so that memory and threads of several are not mixed up."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from bitstill.errors import BitstillError
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], object]
+Load = Callable[[Path], Run]
+PAUSE = 0.03
+"""Seconds before a turn: other networks' threads go on spinning for a while when they have nothing to do any more."""
+WARM, ENOUGH = 3, 0.1
+"""Calls before the one that is timed, unless they take longer than so many seconds."""
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def serve(pipe: Connection, folder: str, kind: str, threads: int) -> None:
+    """Load a network, say how long that took, and then time it on whatever inputs come through the pipe; None ends it.
+
+    Args:
+        pipe: to whoever compares.
+        folder: of the network.
+        kind: a key of `bench.KINDS`.
+        threads: that it may use.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+    try:
+        load = _LOADERS[kind](threads)
+        before = _from_now_on()
+        started = time.perf_counter()
+        run = load(Path(folder))
+        pipe.send({"load_seconds": time.perf_counter() - started})
+    except BitstillError as error:
+        pipe.send({"error": str(error)})
+        return
+    while (values := pipe.recv()) is not None:
+        time.sleep(PAUSE)
+        warm = time.perf_counter()
+        for _ in range(WARM):  # wakes threads, and brings weights back into the caches
+            run(values)
+            if time.perf_counter() - warm > ENOUGH:
+                break
+        started = time.perf_counter()
+        run(values)
+        pipe.send(time.perf_counter() - started)
+    peak = _memory("VmHWM")
+    pipe.send(None if before is None or peak is None else max(0, peak - before))
+
+
+def _onnx(threads: int) -> Load:
+    import onnxruntime  # noqa: F401  # its loading is not the network's
+
+    from bitstill.exporters.onnx.session import open_session
+
+    return lambda folder: open_session(folder / "model.onnx", threads)
+
+
+def _openvino(threads: int, precision: str = "f32") -> Load:
+    import openvino  # noqa: F401
+
+    from bitstill.exporters.openvino import open_model
+
+    return lambda folder: open_model(folder / "model.xml", threads, precision)
+
+
+def _bitstill(threads: int) -> Load:
+    from bitstill.deliver.load import load as load_artifact
+
+    return _in_torch(threads, load_artifact)
+
+
+def _torch_kernels(threads: int) -> Load:
+    from bitstill.deliver.load import load as load_artifact
+
+    return _in_torch(threads, lambda folder: load_artifact(folder, kernels=True))
+
+
+def _native(threads: int) -> Load:
+    from bitstill.runtime import load as load_artifact
+
+    def load(folder: Path) -> Run:
+        model = load_artifact(folder, threads=threads)
+        return lambda values: model(**values)
+
+    return load
+
+
+def _torch(threads: int) -> Load:
+    from bitstill.hf.models import classifier_in
+
+    return _in_torch(threads, classifier_in)
+
+
+def _torch_bf16(threads: int) -> Load:
+    from bitstill.hf.models import classifier_in
+
+    return _in_torch(threads, lambda folder: classifier_in(folder).bfloat16())
+
+
+def _in_torch(threads: int, build: Callable[[Path], Any]) -> Load:
+    import torch
+
+    torch.set_num_threads(threads)
+
+    def load(folder: Path) -> Run:
+        model = build(folder)
+        by_name = "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+        def run(values: Mapping[str, Array]) -> object:
+            with torch.inference_mode():
+                tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+                return model(**tensors) if by_name else model(*tensors.values())
+
+        return run
+
+    return load
+
+
+_LOADERS: dict[str, Callable[[int], Load]] = {
+    "native": _native, "torch-kernels": _torch_kernels, "bitstill": _bitstill, "onnx": _onnx, "openvino": _openvino,
+    "openvino-bf16": partial(_openvino, precision="bf16"), "torch": _torch, "torch-bf16": _torch_bf16,
+}  # fmt: skip
+
+
+def _from_now_on() -> int | None:
+    """Resident bytes; the peak is counted anew from here, where the system can do that."""
+    try:
+        RESET.write_text("5")
+    except OSError:
+        return None
+    return _memory("VmRSS")
+
+
+def _memory(what: str) -> int | None:
+    """A line of the process's status, in bytes."""
+    try:
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith(what))
+    except (OSError, StopIteration):
+        return None
+    return 1024 * int(line.split()[1])

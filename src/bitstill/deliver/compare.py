@@ -1,0 +1,133 @@
+"""Artifacts side by side: what they score, weigh and cost to run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bitstill.artifact.format import REPORT
+from bitstill.artifact.hub import located
+from bitstill.artifact.reader import read
+from bitstill.artifact.size import size_report
+from bitstill.deliver.bench import networks_in, race
+from bitstill.errors import ArtifactError, SpecError
+from bitstill.report.tables import Row
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several artifacts of one task.
+
+    Args:
+        metric: its name.
+        rows: one for each artifact, after their teacher if all have the same.
+        reports: contents of report.json by row.
+        timed: how they were timed; empty if they were not.
+    """
+
+    metric: str
+    rows: tuple[Row, ...]
+    reports: dict[str, dict[str, Any]]
+    timed: str = ""
+
+
+def compare(
+    folders: Sequence[str | Path],
+    *,
+    batch: int = 1,
+    length: int = 128,
+    threads: int | None = None,
+    turns: int = 20,
+    progress: bool = True,
+) -> Comparison:
+    """What artifacts of one task score, as they were delivered, and how fast they are, timed in turns.
+
+    Args:
+        folders: artifacts, or names of some on the hub.
+        batch: texts or pictures at once, while timing.
+        length: of texts, in tokens.
+        threads: of each network; None is all there are.
+        turns: how often each is timed; 0 does not time.
+        progress: show a progress bar.
+
+    Raises:
+        ArtifactError: an artifact is damaged, or its report lacks a metric.
+        SpecError: they were measured on different tasks, or none was given.
+    """
+    where = [located(folder) for folder in folders]
+    if not where:
+        raise SpecError("one artifact or more", given="none", where="compare", fix="Name their folders.")
+    names = _names(folders, where)
+    reports = {name: _report(folder) for name, folder in zip(names, where, strict=True)}
+    measured = {(report["task"], report["delivered"]["metric"]) for report in reports.values()}
+    if len(measured) > 1:
+        given = "; ".join(sorted(f"{metric} on {task}" for task, metric in measured))
+        raise SpecError("artifacts of one task", given=given, where="compare", fix="Compare them in two commands.")
+    rows = [_row(name, folder, reports[name]) for name, folder in zip(names, where, strict=True)]
+    timed = ""
+    if turns:
+        found, timed = _latencies(dict(zip(names, where, strict=True)), batch, length, threads, turns, progress)
+        rows = [replace(row, latency=found[row.name]) for row in rows]
+    return Comparison(next(iter(measured))[1], (*_teacher(reports), *rows), reports, timed)
+
+
+def _names(folders: Sequence[str | Path], where: Sequence[Path]) -> list[str]:
+    """The last part of each folder's name, or the whole where that would be ambiguous."""
+    short = [
+        str(folder) if not Path(folder).exists() else place.resolve().name for folder, place in zip(folders, where, strict=True)
+    ]
+    names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SpecError("each artifact once", given=f"{twice} twice", where="compare", fix="Name it once.")
+    return names
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        report["task"], report["delivered"]["metric"], report["delivered"]["test"], report["recipe"]["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        fix = "Name what `bitstill compress` delivered."
+        raise ArtifactError("a report.json with a metric", given="none", where=str(folder), fix=fix) from None
+    return dict(report)
+
+
+def _row(name: str, folder: Path, report: dict[str, Any]) -> Row:
+    size = size_report(read(folder))
+    bits = f"{size.nominal_bits:.2g}" if size.layers else "32"
+    return Row(
+        name=name,
+        method=report["recipe"]["kind"],
+        bits=bits,
+        metric=report["delivered"]["test"],
+        file_bytes=size.file_bytes,
+        stored_bits=size.stored_bits or None,
+        ratio=size.ratio,
+    )
+
+
+def _teacher(reports: dict[str, dict[str, Any]]) -> tuple[Row, ...]:
+    """The teacher's row, where all artifacts had one and it was the same."""
+    found = {(report["teacher"]["test"], report["teacher"]["file_bytes"]) for report in reports.values() if "teacher" in report}
+    if len(found) != 1 or "teacher" in reports:
+        return ()
+    ((metric, file_bytes),) = found
+    return (Row("teacher", "teacher", "32", metric, file_bytes, None, 1.0, teacher=True),)
+
+
+def _latencies(
+    folders: dict[str, Path], batch: int, length: int, threads: int | None, turns: int, progress: bool
+) -> tuple[dict[str, float], str]:
+    """Medians in ms by name, and how they were taken: in `bitstill.runtime` if all can run there, else in torch."""
+    found = [networks_in(folder) for folder in folders.values()]
+    native = all(each[0].kind == "native" for each in found)
+    networks = [each[0] if native else each[-1] for each in found]
+    timed = race(networks, (batch,), (length,), threads=threads, turns=turns, progress=progress)
+    (point,) = timed["rows"][0]["points"]
+    medians = {name: row["points"][point]["ms"] for name, row in zip(folders, timed["rows"], strict=True)}
+    tokens = f", {length} tokens" if " x " in point else ""
+    return medians, f"Median of {turns} turns in {timed['rows'][0]['kind']}; threads {timed['threads']}, batch {batch}{tokens}."

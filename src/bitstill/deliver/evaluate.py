@@ -1,0 +1,57 @@
+"""The metric of an artifact, measured again on its own task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bitstill.artifact.hub import located
+from bitstill.artifact.reader import read_config
+from bitstill.data.catalogue import TASKS, TEXT
+from bitstill.data.task import Task, evaluate
+from bitstill.data.text import TextOptions
+from bitstill.decode import decode
+from bitstill.deliver.load import load
+from bitstill.deliver.load_task import task_for
+from bitstill.errors import ArtifactError, SpecError, suggest
+
+
+def evaluate_artifact(folder: str | Path, data: Path | None = None, split: str = "test") -> dict[str, Any]:
+    """The metric of the artifact in `folder` on its own task.
+
+    Raises:
+        ArtifactError: the artifact is damaged, or its task is not one of bitstill's.
+        SpecError: unknown split.
+    """
+    if split not in ("test", "validation"):
+        raise SpecError("a known split", given=repr(split), where="--split", fix=suggest(split, ("test", "validation")))
+    folder = located(folder)
+    task, model = task_of(folder, data), load(folder)
+    part = task.test if split == "test" else task.validation
+    return {
+        "task": task.name, "split": split, "samples": len(part), "metric": task.metric_name,
+        "value": evaluate(model, task, part),
+    }  # fmt: skip
+
+
+def task_of(folder: Path, data: Path | None = None) -> Task:
+    """The task that the artifact in `folder` was made for, read as it was then.
+
+    Args:
+        folder: an artifact.
+        data: a folder with local files.
+
+    Raises:
+        ArtifactError: its task is not one of bitstill's.
+    """
+    config = read_config(folder)
+    name = config.get("task")
+    if not isinstance(name, str) or name not in {*TASKS, TEXT}:
+        raise ArtifactError(
+            "an artifact of a known task",
+            given=repr(name),
+            where=str(folder),
+            fix="Load it with bitstill.load and evaluate it on your own data.",
+        )
+    options = decode(TextOptions, config.get("task_options"), "config.json: task_options") if name == TEXT else None
+    return task_for(name, {"artifact": folder}, data, options)

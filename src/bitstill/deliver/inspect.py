@@ -1,0 +1,56 @@
+"""Looking at an artifact without running it: its layers, its bytes, and where it can go. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from bitstill.artifact.hub import located
+from bitstill.artifact.reader import Archive, read
+from bitstill.artifact.size import size_report, to_json
+from bitstill.errors import ArtifactError
+from bitstill.exporters.gguf import gguf_types
+from bitstill.program.from_artifact import program_of
+
+
+def inspect_artifact(folder: str | Path) -> dict[str, Any]:
+    """Every packed layer and every leftover of the artifact in `folder`, with bytes. Needs no torch model.
+
+    Raises:
+        ArtifactError: as `artifact.reader.read`.
+    """
+    archive = read(located(folder))
+    leftovers = [
+        {"parameter": name, "shape": list(tensor.shape), "action": "float", "detail": str(tensor.dtype), "bytes": tensor.nbytes}
+        for name, tensor in archive.leftovers.items()
+    ]
+    layers = [
+        {"parameter": f"{layer.name}.weight", "shape": list(layer.shape), "action": "quantized", "detail": layer.quantizer}
+        for layer in archive.layers.values()
+    ]
+    return {
+        "architecture": archive.config.get("architecture"),
+        "task": archive.config.get("task"),
+        "parameters": layers + leftovers,
+        "size": to_json(size_report(archive)),
+        "gguf": _gguf(archive),
+        "runtime": _runtime(archive),
+    }
+
+
+def _gguf(archive: Archive) -> dict[str, Any]:
+    """Whether llama.cpp's file format has a place for every layer: which, or why not."""
+    try:
+        return {"fits": True, "block_types": dict(Counter(gguf_types(archive).values()))}
+    except ArtifactError as error:
+        return {"fits": False, "why_not": f"{error.where}: wanted {error.wanted}, got {error.given}"}
+
+
+def _runtime(archive: Archive) -> dict[str, Any]:
+    """Whether `bitstill.runtime` runs it."""
+    try:
+        program_of(archive)
+    except ArtifactError as error:
+        return {"fits": False, "why_not": f"{error.where}: wanted {error.wanted}, got {error.given}"}
+    return {"fits": True}

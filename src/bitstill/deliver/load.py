@@ -1,0 +1,41 @@
+"""A delivered model, read back into torch."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from torch import nn
+
+from bitstill.artifact.hub import located
+from bitstill.artifact.reader import read
+from bitstill.deliver.architecture import from_architecture
+from bitstill.model.attention import attention_record
+from bitstill.model.restore import load_into
+
+
+def load(folder: str | Path, model: nn.Module | None = None, *, kernels: bool = False) -> nn.Module:
+    """The delivered model in `folder`, ready to run: packed layers, eval mode, no gradients. Nothing in it is executed.
+
+    Args:
+        folder: an artifact; or "owner/name" on the hub, where it is fetched from.
+        model: a float network of the delivered architecture, needed where it is not one of bitstill's own; a copy is used.
+        kernels: let linear layers run in the C library of low-bit kernels, which is faster and agrees to the last bits of a
+            float; without it they unpack their weights and agree with training in every bit. Where the package was installed
+            without a C compiler nothing changes.
+
+    Raises:
+        ArtifactError: the folder is missing, damaged, of another version, or does not fit `model`.
+    """
+    archive = read(located(folder))
+    network = from_architecture(archive.config) if model is None else copy.deepcopy(model)
+    loaded = load_into(network, archive)
+    if attention_record(loaded):
+        from bitstill.hf.attention_scores import require
+
+        require(loaded)
+    if kernels:
+        from bitstill.deliver.native_linear import use_kernels
+
+        use_kernels(loaded, archive)
+    return loaded

@@ -1,1 +1,0 @@
-"""What a teacher says and how a student is measured against it."""

@@ -1,1 +1,0 @@
-"""From an artifact to what other runtimes read. Nothing here imports training code, or torch."""

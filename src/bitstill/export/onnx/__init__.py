@@ -1,1 +1,0 @@
-"""ONNX files whose weights are stored as packed bits and unpacked by standard operators."""

@@ -1,0 +1,1 @@
+"""A program in other formats: ONNX, OpenVINO, GGUF, compressed-tensors. No torch."""

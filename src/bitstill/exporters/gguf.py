@@ -1,0 +1,212 @@
+"""BERT encoders as GGUF, the file of llama.cpp: weights in its own block types, tokenizer and classifier included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitstill.artifact.config_keys import ATTENTION, RESIZED
+from bitstill.artifact.reader import Archive
+from bitstill.errors import ArtifactError, need_package
+from bitstill.exporters.ggml import TYPES, block_type, packed_blocks
+
+Array = npt.NDArray[Any]
+_CONTROL, _NORMAL = 3, 1
+"""Kinds of tokens."""
+_WORD = "\u2581"
+"""Before a token that begins a word; others there have no mark, where WordPiece marks those that go on one."""
+ROUNDING = 2.0**-9
+"""Largest change of a weight, as a fraction of the largest: scales and offsets of 16 bits are off by 2^-11 of themselves."""
+_GELU = ("gelu", "gelu_python", "gelu_new", "gelu_pytorch_tanh")
+_TENSORS = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.position_embeddings": "position_embd",
+    "embeddings.LayerNorm": "token_embd_norm",
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+    "pooler.dense": "cls",
+    "classifier": "cls.output",
+}
+"""What llama.cpp calls the layers of a block, and those outside of blocks."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file.
+
+    Args:
+        types: block types by layer.
+        scales: the largest relative change of a weight by rounding scales to 16 bits.
+    """
+
+    types: dict[str, str]
+    scales: float
+
+
+def gguf_types(archive: Archive) -> dict[str, str]:
+    """The block type of each packed layer, if llama.cpp can run the network.
+
+    Raises:
+        ArtifactError: it cannot; names what stands in the way.
+    """
+    config = archive.config
+    kind = (config.get("architectures") or [None])[0]
+    if config.get("model_type") != "bert" or kind != "BertForSequenceClassification":
+        given = str(kind or config.get("architecture") or config.get("class"))
+        raise _unfit("a BertForSequenceClassification", given, "config.json: architectures")
+    if config.get("hidden_act") not in _GELU:
+        raise _unfit("the activation gelu", str(config.get("hidden_act")), "config.json: hidden_act")
+    for key in (RESIZED, ATTENTION):
+        if config.get(key):
+            raise _unfit("a whole network with attention in float", "another", f"config.json: {key}")
+    return {name: block_type(layer).name for name, layer in archive.layers.items() if not _kept_in_float(name)}
+
+
+def write_gguf(archive: Archive, path: Path) -> Written:
+    """Write the network of an artifact.
+
+    Args:
+        archive: of a `BertForSequenceClassification`.
+        path: of the new file.
+
+    Raises:
+        ArtifactError: as `gguf_types`, or the tokenizer is not WordPiece, or what was written reads otherwise.
+        MissingPackageError: without gguf.
+    """
+    gguf = need_package("gguf", extra="all", purpose="writing GGUF files")
+    types, config = gguf_types(archive), archive.config
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_name(archive.folder.resolve().name)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_layer_norm_eps(config["layer_norm_eps"])
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.RANK)
+    labels = config.get("id2label") or {}
+    outputs = len(archive.tensors["classifier.bias"])
+    writer.add_classifier_output_labels([str(labels.get(str(n), f"LABEL_{n}")) for n in range(outputs)])
+    _add_tokenizer(writer, archive)
+    for name in types:
+        kind, blocks = packed_blocks(archive, archive.layers[name])
+        writer.add_tensor(f"{_name(name)}.weight", blocks, raw_dtype=gguf.GGMLQuantizationType[kind.name])
+    for name, tensor in _floats(archive, types).items():
+        layer, _, leaf = name.rpartition(".")
+        writer.add_tensor(f"{_name(layer)}.{leaf}", tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Written(types, _compared(archive, path, types))
+
+
+def _floats(archive: Archive, types: Mapping[str, str]) -> dict[str, Array]:
+    """Tensors that stay in float: matrices as they are stored, vectors and what is added as a whole in float32."""
+    found = {f"{name}.weight": archive.weight(name) for name in archive.layers if name not in types}
+    for name, tensor in archive.leftovers.items():
+        if ".input_transform." not in name:
+            whole = tensor.ndim == 1 or _kept_in_float(name.removesuffix(".weight"))
+            found[name] = tensor.astype(np.float32) if whole else tensor
+    return found
+
+
+def _kept_in_float(layer: str) -> bool:
+    """The table of segments is added as a whole, which llama.cpp does in float."""
+    return layer.endswith("token_type_embeddings")
+
+
+def _name(layer: str) -> str:
+    """What llama.cpp calls a layer."""
+    short = layer.removeprefix("bert.")
+    if short.startswith("encoder.layer."):
+        _, _, block, rest = short.split(".", 3)
+        return f"blk.{block}.{_TENSORS[rest]}"
+    if short not in _TENSORS:
+        raise _unfit("layers of BERT", layer, "model.safetensors")
+    return _TENSORS[short]
+
+
+def _add_tokenizer(writer: Any, archive: Archive) -> None:
+    path = archive.folder / "tokenizer.json"
+    try:
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        model = tokenizer["model"]
+        vocabulary, kind = dict(model["vocab"]), model["type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unfit("a tokenizer.json", f"{type(error).__name__}: {error}", str(path)) from None
+    if kind != "WordPiece":
+        raise _unfit("a WordPiece tokenizer", str(kind), str(path))
+    vocabulary |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    special = {token["content"] for token in tokenizer["added_tokens"] if token.get("special")}
+    words = {number: token for token, number in vocabulary.items()}
+    pieces, kinds = [], []
+    for number in range(archive.config["vocab_size"]):
+        token = words.get(number, f"[PAD{number}]")
+        ours = token in special or number not in words
+        pieces.append(token if ours else token[2:] if token.startswith("##") else f"{_WORD}{token}")
+        kinds.append(_CONTROL if ours else _NORMAL)
+    normalizer = tokenizer.get("normalizer") or {}
+    writer.add_token_type_count(archive.config.get("type_vocab_size") or 1)
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(pieces)
+    writer.add_token_types(kinds)
+    writer.add_bool("tokenizer.ggml.normalizer.lowercase", bool(normalizer.get("lowercase", False)))
+    for token, add in (
+        ("[CLS]", writer.add_bos_token_id),
+        ("[UNK]", writer.add_unk_token_id),
+        ("[SEP]", writer.add_sep_token_id),
+        ("[PAD]", writer.add_pad_token_id),
+        ("[MASK]", writer.add_mask_token_id),
+    ):
+        if token in vocabulary:
+            add(vocabulary[token])
+
+
+def _compared(archive: Archive, path: Path, types: Mapping[str, str]) -> float:
+    """Read the file back, and every weight in it; returns the largest relative change.
+
+    Raises:
+        ArtifactError: a weight is another one by more than a 16-bit scale explains.
+    """
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    found, largest = {tensor.name: tensor for tensor in GGUFReader(path).tensors}, 0.0
+    for name, kind in types.items():
+        tensor, wanted = found[f"{_name(name)}.weight"], archive.weight(name)
+        given = _signs(tensor.data) if kind == "Q1_0" else dequantize(tensor.data, tensor.tensor_type)
+        change = np.abs(given.reshape(wanted.shape) - wanted).max() / max(float(np.abs(wanted).max()), 1e-30)
+        if not change <= ROUNDING:
+            fix = "Nothing was written. This is a defect of bitstill: please report it."
+            raise ArtifactError("the weights that were trained", given=f"a change by {change:.2g}", where=name, fix=fix)
+        largest = max(largest, float(change))
+    return largest
+
+
+def _signs(data: Array) -> Array:
+    """Weights of blocks of Q1_0, which gguf's own reader does not know: a scale, then a bit for each weight."""
+    blocks = np.asarray(data).reshape(-1, 2 + TYPES[0].size // 8)
+    scale = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
+    signs = np.unpackbits(blocks[:, 2:], axis=-1, bitorder="little").astype(np.float32)
+    return (2 * signs - 1) * scale
+
+
+def _unfit(wanted: str, given: str, where: str) -> ArtifactError:
+    fix = "llama.cpp has no place for anything else; export it to onnx."
+    return ArtifactError(f"{wanted} for gguf", given=given, where=where, fix=fix)

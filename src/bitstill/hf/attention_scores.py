@@ -1,0 +1,106 @@
+"""An attention function that can tell its scores, registered the way transformers offers; no model class is patched.
+
+While nobody asks, it is transformers' own fused attention. While a tap asks (`distill.taps`), or where the operands of its
+products are quantized (`nn.attention`), it is the same attention written out, which leaves its scores before mask and softmax
+with the tap. Its mask function is registered too: transformers makes no mask at all for an attention it does not know, and
+padding would silently be attended to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from bitstill.errors import ArtifactError
+from bitstill.model.attention import ATTRIBUTE, AttentionTransform
+from bitstill.model.quantize_attention import HEADS, SCORES
+
+NAME = "bitstill"
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention.
+
+    Args:
+        module: the attention layer.
+        query, key, value: (batch, heads, positions, width).
+        attention_mask: bool (batch, 1, queries, keys), True where attention is allowed, or None; a float mask is added.
+        dropout: probability.
+        scaling: factor of the scores; None is 1 / sqrt(width).
+
+    Returns:
+        (batch, positions, heads, width), and None for the probabilities.
+    """
+    if HEADS in module.__dict__:
+        groups = getattr(module, "num_key_value_groups", 1)
+        module.__dict__[HEADS](torch.stack((query, repeat_kv(key, groups), repeat_kv(value, groups))))
+    receive, transform = module.__dict__.get(SCORES), module._modules.get(ATTRIBUTE)
+    if (receive is None and transform is None) or kwargs.get("position_bias") is not None:
+        output: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output
+    groups = getattr(module, "num_key_value_groups", 1)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if isinstance(transform, AttentionTransform):
+        query, key, value = transform.query(query), transform.key(key), transform.value(value)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    causal = kwargs.get("is_causal")
+    if getattr(module, "is_causal", False) if causal is None else causal:
+        # transformers leaves the mask out where it says no more than this; what no query may see is nothing to imitate.
+        _tell(receive, scores.tril())
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
+    else:
+        _tell(receive, scores)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = torch.where(attention_mask, scores, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.dropout(scores.softmax(-1), dropout, module.training)
+    if isinstance(transform, AttentionTransform):
+        probabilities = transform.probabilities(probabilities)
+    return (probabilities @ value).transpose(1, 2).contiguous(), None
+
+
+def require(model: Any) -> None:
+    """Let `model`, some of whose layers quantize the operands of their products, compute attention by `attention`.
+
+    Raises:
+        ArtifactError: it cannot, and would compute with operands in float.
+    """
+    if hasattr(model, "set_attn_implementation"):
+        use(model)
+    found = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if found != NAME:
+        fix = "Load it without model=, so that it is built from its config.json."
+        given = f"{type(model).__name__} with attention {found!r}"
+        raise ArtifactError("a network whose attention can be quantized", given=given, where="load", fix=fix)
+
+
+def _tell(receive: Any, scores: Tensor) -> None:
+    if receive is not None:
+        receive(scores)
+
+
+def use(model: Any) -> None:
+    """Let `model` compute attention by `attention` where it can; others keep their own and offer no scores."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    if getattr(model, "_supports_attention_backend", False):
+        model.set_attn_implementation(NAME)

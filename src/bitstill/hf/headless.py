@@ -1,0 +1,179 @@
+"""Encoders without a head, as general distillation takes and leaves them, and what they make of a corpus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from bitstill.data.corpus import Encoder
+from bitstill.data.task import Batch, Split, Task
+from bitstill.errors import DataError
+from bitstill.hf import attention_scores as attention
+from bitstill.hf.models import quiet
+from bitstill.hf.text import Tokenizer
+from bitstill.model.modes import evaluating
+from bitstill.rng import derive
+
+HELD_OUT = 256
+"""Sequences on which student and teacher are compared."""
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Body:
+    """An encoder.
+
+    Args:
+        model: without a head.
+        new: whether its weights are random: a folder that held a configuration alone.
+    """
+
+    model: nn.Module
+    new: bool
+
+
+def load_encoder(source: str, role: str, seed: int = 0) -> Body:
+    """The encoder of a model (a masked language model, a classifier, or without a head) from a folder or the hub.
+
+    A folder with `config.json` and no weights gives one with random weights, for students of a shape of one's own.
+
+    Raises:
+        DataError: there is no such model, or parts of it are missing.
+    """
+    folder = Path(source)
+    bare = folder.is_dir() and not any(file.suffix in _WEIGHTS for file in folder.iterdir())
+    if bare and role != "student":
+        fix = "Only a student may begin with random weights."
+        raise DataError("a pretrained encoder", given="a folder without weights", where=f"{role} {source!r}", fix=fix)
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "init", role))
+            if bare:
+                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+                auto: Any = AutoModel
+                model, lost = auto.from_config(config, trust_remote_code=False), []
+            else:
+                model, report = AutoModel.from_pretrained(
+                    source, dtype="float32", output_loading_info=True, use_safetensors=True, trust_remote_code=False
+                )
+                lost = [name for name in sorted(report["missing_keys"]) if not name.startswith("pooler.")]
+    except Exception as error:  # whatever its many parts raise for files that are damaged or not there
+        given = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fix = "Give the folder of a Hugging Face model, or its name on the hub (which needs a connection)."
+        raise DataError("a pretrained encoder", given=given, where=f"{role} {source!r}", fix=fix) from error
+    if lost:
+        given = f"{len(lost)} missing, such as {lost[0]}"
+        fix = "The folder holds another architecture than its config.json says, or only a part of it."
+        raise DataError("all weights of the encoder", given=given, where=f"{role} {source!r}", fix=fix)
+    attention.use(model)
+    return Body(model, bare)
+
+
+def encoder_of(tokenizer: Any) -> Encoder:
+    """How this tokenizer turns documents into sequences.
+
+    Raises:
+        DataError: it knows no separator.
+    """
+    separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    if separator is None:
+        fix = "Set tokenizer.sep_token and save the folder again."
+        raise DataError("a tokenizer with a separator", given="none", where="corpus", fix=fix)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        with quiet():  # its remark on long texts: they are cut into sequences
+            found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return found
+
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    about = {"class": type(tokenizer).__name__, "vocabulary": derive(vocabulary), "separator": int(separator)}
+    word, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    start = next(place for place in range(len(whole)) if whole[place : place + len(word)] == word)
+    return Encoder(encode, int(separator), tuple(whole[:start]), tuple(whole[start + len(word) :]), about)
+
+
+def corpus_task(sequences: Tensor, tokenizer: Any, teacher: nn.Module, mask_probability: float) -> Task:
+    """A corpus as what a student learns from its teacher on.
+
+    The "logits" are mean hidden states (batch, width) of the last layer; those of the teacher on held-out sequences are its
+    labels, and the metric is how alike the two are (`alikeness`).
+
+    Args:
+        sequences: int32 (count, length); the first ones are held out.
+        tokenizer: of both models.
+        teacher: runs on what is held out.
+        mask_probability: of replacing a token by the mask token; special tokens stay.
+
+    Raises:
+        DataError: fewer sequences than are held out twice, or no mask token.
+    """
+    held_out = min(HELD_OUT, len(sequences) // 10)
+    if held_out < 2:
+        fix = "Use a larger corpus, or shorter sequences."
+        raise DataError("at least 20 sequences", given=str(len(sequences)), where="corpus", fix=fix)
+    if mask_probability and tokenizer.mask_token_id is None:
+        raise DataError("a mask token", given="none", where="corpus", fix="Set mask_probability=0.")
+    special = torch.tensor(sorted(tokenizer.all_special_ids))
+
+    def masked(batch: Batch, draws: Tensor) -> Batch:
+        ids = batch["input_ids"]
+        chosen = (draws < mask_probability) & ~torch.isin(ids, special)
+        return {**batch, "input_ids": ids.masked_fill(chosen, tokenizer.mask_token_id)}
+
+    blank = Split({"input_ids": sequences[:held_out]}, torch.zeros(held_out))
+    labels = _mean_states(teacher, blank)
+    train = Split({"input_ids": sequences[held_out:]}, torch.zeros(len(sequences) - held_out))
+    validation = Split(blank.inputs, labels)
+    return Task(
+        "corpus",
+        train,
+        validation,
+        validation,
+        None,
+        _forward,
+        augment=masked if mask_probability else None,
+        draws=sequences.shape[1],
+        metric_name="alikeness to the teacher",
+        metric=alikeness,
+        preprocessor=Tokenizer(tokenizer),
+    )
+
+
+def alikeness(ours: Tensor, theirs: Tensor) -> float:
+    """100 times the linear centred kernel alignment of two sets of vectors (Kornblith et al. 2019); widths may differ.
+
+    Args:
+        ours, theirs: (count, width), of the same inputs.
+
+    Returns:
+        100 where one is the other up to rotation, shift and scale; near 0 where they have nothing in common.
+    """
+    one, other = (x.double() - x.double().mean(0) for x in (ours, theirs))
+    cross = (other.T @ one).square().sum()
+    norm = (one.T @ one).square().sum().sqrt() * (other.T @ other).square().sum().sqrt()
+    return float(100 * cross / norm.clamp(min=1e-30))
+
+
+def hidden_width(model: nn.Module) -> int:
+    """Width of an encoder's hidden states, as its config says."""
+    config: Any = model.config
+    return int(config.hidden_size)
+
+
+def _forward(model: nn.Module, batch: Batch) -> Tensor:
+    ids = batch["input_ids"].long()
+    states: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    return states.mean(1)
+
+
+def _mean_states(model: nn.Module, split: Split) -> Tensor:
+    with evaluating(model), torch.inference_mode():
+        parts = [_forward(model, split.take(indices)) for indices in split.batches(32)]
+    return torch.cat(parts).clone()

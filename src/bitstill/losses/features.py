@@ -1,0 +1,230 @@
+"""Losses between intermediate outputs: one pure function each where it is worth one, and a frozen dataclass around it.
+
+As those on logits (`distill.losses`), each is called as `loss(student, target, labels, progress)` and returns a scalar whose
+reduction is part of its definition. Layers are named by pairs; `layer_maps` makes them for transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from bitstill.errors import DataError, SpecError
+from bitstill.losses.taps import Output
+
+
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared distance of normalised activation maps (Zagoruyko and Komodakis 2017, eq. 2, p = 2).
+
+    The map of (batch, channels, ...) is the sum of squares over channels, flattened and divided by its L2 norm, so student
+    and teacher may differ in width. Mean over the batch.
+
+    Raises:
+        DataError: if the maps differ in size, or there are none.
+    """
+    if min(student.ndim, teacher.ndim) < 3:
+        raise DataError(
+            "feature maps (batch, channels, positions ...)",
+            given=f"{tuple(student.shape)} and {tuple(teacher.shape)}",
+            where="AttentionTransfer",
+            fix="Pair convolutional layers; for layers without positions use FeatureMSE.",
+        )
+    maps = [F.normalize(x.float().square().sum(1).flatten(1), dim=1) for x in (student, teacher)]
+    if maps[0].shape != maps[1].shape:
+        raise DataError(
+            "feature maps of one size",
+            given=f"{tuple(student.shape)} and {tuple(teacher.shape)}",
+            where="AttentionTransfer",
+            fix="Pair layers whose outputs have the same height and width.",
+        )
+    return (maps[0] - maps[1]).square().sum(1).mean()
+
+
+def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of squared differences over the elements that `mask` keeps; no gradient to `teacher`.
+
+    Args:
+        student, teacher: any equal shape.
+        mask: bool, broadcastable to it; None keeps all.
+    """
+    if mask is None:
+        return F.mse_loss(student.float(), teacher.float())
+    value: Tensor = _MaskedMSE.apply(student.float(), teacher.float(), mask)  # type: ignore[no-untyped-call]
+    return value
+
+
+class _MaskedMSE(Function):
+    """In a few passes over memory: these are the largest tensors of a step after the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        # Masked after they are subtracted, by filling: what stands at padding may be infinite, and infinity times zero is NaN.
+        difference = (student - teacher).masked_fill_(~mask, 0.0)
+        ctx.save_for_backward(difference)
+        ctx.count = mask.sum() * (difference.numel() // mask.numel())  # every element of it stands for as many
+        flat = difference.flatten()
+        value: Tensor = torch.dot(flat, flat) / ctx.count
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        return difference * (2.0 * grads[0] / ctx.count), None, None
+
+
+def attention_relations(x: Tensor, relation_heads: int, real: Tensor | None) -> Tensor:
+    """Log softmax of x x^T / sqrt(width) within each relation head (Wang et al. 2021, MiniLMv2, eqs. 3 to 6).
+
+    Args:
+        x: queries, keys or values (batch, heads, positions, width of a head), which are put side by side and cut anew.
+        relation_heads: into how many, whatever the number of heads was.
+        real: bool (batch, positions), False where there is padding, which is related to nothing; None where nothing is.
+
+    Returns:
+        (batch, relation heads, positions, positions).
+
+    Raises:
+        DataError: all heads together are not that many times as wide as one of them.
+    """
+    flat = x.float().transpose(1, 2).flatten(2)
+    if flat.shape[-1] % relation_heads:
+        fix = "Choose a number that divides both models' widths."
+        given = f"heads of width {flat.shape[-1]} together"
+        raise DataError(f"a width that {relation_heads} relation heads share", given=given, where="AttentionRelation", fix=fix)
+    cut = flat.unflatten(-1, (relation_heads, -1)).transpose(1, 2)
+    products = cut @ cut.transpose(-1, -2) / cut.shape[-1] ** 0.5
+    if real is not None:
+        products = products.masked_fill(~real[:, None, None, :], torch.finfo(products.dtype).min)
+    return F.log_softmax(products, -1)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A module of the student and the module of the teacher that it is matched to."""
+
+    student: str
+    teacher: str
+
+
+@dataclass(frozen=True)
+class AttentionTransfer:
+    """`attention_transfer` summed over pairs of layers; widths may differ."""
+
+    pairs: tuple[Pair, ...]
+    needs_teacher = True
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        losses = [attention_transfer(student.features[p.student], target.features[p.teacher]) for p in self.pairs]
+        return torch.stack(losses).sum()
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The modules on either side."""
+        return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class FeatureMSE:
+    """`masked_mse` of layer outputs of equal shape, summed over pairs; positions that are padding leave the mean."""
+
+    pairs: tuple[Pair, ...]
+    needs_teacher = True
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        losses = []
+        for pair in self.pairs:
+            ours, theirs = _matched(
+                pair,
+                student,
+                target,
+                "FeatureMSE",
+                "Pair layers of equal width, or use AttentionTransfer, which allows different widths.",
+            )
+            real = student.positions
+            fits = real is not None and ours.ndim == 3 and ours.shape[:2] == real.shape
+            losses.append(masked_mse(ours, theirs, real.unsqueeze(-1) if real is not None and fits else None))
+        return torch.stack(losses).sum()
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The modules on either side."""
+        return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class AttentionScoreMSE:
+    """`masked_mse` of attention scores before the softmax (batch, heads, queries, keys), summed over pairs.
+
+    Queries and keys that are padding leave the mean. (Wu et al.'s (2022) code leaves them in, with the additive mask on top.)
+    """
+
+    pairs: tuple[Pair, ...]
+    needs_teacher = True
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        losses = []
+        real = student.positions
+        mask = None if real is None else (real.unsqueeze(1) & real.unsqueeze(2)).unsqueeze(1)
+        for pair in self.pairs:
+            ours, theirs = _matched(pair, student, target, "AttentionScoreMSE", "Pair layers with equally many heads.")
+            losses.append(masked_mse(ours, theirs, mask))
+        return torch.stack(losses).sum()
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The attention layers on either side."""
+        return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class AttentionRelation:
+    """KL of how queries relate to queries, keys to keys and values to values (Wang et al. 2021, MiniLMv2, eq. 2).
+
+    The two models may differ in heads and in width. Mean over the batch, relation heads and real positions; summed over the
+    three and over pairs.
+
+    Args:
+        pairs: attention layers, by `layer_maps.head_pairs`.
+        relation_heads: into how many heads the relations are cut.
+    """
+
+    pairs: tuple[Pair, ...]
+    relation_heads: int = 12
+    needs_teacher = True
+
+    def __post_init__(self) -> None:
+        if self.relation_heads < 1:
+            given, fix = str(self.relation_heads), "12 suits most encoders."
+            raise SpecError("at least one relation head", given=given, where="AttentionRelation", fix=fix)
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        real, losses = student.positions, []
+        for pair in self.pairs:
+            for ours, theirs in zip(student.features[pair.student], target.features[pair.teacher], strict=True):
+                one, other = (attention_relations(x, self.relation_heads, real) for x in (ours, theirs))
+                divergence = (other.exp() * (other - one)).sum(-1)
+                losses.append(divergence.mean() if real is None else _mean_over(divergence, real))
+        return torch.stack(losses).sum()
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The attention layers on either side."""
+        return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
+
+
+def _mean_over(values: Tensor, real: Tensor) -> Tensor:
+    """Mean of (batch, heads, positions) over real positions."""
+    return values.masked_fill(~real.unsqueeze(1), 0.0).sum() / (real.sum() * values.shape[1])
+
+
+def _matched(pair: Pair, student: Output, target: Output, loss: str, fix: str) -> tuple[Tensor, Tensor]:
+    ours, theirs = student.features[pair.student], target.features[pair.teacher]
+    if ours.shape != theirs.shape:
+        given = f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
+        raise DataError("outputs of one shape", given=given, where=f"{loss} {pair.student} -> {pair.teacher}", fix=fix)
+    return ours, theirs

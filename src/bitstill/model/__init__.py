@@ -1,0 +1,1 @@
+"""Layers that train at their effective weights and layers that hold packed bits; selecting, swapping, freezing, packing."""

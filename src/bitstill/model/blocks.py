@@ -1,0 +1,170 @@
+"""The repeated blocks of a network (a transformer's layers), and keeping some of them.
+
+They are found by structure, so that BERT, RoBERTa, DistilBERT, ELECTRA, DeBERTa, ViT and any other network need no table of
+names: the `nn.ModuleList` whose members are of one class and hold most of the parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from bitstill.errors import MatchError, SpecError
+from bitstill.model.swap import swap
+
+Choice = Literal["skip", "top", "bottom"]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The repeated blocks of a model.
+
+    Args:
+        name: dotted name of their list.
+        modules: the blocks in the order in which they run.
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...]
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+def blocks(model: nn.Module) -> Blocks:
+    """The repeated blocks of `model`.
+
+    Raises:
+        MatchError: if there are none, if one block runs several times (ALBERT), so that there are none to choose from, or if
+            there are two lists of them side by side (an encoder and a decoder).
+    """
+    lists = {
+        name: tuple(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(member) for member in module}) == 1
+    }
+    if not lists:
+        raise MatchError(
+            "a list of equal blocks (nn.ModuleList)",
+            given="none",
+            where=type(model).__name__,
+            fix="Hidden states, attention scores and layer reduction need one; use losses on logits instead.",
+        )
+    sizes = {key: sum(p.numel() for block in members for p in block.parameters()) for key, members in lists.items()}
+    name = max(lists, key=sizes.__getitem__)
+    found = Blocks(name, lists[name])
+    beside = [key for key in lists if not f"{key}.".startswith(f"{name}.") and not f"{name}.".startswith(f"{key}.")]
+    rivals = [key for key in beside if len(lists[key]) > 1 and sizes[key] > sizes[name] / 4]
+    if rivals:
+        raise MatchError(
+            "one list of blocks",
+            given=f"two, {rivals[0]!r} and {name!r}",
+            where=type(model).__name__,
+            fix="An encoder and a decoder have no common depth to match or to reduce; use losses on logits only.",
+        )
+    declared = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    declared = declared if isinstance(declared, int) else len(found)
+    different = len({id(module) for module in found.modules})
+    if different < len(found) or declared != len(found):
+        raise MatchError(
+            f"{declared} different blocks",
+            given=f"{different} in {name!r}",
+            where=type(model).__name__,
+            fix="One block that runs several times (ALBERT) has no layers to choose or to match; use losses on logits only.",
+        )
+    return found
+
+
+def choose(depth: int, keep: int, choice: Choice) -> tuple[int, ...]:
+    """Which `keep` of `depth` blocks stay, from 0.
+
+    Args:
+        depth: how many there are.
+        keep: how many stay.
+        choice: "skip" takes every (depth / keep)-th, ending with the last, as Wu et al. (2022) do; "top" the ones nearest the
+            output, "bottom" the ones nearest the input.
+
+    Raises:
+        SpecError: more blocks than there are, or none.
+    """
+    if not 1 <= keep <= depth:
+        raise SpecError(f"1 to {depth} layers", given=str(keep), where="layers to keep", fix="The teacher has no more.")
+    if choice == "top":
+        return tuple(range(depth - keep, depth))
+    if choice == "bottom":
+        return tuple(range(keep))
+    return tuple((index + 1) * depth // keep - 1 for index in range(keep))
+
+
+def check_choice(layers: Sequence[int], depth: int) -> None:
+    """Refuse a list of blocks that a model of `depth` blocks cannot give.
+
+    Raises:
+        SpecError: out of range, repeated, not ascending, or empty.
+    """
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= depth:
+        raise SpecError(
+            f"different layers from 0 to {depth - 1} in ascending order",
+            given=str(list(layers)),
+            where="layers to keep",
+            fix=f"The model has {depth} layers, counted from 0.",
+        )
+
+
+def reduced(model: nn.Module, layers: Sequence[int]) -> nn.Module:
+    """A copy of `model` with only the blocks `layers`, all else as it was; a Hugging Face config is rewritten to match.
+
+    Args:
+        model: a network with repeated blocks.
+        layers: which stay, ascending, from 0.
+
+    Raises:
+        SpecError: a layer out of range.
+        MatchError: no blocks.
+    """
+    found = blocks(model)
+    check_choice(layers, len(found))
+    student = copy.deepcopy(model)
+    whole = student.get_submodule(found.name)
+    kept = [whole.get_submodule(str(layer)) for layer in layers]
+    _check_alike([whole.get_submodule(str(place)) for place in range(len(kept))], kept, layers)
+    swap(student, {whole: nn.ModuleList(kept).train(whole.training)})
+    _renumber(student, kept, layers, len(found))
+    return student
+
+
+def _check_alike(places: Sequence[nn.Module], kept: Sequence[nn.Module], layers: Sequence[int]) -> None:
+    """Refuse a block that is built unlike the one whose place it takes: who rebuilds the model from its config gets another."""
+    for place, (old, new) in enumerate(zip(places, kept, strict=True)):
+        ours, theirs = ({name: tensor.shape for name, tensor in block.state_dict().items()} for block in (new, old))
+        if ours != theirs:
+            odd = next(name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name))
+            raise MatchError(
+                f"a block like the one whose place it takes ({place})",
+                given=f"block {layers[place]}, which differs in {odd}",
+                where="layers to keep",
+                fix="Keep the blocks that are built differently in their places, by a list such as layers=(0, 2, 4).",
+            )
+
+
+def _renumber(student: nn.Module, kept: Sequence[nn.Module], layers: Sequence[int], depth: int) -> None:
+    """Make the config, and the numbers that blocks keep of themselves, say what is there now."""
+    for place, block in enumerate(kept):
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.__dict__["layer_idx"] = place
+    seen: set[int] = set()
+    for module in student.modules():
+        config = getattr(module, "config", None)
+        if config is None or id(config) in seen:
+            continue
+        seen.add(id(config))
+        if getattr(config, "num_hidden_layers", None) == depth:
+            config.num_hidden_layers = len(layers)
+        kinds = getattr(config, "layer_types", None)
+        if isinstance(kinds, list) and len(kinds) == depth:
+            config.layer_types = [kinds[layer] for layer in layers]

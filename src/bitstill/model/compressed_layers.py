@@ -1,0 +1,199 @@
+"""Compressed layers: the original layer, computing with its effective weight.
+
+Each is a subclass of the layer it replaces and *adopts* it: parameters (the very same objects, under the same names), hooks,
+buffers, training flag and settings are taken over, so optimizers, tied weights, checkpoints and code that looks at
+`layer.weight` or `isinstance(layer, nn.Linear)` keep working. Only the forward differs.
+
+Hugging Face's `Conv1D`, a Linear whose weight is stored (in, out), is recognised by name, so that transformers need not be
+installed; its weight is quantized as (out, in), the way every other layer's is.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitstill.model.input_transform import input_transform
+from bitstill.model.weight_transform import FrozenWeight, WeightTransform
+from bitstill.quant.rules import Compression
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class CompressedLinear(nn.Linear):
+    """`nn.Linear` at its effective weight: x (..., in) -> (..., out)."""
+
+    weight_transform: nn.Module
+    input_transform: nn.Module
+    original_class: type[nn.Module]
+
+    def effective_weight(self) -> Tensor:
+        """The weight the forward uses, (out, in)."""
+        result: Tensor = self.weight_transform(self.weight)
+        return result
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(self.input_transform(input), self.effective_weight(), self.bias)
+
+
+class CompressedConv1d(nn.Conv1d):
+    """`nn.Conv1d` at its effective weight: x (N, in, L) -> (N, out, L')."""
+
+    weight_transform: nn.Module
+    input_transform: nn.Module
+    original_class: type[nn.Module]
+
+    def effective_weight(self) -> Tensor:
+        """The weight the forward uses, (out, in / groups, kernel)."""
+        result: Tensor = self.weight_transform(self.weight)
+        return result
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = self._conv_forward(self.input_transform(input), self.effective_weight(), self.bias)
+        return result
+
+
+class CompressedConv2d(nn.Conv2d):
+    """`nn.Conv2d` at its effective weight: x (N, in, H, W) -> (N, out, H', W')."""
+
+    weight_transform: nn.Module
+    input_transform: nn.Module
+    original_class: type[nn.Module]
+
+    def effective_weight(self) -> Tensor:
+        """The weight the forward uses, (out, in / groups, kH, kW)."""
+        result: Tensor = self.weight_transform(self.weight)
+        return result
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = self._conv_forward(self.input_transform(input), self.effective_weight(), self.bias)
+        return result
+
+
+class CompressedEmbedding(nn.Embedding):
+    """`nn.Embedding` at its effective weight: ids (...) -> (..., dim).
+
+    Where scales are per row, only the rows in use are quantized.
+    """
+
+    weight_transform: nn.Module
+    input_transform: nn.Module
+    original_class: type[nn.Module]
+
+    def effective_weight(self) -> Tensor:
+        """The whole table, (rows, dim)."""
+        result: Tensor = self.weight_transform(self.weight)
+        return result
+
+    def forward(self, input: Tensor) -> Tensor:
+        transform = self.weight_transform
+        if isinstance(transform, WeightTransform) and transform.by_row:
+            unique, position = input.unique(return_inverse=True)
+            rows = transform.rows(F.embedding(unique, self.weight), unique)
+            return F.embedding(position, rows, self._padding_among(unique))
+        return F.embedding(input, self.effective_weight(), self.padding_idx)
+
+    def _padding_among(self, rows: Tensor) -> int | None:
+        """Where the row of padding, which does not learn, is among `rows` (sorted ids); None if it is not."""
+        if self.padding_idx is None:
+            return None
+        place = int((rows < self.padding_idx).sum())
+        return place if place < len(rows) and int(rows[place]) == self.padding_idx else None
+
+
+class CompressedTransposedLinear(nn.Module):
+    """Hugging Face's `Conv1D` at its effective weight: x (..., in) -> (..., out); weight stored (in, out)."""
+
+    weight: Tensor
+    bias: Tensor
+    weight_transform: nn.Module
+    input_transform: nn.Module
+    original_class: type[nn.Module]
+
+    def effective_weight(self) -> Tensor:
+        """The weight the forward uses, (out, in)."""
+        result: Tensor = self.weight_transform(self.weight.T)
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X times the weight, plus the bias."""
+        return F.linear(self.input_transform(x), self.effective_weight(), self.bias)
+
+
+CompressedLayer = CompressedLinear | CompressedConv1d | CompressedConv2d | CompressedEmbedding | CompressedTransposedLinear
+COMPRESSED_KINDS: dict[str, type[CompressedLayer]] = {
+    "Linear": CompressedLinear,
+    "Conv1d": CompressedConv1d,
+    "Conv2d": CompressedConv2d,
+    "Embedding": CompressedEmbedding,
+    "TransposedLinear": CompressedTransposedLinear,
+}
+_ORIGINALS: dict[type[nn.Module], str] = {
+    nn.Linear: "Linear",
+    nn.Conv1d: "Conv1d",
+    nn.Conv2d: "Conv2d",
+    nn.Embedding: "Embedding",
+}
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """The kind of layer that `module` is, a key of `COMPRESSED_KINDS`; None if it cannot be compressed.
+
+    The type must match exactly: a subclass may have a forward of its own, which adopting would silently drop. The weight must
+    be a Parameter: where torch computes it from others before each forward (`spectral_norm`), nothing could be shared.
+    """
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return None
+    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+        return "TransposedLinear"
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
+        return None
+    return _ORIGINALS.get(type(module))
+
+
+def adopt(original: nn.Module, kind: type[M]) -> M:
+    """A module of class `kind` that takes over everything `original` has, sharing its parameters and buffers."""
+    new = kind.__new__(kind)
+    new.__dict__ = dict(original.__dict__)
+    for registry in ("_parameters", "_buffers", "_modules"):
+        new.__dict__[registry] = dict(original.__dict__[registry])
+    return new
+
+
+def compress_layer(original: nn.Module, kind: str, compression: Compression) -> CompressedLayer:
+    """The compressed layer for `original`, sharing its parameters.
+
+    Args:
+        original: a layer for which `kind_of` gave `kind`.
+        compression: what to do to its weight and input.
+    """
+    layer = adopt(original, COMPRESSED_KINDS[kind])
+    layer.original_class = type(original)
+    weight = original.weight.T if kind == "TransposedLinear" else original.weight
+    assert isinstance(weight, Tensor)
+    layer.add_module("weight_transform", WeightTransform(compression.weight, weight, compression.prune))
+    takes_ids = kind == "Embedding"
+    layer.add_module("input_transform", nn.Identity() if takes_ids else input_transform(compression.input))
+    layer.train(original.training)
+    return layer
+
+
+def is_compressed(module: nn.Module) -> bool:
+    """Whether `module` is one of the compressed layers."""
+    return isinstance(module, tuple(COMPRESSED_KINDS.values()))
+
+
+def pruning_transform(module: nn.Module) -> WeightTransform | None:
+    """The weight transform of a compressed layer that has a mask; None for every other module."""
+    if not is_compressed(module):
+        return None
+    transform = module.weight_transform
+    return transform if isinstance(transform, WeightTransform) and transform.mask is not None else None
+
+
+__all__ = [
+    "COMPRESSED_KINDS", "CompressedLayer", "FrozenWeight", "adopt", "compress_layer", "is_compressed", "kind_of",
+    "pruning_transform",
+]  # fmt: skip

@@ -1,0 +1,318 @@
+"""prepare -> freeze -> pack -> unpack: the life of a compressed model.
+
+    prepare(model, compression)   in place: layers train at their effective weights; a report names every parameter
+    freeze(model)                 a copy whose weights *are* the effective weights, with their codes beside them
+    pack(frozen)                  a copy that holds packed bits only
+    unpack(packed)                a copy made of ordinary torch layers in float32, for any tool that wants those
+
+Each step gives the same outputs as the one before, bit for bit in float32 (leftovers, the parameters that stay in float,
+may be cast to float16 by `freeze`, and only there).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitstill.errors import DataError, MatchError, SpecError
+from bitstill.model.attention import attention_record, remove_transforms
+from bitstill.model.compressed_layers import (
+    COMPRESSED_KINDS,
+    CompressedLayer,
+    CompressedTransposedLinear,
+    FrozenWeight,
+    adopt,
+    compress_layer,
+    is_compressed,
+    kind_of,
+)
+from bitstill.model.input_transform import InputTransform
+from bitstill.model.packed_layers import PackedLayer, PackedSpec, is_packed, pack_weight, packed_layer
+from bitstill.model.prune import move_masks
+from bitstill.model.select import RunOnce, select
+from bitstill.model.state import stored_tensors
+from bitstill.model.swap import swap
+from bitstill.model.weight_transform import WeightTransform, belongs_to_quantizer, check_finite
+from bitstill.quant.quantizer import SECOND
+from bitstill.quant.rules import Compression
+
+
+@dataclass(frozen=True)
+class Touched:
+    """What happened to one parameter.
+
+    Args:
+        parameter: its name in the model.
+        shape: its shape.
+        action: "quantized" or "float".
+        detail: the quantizer, or why it stays in float.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    action: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """Every parameter of a prepared model, so that nothing is missed silently."""
+
+    rows: tuple[Touched, ...]
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """Names of the quantized parameters."""
+        return tuple(row.parameter for row in self.rows if row.action == "quantized")
+
+
+def prepare(
+    model: nn.Module, compression: Compression | Sequence[Compression], *, run_once: RunOnce | None = None
+) -> PrepareReport:
+    """Swap compressed layers into `model`, in place; parameters stay the same objects under the same names.
+
+    Args:
+        model: any module; its Linear, Embedding, Conv1d, Conv2d and Hugging Face Conv1D layers can be compressed.
+        compression: one rule, or several that must not name the same layer.
+        run_once: runs the model on a small batch; needed where a rule names a role ("role:classifier").
+
+    Returns:
+        A report on every parameter.
+
+    Raises:
+        MatchError: a pattern matches nothing, or two rules name one layer.
+        DataError: a weight is NaN or infinite.
+        SpecError: the model is already compressed.
+    """
+    if any(is_compressed(m) or is_packed(m) for m in model.modules()):
+        raise SpecError(
+            "a float model", given="one with compressed layers", where="prepare", fix="Load or build the model anew."
+        )
+    rules = (compression,) if isinstance(compression, Compression) else tuple(compression)
+    chosen: dict[str, tuple[nn.Module, Compression]] = {}
+    for rule in rules:
+        for name, module in select(model, rule.targets, rule.ignore, run_once).items():
+            if name in chosen:
+                raise MatchError(
+                    "each layer in one rule only",
+                    given="two rules that name it",
+                    where=name,
+                    fix="Add it to `ignore` of one of them.",
+                )
+            chosen[name] = (module, rule)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, (module, rule) in chosen.items():
+        assert isinstance(module.weight, Tensor)
+        check_finite(module.weight, f"{name}.weight")
+        kind = kind_of(module)
+        assert kind is not None
+        replacements[module] = compress_layer(module, kind, rule)
+    swap(model, replacements)
+    for rule in rules:
+        if rule.prune is not None and rule.prune.scope == "global":
+            own = [replacements[module] for module, its_rule in chosen.values() if its_rule is rule]
+            move_masks(nn.ModuleList(own), rule.prune.sparsity)
+    return report(model)
+
+
+def report(model: nn.Module) -> PrepareReport:
+    """What happened to every parameter of a compressed model."""
+    reasons: dict[int, tuple[str, str]] = {}
+    for module in model.modules():
+        if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
+            learned = module.weight_transform.learned
+            weights = (module.weight, *(learned[name] for name in learned if name == SECOND))
+            reasons |= {id(weight): ("quantized", module.weight_transform.spec.name) for weight in weights}
+        elif kind_of(module) is not None:  # a tied weight counts as quantized if one of its layers is
+            reasons.setdefault(id(module.weight), ("float", "not selected"))
+    rows = []
+    for name, parameter in model.named_parameters():
+        action, detail = reasons.get(id(parameter), ("float", _why_float(model, name)))
+        rows.append(Touched(name, tuple(parameter.shape), action, detail))
+    return PrepareReport(tuple(rows))
+
+
+def freeze(model: nn.Module, leftovers: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of `model` whose weights are the effective ones, for good. The copy is in eval mode and needs no gradient.
+
+    Stochastic rounding ends here: frozen weights are rounded to nearest.
+
+    Args:
+        model: a prepared (or plain float) model.
+        leftovers: the dtype in which everything that is not quantized will be stored. Values are rounded to it, but kept in
+            float32 so that the frozen model computes as the reloaded one will.
+
+    Raises:
+        DataError: a weight is NaN or infinite, or too large for `leftovers`.
+        SpecError: weights are to be loss-aware, and no optimizer has ever been followed.
+    """
+    _check_followed(model)
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    owned: set[int] = set()
+    for name, module in frozen.named_modules():
+        if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
+            _freeze_layer(name, module)
+            owned.add(id(module.weight))
+    for name, tensor in stored_tensors(frozen).items():
+        if tensor.is_floating_point() and id(tensor) not in owned:
+            check_finite(tensor, name)
+            tensor.data = _rounded(tensor.data, leftovers, name)
+    return frozen
+
+
+def pack(frozen: nn.Module) -> nn.Module:
+    """A copy of a frozen model with packed layers: codes in bits, and no float weight beside them.
+
+    Raises:
+        SpecError: if `frozen` still trains.
+    """
+    packed = copy.deepcopy(frozen)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, module in packed.named_modules():
+        if not is_compressed(module):
+            continue
+        transform = module.weight_transform
+        if isinstance(transform, WeightTransform):
+            raise SpecError("a frozen model", given="latent weights", where=name, fix="Call freeze(model) first.")
+        if isinstance(transform, FrozenWeight):
+            replacements[module] = _packed(module, transform)
+    swap(packed, replacements)
+    return packed
+
+
+def unpack(packed: nn.Module) -> nn.Module:
+    """A copy of a packed model made of ordinary torch layers with float32 weights.
+
+    Raises:
+        SpecError: if a layer quantizes its input, which an ordinary layer cannot.
+    """
+    plain = copy.deepcopy(packed)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, module in plain.named_modules():
+        if is_packed(module):
+            if isinstance(module._modules.get("input_transform"), InputTransform):
+                raise SpecError(
+                    "layers with float inputs",
+                    given="a quantized input",
+                    where=name,
+                    fix="Keep the packed model, whose layers quantize their inputs.",
+                )
+            replacements[module] = _plain(module)
+    if attention_record(plain):
+        fix = "Keep the packed model, which quantizes them."
+        where = next(iter(attention_record(plain)))
+        raise SpecError("attention with float operands", given="quantized ones", where=where, fix=fix)
+    swap(plain, replacements)
+    return plain
+
+
+def uncompressed(model: nn.Module) -> nn.Module:
+    """A copy of a prepared model made of the layers it had before, with their latent weights: the float architecture.
+
+    Of a split weight it is the sum of the two.
+    """
+    plain = copy.deepcopy(model)
+    replacements: dict[nn.Module, nn.Module] = {}
+    whole: set[int] = set()
+    for module in plain.modules():
+        if is_compressed(module):
+            if id(module.weight) not in whole:
+                _add_second(module)
+                whole.add(id(module.weight))
+            kind: type[nn.Module] = module.__dict__["original_class"]
+            original = adopt(module, kind)
+            for name in ("weight_transform", "input_transform"):
+                original._modules.pop(name)
+            del original.__dict__["original_class"]
+            replacements[module] = original
+    swap(plain, replacements)
+    remove_transforms(plain)
+    return plain
+
+
+def _check_followed(model: nn.Module) -> None:
+    """Refuse loss-aware weights that know nothing of a loss: they would be fitted ones that are called otherwise."""
+    curvatures = [m.curvature for m in model.modules() if isinstance(m, WeightTransform) and m.curvature is not None]
+    if curvatures and all(bool((curvature == 1).all()) for curvature in curvatures):
+        fix = "In a loop of your own, make a bitstill.Following(model, optimizer) and call it after each step."
+        raise SpecError("loss-aware weights that have followed an optimizer", given="none that has", where="freeze", fix=fix)
+
+
+def _add_second(module: nn.Module) -> None:
+    """Make the weight of a layer the sum of its latent weights."""
+    transform = module.weight_transform
+    if isinstance(transform, WeightTransform) and SECOND in transform.learned:
+        assert isinstance(module.weight, Tensor)
+        second = transform.learned[SECOND].detach()
+        module.weight.data += second.T if isinstance(module, CompressedTransposedLinear) else second
+
+
+def _freeze_layer(name: str, module: CompressedLayer) -> None:
+    transform = module.weight_transform
+    assert isinstance(transform, WeightTransform)
+    transposed = isinstance(module, CompressedTransposedLinear)
+    latent = module.weight.detach()
+    check_finite(latent, f"{name}.weight")
+    if SECOND in transform.learned:
+        check_finite(transform.learned[SECOND], f"{name}, second latent weight")
+    quantized = transform.quantize(latent.T if transposed else latent)
+    effective = quantized.dequantize()
+    module.weight = nn.Parameter(effective.T.contiguous() if transposed else effective, requires_grad=False)
+    module.weight_transform = FrozenWeight(quantized, transform.spec)
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    rounded = tensor.to(dtype).float()
+    if not bool(torch.isfinite(rounded).all()):
+        raise DataError(
+            f"values up to {torch.finfo(dtype).max:g}, the largest {str(dtype).removeprefix('torch.')}",
+            given=f"{tensor.abs().max().item():g}",
+            where=name,
+            fix="Store leftovers in float32.",
+        )
+    return rounded
+
+
+def _packed(module: CompressedLayer, transform: FrozenWeight) -> PackedLayer:
+    quantized = transform.quantized
+    kind = next(kind for kind, cls in COMPRESSED_KINDS.items() if type(module) is cls)
+    spec = PackedSpec(
+        kind=kind,
+        shape=tuple(quantized.shape),
+        granularity=transform.spec.granularity,
+        name=transform.spec.name,
+        scale_dtype=transform.spec.scale_dtype,
+        pruned=quantized.mask is not None,
+    )
+    return packed_layer(module, pack_weight(quantized, spec), module.input_transform)
+
+
+def _plain(module: PackedLayer) -> nn.Module:
+    kinds: dict[str, type[nn.Module]] = {
+        "Linear": nn.Linear, "TransposedLinear": nn.Linear, "Conv1d": nn.Conv1d, "Conv2d": nn.Conv2d,
+        "Embedding": nn.Embedding,
+    }  # fmt: skip
+    spec = module.packed.spec
+    plain = adopt(module, kinds[spec.kind])
+    for name in ("packed", "input_transform"):
+        plain._modules.pop(name, None)
+    plain.register_parameter("weight", nn.Parameter(module.packed(), requires_grad=False))
+    if spec.kind == "TransposedLinear":
+        plain.__dict__.update(in_features=spec.shape[1], out_features=spec.shape[0])
+    return plain
+
+
+def _why_float(model: nn.Module, parameter: str) -> str:
+    owner, _, leaf = parameter.rpartition(".")
+    if belongs_to_quantizer(parameter):
+        return "learned by the quantizer"
+    module = model.get_submodule(owner)
+    if leaf == "bias":
+        return "bias"
+    if leaf == "weight" and isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)):
+        return f"subclass {type(module).__name__} with a forward of its own"
+    return f"parameter of {type(module).__name__}"

@@ -1,0 +1,119 @@
+"""From an artifact back to a model that runs, in torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bitstill.artifact.config_keys import ATTENTION, RESIZED
+from bitstill.artifact.format import WEIGHTS, LayerRecord
+from bitstill.artifact.reader import Archive
+from bitstill.errors import ArtifactError
+from bitstill.model import attention
+from bitstill.model.compressed_layers import kind_of
+from bitstill.model.input_transform import input_transform
+from bitstill.model.packed_layers import PackedPlane, PackedSpec, PackedWeight, packed_layer
+from bitstill.model.resize import resize
+from bitstill.model.state import stored_tensors
+from bitstill.model.swap import swap
+from bitstill.quant import bitpack
+from bitstill.quant.layouts import natural_layout
+from bitstill.quant.rules import QuantizeInput
+
+
+def load_into(model: nn.Module, archive: Archive) -> nn.Module:
+    """Turn `model`, a float network of the right architecture, into the delivered one, in place.
+
+    Args:
+        model: its weights are thrown away.
+        archive: what `reader.read` returned.
+
+    Returns:
+        `model`, packed, in eval mode, without gradients.
+
+    Raises:
+        ArtifactError: if the architecture is not the one that was delivered.
+    """
+    resize(model, archive.config.get(RESIZED))
+    attention.restore_transforms(model, archive.config.get(ATTENTION))
+    model.float().cpu()  # what was delivered computes in float32 on the CPU, wherever this network was built
+    originals = original_layers(model, archive)
+    swap(model, {original: restored_layer(original, archive.layers[name], archive) for name, original in originals.items()})
+    _load_leftovers(model, archive)
+    return model.eval().requires_grad_(False)
+
+
+def original_layers(model: nn.Module, archive: Archive) -> dict[str, nn.Module]:
+    """The float layers of `model` that the archive has packed, by name.
+
+    Raises:
+        ArtifactError: one is missing, of another kind or of another shape.
+    """
+    modules = dict(model.named_modules())
+    for name, layer in archive.layers.items():
+        original = modules.get(name)
+        if original is None or kind_of(original) != layer.kind:
+            raise _mismatch(f"a {layer.kind} layer", "none" if original is None else type(original).__name__, name)
+        if tuple(original.weight.shape) != _stored_shape(layer):
+            raise _mismatch(f"a weight of shape {_stored_shape(layer)}", str(tuple(original.weight.shape)), name)
+    return {name: modules[name] for name in archive.layers}
+
+
+def restored_layer(original: nn.Module, layer: LayerRecord, archive: Archive) -> nn.Module:
+    """The packed layer that takes the place of `original`, with the archive's bits."""
+    spec = None if layer.input is None else QuantizeInput(**layer.input)
+    return packed_layer(original, _packed_weight(layer, archive), input_transform(spec))
+
+
+def _packed_weight(layer: LayerRecord, archive: Archive) -> PackedWeight:
+    planes = []
+    for index, record in enumerate(layer.planes):
+        layout = natural_layout(record.levels)
+        if record.coding == "none" and record.layout == layout:
+            codes = torch.from_numpy(archive.packed_codes(layer, index).copy())
+        else:
+            codes = bitpack.pack(torch.from_numpy(archive.codes(layer, index).copy()), record.levels, layout)
+        scale = torch.from_numpy(archive.tensors[layer.tensor("scale", index)].copy()).float()
+        offset = archive.tensors.get(layer.tensor("offset", index)) if record.offset else None
+        levels = torch.from_numpy(archive.levels(layer, index).copy())
+        shift = None if offset is None else torch.from_numpy(offset.copy()).float()
+        planes.append(PackedPlane(codes, levels, scale, shift))
+    spec = PackedSpec(layer.kind, layer.shape, layer.granularity, layer.quantizer, layer.scale_dtype)
+    mask = torch.from_numpy(archive.tensors[layer.tensor("mask")].copy()) if layer.mask else None
+    return PackedWeight(spec, planes, mask)
+
+
+def _load_leftovers(model: nn.Module, archive: Archive) -> None:
+    slots = {name: t for name, t in stored_tensors(model).items() if not _belongs_to_packed(name, archive)}
+    stored = archive.leftovers
+    missing, extra = sorted(slots.keys() - stored.keys()), sorted(stored.keys() - slots.keys())
+    if missing or extra:
+        given = f"{len(missing)} missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}"
+        raise _mismatch(f"{len(slots)} float tensors that fit the model", given, "leftovers")
+    for name, slot in slots.items():
+        value = torch.from_numpy(stored[name].copy())
+        if value.shape != slot.shape:
+            raise _mismatch(f"shape {tuple(slot.shape)}", str(tuple(value.shape)), name)
+        _assign(slot, value)
+
+
+def _assign(slot: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        slot.copy_(value)
+
+
+def _belongs_to_packed(name: str, archive: Archive) -> bool:
+    return ".packed." in name and name.split(".packed.")[0] in archive.layers
+
+
+def _stored_shape(layer: LayerRecord) -> tuple[int, ...]:
+    return layer.shape[::-1] if layer.kind == "TransposedLinear" else layer.shape
+
+
+def _mismatch(wanted: str, given: str, name: str) -> ArtifactError:
+    return ArtifactError(
+        wanted,
+        given=given,
+        where=f"{WEIGHTS} against the model, {name}",
+        fix="Load with the architecture that was delivered: its name is in config.json, or pass model=.",
+    )

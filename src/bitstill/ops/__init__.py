@@ -1,1 +1,0 @@
-"""Pure functions of tensors: no modules, no settings objects, nothing optional."""

@@ -1,0 +1,1 @@
+"""What a network computes, as a short program planned from config.json. No torch."""

@@ -1,0 +1,1 @@
+"""Quantizers: one file per method, with its settings, formula and gradient; masks, granularity, bit packing."""

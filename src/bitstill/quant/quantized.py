@@ -1,0 +1,118 @@
+"""What every quantizer returns: level values, scales and offsets, and the one rule that turns them into weights.
+
+    weight = sum over planes of (level * scale + offset),   and exactly 0 where the mask prunes
+
+A *level* is one of a short sorted list of numbers: 0..2^b-1 for affine, -n..n for symmetric, -1, +1 for binary,
+-1, 0, +1 for ternary, anything in [0, 1] for learned points. A *code* is the index of a level; codes are what is stored.
+Training keeps the level values (floats that hold the same numbers exactly), because turning them into codes and back
+would cost a gather; `codes()` makes them when the weight is frozen. Both ways end in the same multiplication and the same
+addition on the same float32 numbers, hence the invariant: fake-quantized == frozen == packed == reloaded, bit for bit.
+
+Legend: R rows, G groups per row, K weights per group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitstill.quant.granularity import Grid
+from bitstill.quant.grouping import from_groups
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One set of levels, scales and offsets.
+
+    Args:
+        values_RGK: each weight's level, float32; every element is one of `levels`.
+        levels: sorted float32 (L,).
+        scale_RG: float32.
+        offset_RG: float32, or None for schemes that are symmetric about zero.
+    """
+
+    values_RGK: Tensor
+    levels: Tensor
+    scale_RG: Tensor
+    offset_RG: Tensor | None = None
+
+    def dequantize(self) -> Tensor:
+        """Level * scale + offset, (R, G, K) float32."""
+        return dequantize_levels(self.values_RGK, self.scale_RG, self.offset_RG)
+
+    def codes_RGK(self) -> Tensor:
+        """Index of each level, uint8 (R, G, K)."""
+        return torch.searchsorted(self.levels, self.values_RGK).to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class SignPlane:
+    """A `Plane` of the levels -1 and +1 that holds the products alone: a training step has no use for the levels.
+
+    Args:
+        signed_RGK: +scale or -scale, float32; scales are not negative, but zero has a sign.
+        scale_RG: float32.
+    """
+
+    signed_RGK: Tensor
+    scale_RG: Tensor
+    offset_RG: None = None
+
+    @property
+    def levels(self) -> Tensor:
+        """-1 and +1."""
+        return torch.tensor([-1.0, 1.0], device=self.signed_RGK.device)
+
+    @property
+    def values_RGK(self) -> Tensor:
+        """Each weight's level."""
+        return torch.copysign(torch.ones((), device=self.signed_RGK.device), self.signed_RGK)
+
+    def dequantize(self) -> Tensor:
+        """Level * scale, (R, G, K) float32."""
+        return self.signed_RGK
+
+    def codes_RGK(self) -> Tensor:
+        """Index of each level, uint8 (R, G, K)."""
+        return (~torch.signbit(self.signed_RGK)).to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A quantized weight of `shape`: one or more planes that are added up, and a mask.
+
+    Args:
+        planes: at least one; two for a split ternary weight.
+        grid: how the weight is cut into groups.
+        shape: the weight's shape.
+        mask: bool of `shape`, False where the weight is pruned to exactly 0; None when nothing is.
+    """
+
+    planes: tuple[Plane | SignPlane, ...]
+    grid: Grid
+    shape: torch.Size
+    mask: Tensor | None = None
+
+    def dequantize(self) -> Tensor:
+        """The effective weight, float32 of `shape`."""
+        groups = self.planes[0].dequantize()
+        for plane in self.planes[1:]:
+            groups = groups + plane.dequantize()
+        return apply_mask(from_groups(groups, self.grid, self.shape), self.mask)
+
+    def codes(self) -> tuple[Tensor, ...]:
+        """For each plane, the codes as uint8 of `shape`."""
+        return tuple(from_groups(plane.codes_RGK(), self.grid, self.shape) for plane in self.planes)
+
+
+def dequantize_levels(values_RGK: Tensor, scale_RG: Tensor, offset_RG: Tensor | None) -> Tensor:
+    """Level * scale + offset. The product and the sum are rounded separately, here and in every other reader."""
+    product = values_RGK * scale_RG.unsqueeze(-1)
+    return product if offset_RG is None else product + offset_RG.unsqueeze(-1)
+
+
+def apply_mask(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """`weight`, and exactly +0 where `mask` is False."""
+    return weight if mask is None else torch.where(mask, weight, 0.0)

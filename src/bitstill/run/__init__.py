@@ -1,0 +1,1 @@
+"""Runs from models to reports: run files, roles, the driver, the demonstration."""

@@ -1,0 +1,88 @@
+"""One linear layer of an artifact in the C library: rows in, rows out, for whoever has a network of their own around it."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitstill.artifact.reader import Archive
+from bitstill.runtime import packing as weights
+from bitstill.runtime import structs as structures
+from bitstill.runtime.structs import Op, TailKind, rounded
+
+Array = npt.NDArray[Any]
+
+
+class Linear:
+    """x (rows, inputs) -> (rows, outputs): inputs quantized as trained, multiplied with packed weights, plus the bias.
+
+    Args:
+        archive: the artifact.
+        layer: name of a packed layer of kind "Linear".
+        library: the C library.
+    """
+
+    def __init__(self, archive: Archive, layer: str, library: ctypes.CDLL) -> None:
+        self.library, self.rule = library, archive.layers[layer].input
+        self._tier = library.bs_tier_in_use()
+        self.weight = weights.matrix(archive, layer, library, self._tier)
+        self.inputs, self.outputs = self.weight.struct.inputs, self.weight.struct.outputs
+        self._held = weights.Held()
+        multiply = structures.Step(op=Op.LINEAR, matrix=ctypes.pointer(self.weight.struct), output=0, input=1)
+        bias = archive.tensors.get(f"{layer}.bias")
+        if bias is not None:
+            multiply.tail[0] = structures.Tail(kind=TailKind.AFFINE, plus=self._held.channels(bias))
+        self._steps = [multiply]
+        self._widths = [self.outputs, self.inputs]
+        if self.rule is not None:
+            self._quantize(weights.rule_of(archive, f"{layer}.input_transform", self.rule), multiply)
+
+    def _quantize(self, rule: structures.Rule, multiply: structures.Step) -> None:
+        """Steps before the product: codes, and floats again where codes cannot be multiplied."""
+        self._steps.insert(0, structures.Step(op=Op.QUANTIZE, input=1, output=2, rule=rule))
+        self._widths.append(self.weight.struct.padded)
+        multiply.input, multiply.coded = 2, 1
+        if not self.weight.by_integers:
+            self._steps.insert(1, structures.Step(op=Op.MAP, input=2, output=3, coded=1))
+            self._widths.append(self.inputs)
+            multiply.input, multiply.coded = 3, 0
+
+    def __call__(self, x: Array, *, together: int = 1, threads: int = 1) -> Array:
+        """The layer's answer.
+
+        Args:
+            x: float32 (rows, inputs), contiguous.
+            together: rows that share a range, where inputs are quantized per sample.
+            threads: at most.
+        """
+        rows = len(x)
+        steps = (structures.Step * len(self._steps))(*self._steps)
+        if self.rule is not None:
+            steps[0].rule.span = {"token": 1, "sample": together, "tensor": 0}[self.rule["per"]]
+        result = np.empty((rows, self.outputs), np.float32)
+        if rows == 0:
+            return result
+        # The arena is everything above the lowest address: values lie where they are.
+        between = [np.empty(rows * (4 * width + 12) + 256, np.uint8) for width in self._widths[2:]]
+        addresses = np.array([result.ctypes.data, x.ctypes.data, *(rounded(each.ctypes.data) for each in between)], np.int64)
+        arena = int(addresses.min())
+        offsets, counts = addresses - arena, np.full(len(addresses), rows, np.int64)
+        widths = np.array(self._widths, np.int64)
+        each = self.library.bs_scratch_bytes(steps, len(steps), 0)
+        scratch = np.empty(each * threads + 64, np.uint8)
+        run = structures.Run(
+            steps=steps,
+            n_steps=len(steps),
+            arena=arena,
+            offset=offsets.ctypes.data,
+            rows=counts.ctypes.data,
+            width=widths.ctypes.data,
+            scratch=rounded(scratch.ctypes.data),
+            scratch_bytes=each,
+            tier=self._tier,
+        )
+        self.library.bs_execute(ctypes.byref(run), threads)
+        return result

@@ -1,1 +1,0 @@
-"""The only places that walk a module tree to find or replace parts of it."""

@@ -1,0 +1,113 @@
+"""Slow, obvious versions of every quantizer: one loop over groups, one over weights, numpy float32, no padding anywhere."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from bitstill.quant.granularity import Bucket, Granularity, PerChannel, PerGroup, PerTensor
+
+Array = npt.NDArray[np.float32]
+
+
+def groups_of(shape: tuple[int, ...], granularity: Granularity) -> list[list[int]]:
+    """Flat indices of the weights in each group, in order."""
+    numel = math.prod(shape)
+    row = numel // shape[0]
+    match granularity:
+        case PerTensor():
+            return [list(range(numel))]
+        case PerChannel():
+            return [list(range(r * row, (r + 1) * row)) for r in range(shape[0])]
+        case Bucket(size):
+            return [list(range(i, min(i + size, numel))) for i in range(0, numel, size)]
+        case PerGroup(size):
+            return [
+                list(range(r * row + i, min(r * row + i + size, (r + 1) * row)))
+                for r in range(shape[0])
+                for i in range(0, row, size)
+            ]
+
+
+def rounded(x: np.float32, dtype: str) -> np.float32:
+    """To the stored precision and back, saturating."""
+    if dtype == "float32":
+        return x
+    top = np.float32(65504)
+    return np.float32(np.float16(min(max(x, -top), top)))
+
+
+def divisor(x: np.float32) -> np.float32:
+    return np.float32(1) if x < np.finfo(np.float32).tiny else x
+
+
+def affine(w: Array, keep: npt.NDArray[np.bool_], granularity: Granularity, bits: int, dtype: str) -> Array:
+    out, flat, kept = np.zeros(w.size, np.float32), w.ravel(), keep.ravel()
+    top = np.float32(2**bits - 1)
+    for group in groups_of(w.shape, granularity):
+        counted = [flat[i] for i in group if kept[i]]
+        low, high = (min(counted), max(counted)) if counted else (np.float32(0), np.float32(0))
+        spread = np.float32(high - low)
+        step = rounded(np.float32(1) if spread < np.float32(1e-10) else np.float32(spread / top), dtype)
+        low = rounded(low, dtype)
+        for i in group:
+            if kept[i]:
+                q = min(max(np.round(np.float32(np.float32(flat[i] - low) / divisor(step))), np.float32(0)), top)
+                out[i] = np.float32(q * step) + low
+    return out.reshape(w.shape)
+
+
+def symmetric(w: Array, keep: npt.NDArray[np.bool_], granularity: Granularity, bits: int, dtype: str) -> Array:
+    out, flat, kept = np.zeros(w.size, np.float32), w.ravel(), keep.ravel()
+    n = np.float32(2 ** (bits - 1) - 1)
+    for group in groups_of(w.shape, granularity):
+        largest = max([abs(flat[i]) for i in group if kept[i]], default=np.float32(0))
+        step = rounded(np.float32(largest / n), dtype)
+        for i in group:
+            if kept[i]:
+                q = min(max(np.round(np.float32(flat[i] / divisor(step))), -n), n)
+                out[i] = np.float32(q + np.float32(0)) * step
+    return out.reshape(w.shape)
+
+
+def nearest_points(w: Array, keep: npt.NDArray[np.bool_], granularity: Granularity, points: Array, dtype: str) -> Array:
+    out, flat, kept = np.zeros(w.size, np.float32), w.ravel(), keep.ravel()
+    levels = np.sort(points)
+    middles = (levels[1:] + levels[:-1]) / np.float32(2)
+    for group in groups_of(w.shape, granularity):
+        counted = [flat[i] for i in group if kept[i]]
+        low, high = (min(counted), max(counted)) if counted else (np.float32(0), np.float32(0))
+        spread = np.float32(high - low)
+        spread = rounded(np.float32(1) if spread < np.float32(1e-10) else spread, dtype)
+        low = rounded(low, dtype)
+        for i in group:
+            if kept[i]:
+                v = np.float32(np.float32(flat[i] - low) / divisor(spread))
+                level = levels[sum(1 for middle in middles if v > middle)]
+                out[i] = np.float32(level * spread) + low
+    return out.reshape(w.shape)
+
+
+def binary(w: Array, keep: npt.NDArray[np.bool_], granularity: Granularity) -> npt.NDArray[np.float64]:
+    """In float64: sums in another order agree only to rounding."""
+    out, flat, kept = np.zeros(w.size), w.ravel().astype(np.float64), keep.ravel()
+    for group in groups_of(w.shape, granularity):
+        counted = [abs(flat[i]) for i in group if kept[i]]
+        for i in group:
+            if kept[i]:
+                out[i] = sum(counted) / len(counted) * (1 if flat[i] >= 0 else -1)
+    return out.reshape(w.shape)
+
+
+def ternary(w: Array, keep: npt.NDArray[np.bool_], granularity: Granularity) -> npt.NDArray[np.float64]:
+    """In float64, as `binary`."""
+    out, flat, kept = np.zeros(w.size), w.ravel().astype(np.float64), keep.ravel()
+    for group in groups_of(w.shape, granularity):
+        counted = [abs(flat[i]) for i in group if kept[i]]
+        threshold = 0.7 * sum(counted) / max(1, len(counted))
+        large = [i for i in group if kept[i] and abs(flat[i]) > threshold]
+        for i in large:
+            out[i] = sum(abs(flat[j]) for j in large) / len(large) * np.sign(flat[i])
+    return out.reshape(w.shape)
