@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +15,7 @@ from bitstill.model.weight_transform import WeightTransform
 from bitstill.quant.gradients import round_ste, scale_gradient, straight_through
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor, grid_of
 from bitstill.quant.rules import Binary, Clipped, ExactScale, LearnedStep, Points, Prune, Quantizer, Ternary, Uniform
+from tests.quant import oracles
 
 GRANULARITIES = [PerTensor(), PerChannel(), PerGroup(3), Bucket(4), Bucket(1000)]
 

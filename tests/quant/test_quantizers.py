@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +15,7 @@ from bitstill.quant.granularity import Bucket, Granularity, PerChannel, PerGroup
 from bitstill.quant.points import initial_points, nearest_points
 from bitstill.quant.ternary import ternary
 from bitstill.quant.uniform import uniform_affine, uniform_symmetric
+from tests.quant import oracles
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SPECIAL = {
