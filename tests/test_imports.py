@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import subprocess
 import sys
 from pathlib import Path
 
@@ -159,9 +158,3 @@ def test_what_deploys_needs_no_torch_and_no_training_code():
         if _folder(name) in TORCH_FREE_FOLDERS or name == "deliver.load":
             training = {other for other in _closure(name)[0] if _folder(other) in ("train", "recipes", "run")}
             assert not training, f"{name} imports {sorted(training)}"
-
-
-def test_importing_bitstill_touches_no_import_machinery():
-    code = "import sys; before = list(sys.meta_path), list(sys.path_hooks); import bitstill; "
-    code += "assert before == (list(sys.meta_path), list(sys.path_hooks))"
-    subprocess.run([sys.executable, "-c", code], check=True)
