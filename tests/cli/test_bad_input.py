@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -333,8 +334,9 @@ def test_a_full_or_read_only_disk(cli, older, monkeypatch, name, code):
             raise OSError(code, "No space left on device" if code == errno.ENOSPC else "Permission denied")
         write_file(path, data)
 
-    for module in ("artifact.writer", "delivery", "train.checkpoint"):
-        monkeypatch.setattr(f"bitstill.{module}.write_file", fail)
+    for module in list(sys.modules.values()):
+        if getattr(module, "write_file", None) is write_file and module.__name__.startswith("bitstill"):
+            monkeypatch.setattr(module, "write_file", fail)
     before = contents(older)
     refused(
         cli(*PT, "--out", older),
