@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 # To fetch a CPU-only torch on Linux, pass where it is kept: make demo PIP_ARGS="--extra-index-url <address>"
 PIP_ARGS ?=
 STAMP := $(VENV)/.installed
+# Two processes of one thread each: tests are small, and threads that wait for each other cost more than they bring.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test test-slow test-all check format clean
 
 help:
-	@echo "make demo    train, compress, deliver and compare on embedded data (about two minutes)"
-	@echo "make test    lint, types and all tests"
-	@echo "make check   lint and types only"
-	@echo "make format  format the code"
+	@echo "make demo      train, compress, deliver and compare on embedded data (about two minutes)"
+	@echo "make test      lint, types and the tests that a change needs"
+	@echo "make test-all  the same, then sanitizers, emulated processors, killed processes and long chains"
+	@echo "make check     lint and types only"
+	@echo "make format    format the code"
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bitstill/runtime/native/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bitstill needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -28,7 +31,13 @@ demo: $(STAMP)
 	$(BIN)/bitstill demo --out demo
 
 test: check
-	$(BIN)/pytest
+	$(PYTEST)
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
+
+test-all: test
+	$(MAKE) test-slow
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

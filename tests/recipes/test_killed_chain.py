@@ -85,6 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_the_whole_chain_killed_in_every_part_ends_in_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     flushes = child(folder, tmp_path / "whole", 0)
     assert flushes is not None

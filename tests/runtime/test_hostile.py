@@ -56,6 +56,7 @@ def test_they_are_refused_or_run_without_the_library(artifact, monkeypatch):
     assert refused > 10 and ran > 3
 
 
+@pytest.mark.slow
 def test_no_memory_is_touched_that_is_not_theirs(artifact, watched):
     folder, environment = watched
     command = [sys.executable, fuzz.__file__, artifact, "60", "1", folder]

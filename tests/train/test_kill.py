@@ -66,6 +66,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (out / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path, uninterrupted: bytes) -> None:
     """While a checkpoint is written, between stages, while training, while the artifact is written: one run, many deaths."""
     out = tmp_path / "artifact"
@@ -90,6 +91,7 @@ def test_killed_again_and_again(tmp_path: Path, uninterrupted: bytes) -> None:
     assert not list(tmp_path.glob(".artifact.checkpoint*")), "a finished run leaves no checkpoint"
 
 
+@pytest.mark.slow
 def test_killed_while_replacing_an_older_artifact(tmp_path: Path, uninterrupted: bytes) -> None:
     out = tmp_path / "artifact"
     recipe = bitstill.QuantizedDistillation(bits=1, steps=1, kd_weight=0)

@@ -94,6 +94,7 @@ bitstill.distill_encoder(str(folder / "teacher"), corpus, folder / sys.argv[2], 
 """
 
 
+@pytest.mark.slow
 def test_two_processes_distil_an_encoder_from_a_new_corpus(tmp_path: Path) -> None:
     """The main one tokenizes while the other waits; both must begin a new run."""
     pytest.importorskip("transformers")

@@ -40,6 +40,7 @@ def built(out, compiler, tiers, *flags, sources=(CHECK,)):
     return out
 
 
+@pytest.mark.slow
 def test_newer_instructions_in_plain_c(tmp_path):
     """The tiers that this processor may not run, with the instructions it may lack written out, and every access watched."""
     compiler = shutil.which("gcc")
@@ -71,6 +72,7 @@ def checked(*command):
     return found.stdout
 
 
+@pytest.mark.slow
 def test_on_arm_by_an_emulator(tmp_path):
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
     if not compiler or not emulator:
@@ -82,6 +84,7 @@ def test_on_arm_by_an_emulator(tmp_path):
     assert checked(emulator, "-cpu", "cortex-a53", program) == "portable: as it should be\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["address,undefined", "thread"])
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="sanitizers are tried on x86")
 def test_with_sanitizers(which, tmp_path):
