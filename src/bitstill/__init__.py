@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from bitstill.run.distill import distill_encoder
     from bitstill.run.finetune import finetune
     from bitstill.train.following import Following
-    from bitstill.train.loop import Settings
+    from bitstill.train.settings import Settings
 
 _HOMES = {
     "Archive": "bitstill.artifact.reader",
@@ -81,7 +81,7 @@ _HOMES = {
     "QuantizeInput": "bitstill.quant.rules",
     "QuantizedDistillation": "bitstill.recipes",
     "Result": "bitstill.run.compress",
-    "Settings": "bitstill.train.loop",
+    "Settings": "bitstill.train.settings",
     "Split": "bitstill.data.task",
     "SplitBinary": "bitstill.quant.rules",
     "Storage": "bitstill.model.writer",

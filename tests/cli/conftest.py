@@ -12,7 +12,7 @@ import bitstill
 import bitstill.report.page
 from bitstill.cli.main import main
 from bitstill.recipes import QuantizedDistillation
-from bitstill.train.loop import Settings
+from bitstill.train.settings import Settings
 
 QUIET = Settings(progress=False, device="cpu", teacher_precision="float32")
 

@@ -15,7 +15,7 @@ import bitstill
 from bitstill.artifact import files
 from bitstill.artifact.files import write_file
 from bitstill.recipes import PostTraining
-from bitstill.train.loop import Settings
+from bitstill.train.settings import Settings
 
 QD = ("compress", "--recipe", "quantized-distillation", "--task", "digits")
 # The cheapest run there is: one step of a student on its own.

@@ -91,7 +91,7 @@ def test_a_run_killed_anywhere_and_resumed_delivers_the_same_bytes(teacher, corp
     whole = tmp_path / "whole"
     distil(teacher, corpus, whole, settings=settings)
     steps = 0
-    real = loop._accumulate
+    real = loop._forward_backward
 
     def dying(*arguments):
         nonlocal steps
@@ -104,7 +104,7 @@ def test_a_run_killed_anywhere_and_resumed_delivers_the_same_bytes(teacher, corp
         if place == "corpus":
             patch.setattr("bitstill.data.corpus._note", _interrupted)
         else:
-            patch.setattr(loop, "_accumulate", dying)
+            patch.setattr(loop, "_forward_backward", dying)
         with pytest.raises(KeyboardInterrupt):
             distil(teacher, corpus, tmp_path / "killed", settings=settings)
     distil(teacher, corpus, tmp_path / "killed", settings=settings, resume=True)

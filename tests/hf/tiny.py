@@ -29,7 +29,7 @@ from transformers import (
 from bitstill.data.metrics import accuracy, pearson_and_spearman
 from bitstill.data.task import Split, Task
 from bitstill.data.text import TextOptions, TextSplit, TextTask
-from bitstill.train.loop import Settings
+from bitstill.train.settings import Settings
 
 _TEXT = (
     "the a an of and in on with this that it is was are be not no very so too but or as at by film story actor plot scene joke "

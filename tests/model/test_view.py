@@ -17,8 +17,9 @@ from bitstill.model.dense_view import DenseView
 from bitstill.model.lifecycle import freeze, prepare, uncompressed
 from bitstill.quant.rules import Binary, Compression, LearnedStep, Prune, Quantizer, Ternary, Uniform
 from bitstill.train.actions import AddDenseView
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import train
 from bitstill.train.optim import SGD, AdamW, Optimizer
+from bitstill.train.settings import Settings
 from bitstill.train.stage import Stage, Term
 
 QUANTIZERS: list[Quantizer] = [LearnedStep(2), LearnedStep(4, dead_zone=False), Binary(), Ternary(), Uniform(3)]

@@ -14,7 +14,7 @@ from bitstill.data.networks import build, from_architecture
 from bitstill.data.task import Split, Task
 from bitstill.model.compressed_layers import is_compressed
 from bitstill.model.select import candidates
-from bitstill.train.loop import Settings
+from bitstill.train.settings import Settings
 
 QUIET = Settings(progress=False, device="cpu", teacher_precision="float32")
 

@@ -346,7 +346,7 @@ def test_a_run_killed_in_any_stage_and_resumed_delivers_the_same_bytes(tmp_path,
 
     wanted = (run(tmp_path / "whole", False).folder / "model.safetensors").read_bytes()
     steps = 0
-    real = loop._accumulate
+    real = loop._forward_backward
 
     def dying(*arguments):
         nonlocal steps
@@ -356,7 +356,7 @@ def test_a_run_killed_in_any_stage_and_resumed_delivers_the_same_bytes(tmp_path,
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_accumulate", dying)
+        patch.setattr(loop, "_forward_backward", dying)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed", False)
     run(tmp_path / "killed", True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import bitstill
+import bitstill.train.checkpoint as checkpoint
 import bitstill.train.loop as loop
 from bitstill.errors import SpecError
 from bitstill.losses.logits import CrossEntropy
@@ -120,7 +121,7 @@ def test_a_run_killed_in_any_stage_and_resumed_delivers_the_same_bytes(tmp_path,
 
     run(tmp_path / "whole", False)
     wanted = (tmp_path / "whole" / "out" / "model.safetensors").read_bytes()
-    save, calls = loop.checkpoint.save, 0
+    save, calls = checkpoint.save, 0
 
     class StoppedError(Exception):
         pass
@@ -133,7 +134,7 @@ def test_a_run_killed_in_any_stage_and_resumed_delivers_the_same_bytes(tmp_path,
             raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.checkpoint, "save", stopping)
+        patch.setattr(checkpoint, "save", stopping)
         with pytest.raises(StoppedError):
             run(tmp_path / "killed", False)
     run(tmp_path / "killed", True)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import bitstill
+import bitstill.train.checkpoint as checkpoint
 import bitstill.train.loop as loop
 from bitstill.data.task import evaluate, predict
 from bitstill.errors import ArtifactError, DataError, MatchError, SpecError, TrainingError
@@ -637,7 +638,7 @@ def test_a_run_that_breaks_off_anywhere_and_is_resumed_delivers_the_same_bytes(t
     whole = run(tmp_path / "whole", False)
     wanted = found(tmp_path / "whole")
     assert len(wanted) == 3 and len(set(wanted.values())) == 3
-    save, deliver = loop.checkpoint.save, bitstill.run.compress.deliver
+    save, deliver = checkpoint.save, bitstill.run.compress.deliver
 
     class StoppedError(Exception):
         pass
@@ -661,7 +662,7 @@ def test_a_run_that_breaks_off_anywhere_and_is_resumed_delivers_the_same_bytes(t
     for kind, limit in plans:
         folder = tmp_path / f"{kind}-{limit}"
         with monkeypatch.context() as patch:
-            patch.setattr(loop.checkpoint, "save", stopping(save, limit if kind == "save" else 0, after=True))
+            patch.setattr(checkpoint, "save", stopping(save, limit if kind == "save" else 0, after=True))
             patch.setattr(bitstill.run.compress, "deliver", stopping(deliver, limit if kind == "deliver" else 0, after=False))
             with pytest.raises(StoppedError):
                 run(folder, False)

@@ -14,7 +14,7 @@ from bitstill.model.writer import Storage
 from bitstill.quant.granularity import PerGroup
 from bitstill.recipes import PQK, DifferentiableQuantization, PostTraining, QuantizedDistillation
 from bitstill.run.dry_run import dry_run
-from bitstill.train.loop import Settings
+from bitstill.train.settings import Settings
 
 
 def plan(recipe, **models):

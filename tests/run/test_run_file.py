@@ -13,7 +13,7 @@ from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor
 from bitstill.quant.rules import Clipped, ExactScale, QuantizeInput
 from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation, recipe_name
 from bitstill.run.run_file import RunFile, read_run
-from bitstill.train.loop import Settings
+from bitstill.train.settings import Settings
 
 BASE = {"recipe": "quantized-distillation", "task": "digits"}
 RECIPES = [

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import bitstill.train.checkpoint as checkpoint
 import bitstill.train.loop as loop
 from bitstill.data.task import evaluate
 from bitstill.errors import SpecError
@@ -19,8 +20,9 @@ from bitstill.quant.granularity import Bucket
 from bitstill.quant.rules import Compression, Points, QuantizeInput, Uniform
 from bitstill.train.actions import Compress
 from bitstill.train.checkpoint import Best
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import train
 from bitstill.train.optim import SGD, AdamW
+from bitstill.train.settings import Settings
 from bitstill.train.stage import Stage, Term
 
 from .tiny import network, task
@@ -204,7 +206,7 @@ def test_a_run_that_is_stopped_at_any_save_and_resumed_keeps_the_same_bytes(tmp_
     whole, history = run(tmp_path / "whole", resume=False)
     kept = [entry for entry in history if "kept" in entry]
     assert [entry["stage"] for entry in kept] == ["wild", "calm"] and kept[0]["step"] < 5
-    real = loop.checkpoint.save
+    real = checkpoint.save
 
     class StoppedError(Exception):
         pass
@@ -221,10 +223,10 @@ def test_a_run_that_is_stopped_at_any_save_and_resumed_keeps_the_same_bytes(tmp_
                 raise StoppedError
 
         path = tmp_path / f"stopped-{stop_after}"
-        monkeypatch.setattr(loop.checkpoint, "save", save)
+        monkeypatch.setattr(checkpoint, "save", save)
         with pytest.raises(StoppedError):
             run(path, resume=False)
-        monkeypatch.setattr(loop.checkpoint, "save", real)
+        monkeypatch.setattr(checkpoint, "save", real)
         resumed, again = run(path, resume=True)
         assert same(resumed, whole), stop_after
         assert judged(again) == judged(history) and [e for e in again if "kept" in e] == kept, stop_after

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-import bitstill.train.loop as loop
+import bitstill.train.checkpoint as checkpoint
 from bitstill.errors import SpecError
 from bitstill.losses.logits import CrossEntropy
 from bitstill.model.lifecycle import freeze, prepare
@@ -18,8 +18,9 @@ from bitstill.model.weight_transform import WeightTransform
 from bitstill.quant.rules import Compression, Ternary
 from bitstill.train.actions import Compress, SplitTernary
 from bitstill.train.following import Following
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import train
 from bitstill.train.optim import SGD, AdamW, Optimizer
+from bitstill.train.settings import Settings
 from bitstill.train.stage import Stage, Term
 
 from .tiny import network, task
@@ -91,7 +92,7 @@ def test_training_uses_it_and_the_delivered_weights_are_the_trained_ones() -> No
 
 
 def test_a_stop_at_any_save_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, real = run(tmp_path / "whole", False).state_dict(), loop.checkpoint.save
+    whole, real = run(tmp_path / "whole", False).state_dict(), checkpoint.save
 
     class StoppedError(Exception):
         pass
@@ -106,10 +107,10 @@ def test_a_stop_at_any_save_changes_nothing(tmp_path: Path, monkeypatch: pytest.
                 raise StoppedError
 
         path = tmp_path / f"stopped-{limit}"
-        monkeypatch.setattr(loop.checkpoint, "save", save)
+        monkeypatch.setattr(checkpoint, "save", save)
         with pytest.raises(StoppedError):
             run(path, False)
-        monkeypatch.setattr(loop.checkpoint, "save", real)
+        monkeypatch.setattr(checkpoint, "save", real)
         resumed = run(path, True).state_dict()
         assert resumed.keys() == whole.keys() and all(torch.equal(resumed[name], whole[name]) for name in whole), limit
 

@@ -37,11 +37,11 @@ def counting(real):
 if kind in ("fsync", "replace"):
     setattr(os, kind, counting(getattr(os, kind)))
 if kind == "timer":
-    real = loop._run_stage
+    real = loop.train_stage
     def run(*arguments):
         threading.Timer(number, die).start()
         return real(*arguments)
-    loop._run_stage = run
+    loop.train_stage = run
 
 recipe = bitstill.QuantizedDistillation(bits=2, steps=24, teacher_epochs=2, batch_size=100)
 models = {"teacher": "digits-teacher", "student": "digits-student"}

@@ -22,8 +22,9 @@ from bitstill.quant.uniform import uniform_affine
 from bitstill.schedules import Linear, at
 from bitstill.train.actions import Compress, Copy, SharePoints
 from bitstill.train.checkpoint import Checkpoint
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import train
 from bitstill.train.optim import SGD, AdamW
+from bitstill.train.settings import Settings
 from bitstill.train.stage import Stage, Term
 
 from .tiny import network, split, task
@@ -308,11 +309,11 @@ def run(path: Path, steps: int, resume: bool, seed: int = 0) -> dict[str, nn.Mod
 
 
 def test_stopping_at_every_step_and_resuming_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bitstill.train.loop as loop
+    import bitstill.train.checkpoint as checkpoint
 
     whole = run(tmp_path / "whole", 5, resume=False)
     saves = 0
-    real = loop.checkpoint.save
+    real = checkpoint.save
 
     class StoppedError(Exception):
         pass
@@ -328,10 +329,10 @@ def test_stopping_at_every_step_and_resuming_gives_the_same_bytes(tmp_path: Path
                 raise StoppedError
 
         path = tmp_path / f"stopped-{stop_after}"
-        monkeypatch.setattr(loop.checkpoint, "save", save)
+        monkeypatch.setattr(checkpoint, "save", save)
         with pytest.raises(StoppedError):
             run(path, 5, resume=False)
-        monkeypatch.setattr(loop.checkpoint, "save", real)
+        monkeypatch.setattr(checkpoint, "save", real)
         resumed = run(path, 5, resume=True)
         assert resumed.keys() == whole.keys()
         for name in whole:

@@ -22,7 +22,8 @@ import bitstill
 from bitstill.losses.logits import KL, CrossEntropy
 from bitstill.quant.rules import Compression
 from bitstill.train.actions import Compress
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import train
+from bitstill.train.settings import Settings
 from bitstill.train.stage import Stage, Term
 from tests.train.tiny import network, task
 

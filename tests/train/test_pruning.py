@@ -17,9 +17,10 @@ from bitstill.quant.masks import magnitude_mask
 from bitstill.quant.rules import Compression, LearnedStep, Prune
 from bitstill.schedules import Cubic, Linear
 from bitstill.train.actions import Compress
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import train
 from bitstill.train.optim import SGD
 from bitstill.train.pruning import Pruning
+from bitstill.train.settings import Settings
 from bitstill.train.stage import Stage, Term
 
 from .tiny import network, task

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bitstill.losses.logits import CrossEntropy
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import train
+from bitstill.train.settings import Settings
 from bitstill.train.stage import Stage, Term
 
 from .tiny import network, task

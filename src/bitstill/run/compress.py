@@ -37,7 +37,8 @@ from bitstill.run.roles import ModelLike, rehearse, resolve_models, stages_for
 from bitstill.run.run_file import RunFile
 from bitstill.train.checkpoint import checkpoint_beside
 from bitstill.train.identity import identity_of
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import train
+from bitstill.train.settings import Settings
 from bitstill.train.stage import Stage
 
 

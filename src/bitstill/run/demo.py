@@ -22,7 +22,7 @@ from bitstill.report.page import comparison_page
 from bitstill.report.tables import Row
 from bitstill.run.compress import Result, compress
 from bitstill.run.demo_plans import DEMONSTRATIONS, Plan
-from bitstill.train.loop import Settings
+from bitstill.train.settings import Settings
 
 
 @dataclass(frozen=True)

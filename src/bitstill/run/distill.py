@@ -25,7 +25,8 @@ from bitstill.run.roles import check_rows, readable_tokens, rehearse
 from bitstill.run.run_file import RunFile
 from bitstill.train.checkpoint import checkpoint_beside
 from bitstill.train.identity import identity_of
-from bitstill.train.loop import Settings, accelerator, train
+from bitstill.train.loop import train
+from bitstill.train.settings import Settings, accelerator
 
 
 def distill_encoder(

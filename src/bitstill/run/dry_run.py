@@ -16,7 +16,7 @@ from bitstill.model.lifecycle import freeze, pack, report
 from bitstill.model.writer import Storage, write_weights
 from bitstill.recipes import Recipe
 from bitstill.run.roles import ModelLike, rehearse, resolve_models, stages_for
-from bitstill.train.loop import Settings
+from bitstill.train.settings import Settings
 
 
 def dry_run(

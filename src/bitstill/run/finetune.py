@@ -19,7 +19,8 @@ from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.run.roles import resolve_models, stages_for
 from bitstill.train.checkpoint import checkpoint_beside
 from bitstill.train.identity import identity_of
-from bitstill.train.loop import Settings, train
+from bitstill.train.loop import train
+from bitstill.train.settings import Settings
 
 
 def finetune(

@@ -24,7 +24,7 @@ from bitstill.model.select import word_embeddings
 from bitstill.model.state import stored_tensors
 from bitstill.model.weight_transform import check_finite
 from bitstill.recipes import Recipe
-from bitstill.train.stage import Stage
+from bitstill.train.stage import Stage, replay
 from bitstill.train.step import TrainingStep, run, taps
 
 ModelLike = nn.Module | str | Path
@@ -128,7 +128,7 @@ def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], task: T
     models = copy.deepcopy(dict(networks))
     for stage in stages:
         for action in stage.begin:
-            action.replay(models, task)
+            replay(action, models, task)
         stage.check_models(models)
         if stage.pruning is not None:
             stage.pruning.finish(models[stage.pruning.model])

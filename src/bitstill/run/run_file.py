@@ -30,7 +30,7 @@ from bitstill.errors import SpecError
 from bitstill.model.writer import Storage
 from bitstill.recipes import AnyRecipe, recipe_class
 from bitstill.recipes.general_distillation import GeneralDistillation
-from bitstill.train.loop import Settings
+from bitstill.train.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,6 @@ class Compress:
         rules = (self.compression,) if isinstance(self.compression, Compression) else self.compression
         prepare(model, [replace(rule, ignore=(*rule.ignore, *ignore)) for rule in rules], run_once=run_once_on(task))
 
-    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """The same: which layers are swapped does not depend on their numbers."""
-        self.apply(models, task, 0)
-
 
 @dataclass(frozen=True)
 class CompressAttention:
@@ -74,10 +70,6 @@ class CompressAttention:
         """Change the model in place."""
         quantize_attention(_named(models, self.model), self.spec, run_once_on(task))
 
-    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """The same; the numbers come from the checkpoint."""
-        self.apply(models, task, 0)
-
 
 @dataclass(frozen=True)
 class Copy:
@@ -89,10 +81,6 @@ class Copy:
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Add the copy to `models`."""
         models[self.name] = copy.deepcopy(_named(models, self.source))
-
-    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """The same; the numbers come from the checkpoint."""
-        self.apply(models, task, 0)
 
 
 @dataclass(frozen=True)
@@ -112,10 +100,6 @@ class ReduceLayers:
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Add the smaller model to `models`."""
         models[self.name] = reduced(_named(models, self.source), self.layers)
-
-    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """The same; the numbers come from the checkpoint."""
-        self.apply(models, task, 0)
 
 
 @dataclass(frozen=True)
@@ -184,10 +168,6 @@ class AddDenseView:
         head = (layers_in_order(student, run_once_on(task))[-1],) if self.own_head else ()
         models[self.name] = DenseView(student, uncompressed(student), (*own, *head))
 
-    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """The same; the numbers come from the checkpoint."""
-        self.apply(models, task, 0)
-
 
 @dataclass(frozen=True)
 class AddProjection:
@@ -208,10 +188,6 @@ class AddProjection:
             torch.manual_seed(derive(seed, "init", self.name))
             models[self.name] = Projection(self.student, self.teacher)
 
-    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """The same; the numbers come from the checkpoint."""
-        self.apply(models, task, 0)
-
 
 @dataclass(frozen=True)
 class Uncompress:
@@ -223,10 +199,6 @@ class Uncompress:
         """Put the original layers back."""
         models[self.model] = uncompressed(_named(models, self.model))
 
-    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """The same."""
-        self.apply(models, task, 0)
-
 
 @dataclass(frozen=True)
 class SplitTernary:
@@ -237,10 +209,6 @@ class SplitTernary:
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Split it in place."""
         split_model(_named(models, self.model))
-
-    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """The same; the numbers come from the checkpoint."""
-        self.apply(models, task, 0)
 
 
 @dataclass(frozen=True)
@@ -263,10 +231,6 @@ class SetDropout:
             for name, value in vars(module).items():  # some attention layers keep theirs as a number
                 if name.endswith("dropout") and isinstance(value, float):
                     setattr(module, name, self.probability)
-
-    def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """The same."""
-        self.apply(models, task, 0)
 
 
 @dataclass(frozen=True)

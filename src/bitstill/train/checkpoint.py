@@ -23,7 +23,7 @@ from bitstill.errors import CheckpointError
 from bitstill.model.state import stored_tensors
 
 _KEY = "bitstill_checkpoint"
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Position:
         begun: whether that stage's `begin` actions have been applied.
         history: what has been logged.
         decisions: what actions have chosen by looking at numbers, as plain values, by stage and place.
+        losses: of the steps since the last entry of `history`.
     """
 
     stage: int = 0
@@ -43,6 +44,7 @@ class Position:
     begun: bool = False
     history: list[dict[str, Any]] | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def save(
         "begun": position.begun,
         "history": position.history or [],
         "decisions": position.decisions,
+        "losses": position.losses,
         "optimizer": numbers,
         "best": None if best is None else {"step": best.step, "value": best.value},
     }
@@ -152,7 +155,8 @@ class Checkpoint:
                 fix="It was written by another version of bitstill: finish it there, or delete it to start again.",
             )
         _compare(content["identity"], json.loads(json.dumps(dict(identity))), path)
-        self.position = Position(content["stage"], content["step"], content["begun"], content["history"], content["decisions"])
+        names = ("stage", "step", "begun", "history", "decisions", "losses")
+        self.position = Position(*(content[name] for name in names))
         self._numbers: dict[str, Any] = content["optimizer"]
         kept = {name.removeprefix("best/"): t for name, t in self.tensors.items() if name.startswith("best/")}
         self.best = None if content["best"] is None else Best(**content["best"], tensors=kept)

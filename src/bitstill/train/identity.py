@@ -9,7 +9,7 @@ from torch import nn
 
 from bitstill.data.task import Task
 from bitstill.model.state import state_digest
-from bitstill.train.loop import Settings, hardware_identity
+from bitstill.train.settings import Settings, hardware_identity
 from bitstill.train.stage import Stage
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import nn
 
+from bitstill.data.corpus import Corpus
 from bitstill.data.task import Task
 from bitstill.errors import SpecError, suggest
 from bitstill.losses.logits import Loss
@@ -20,6 +21,9 @@ from bitstill.schedules import Scheduled
 from bitstill.train.optim import SGD, Optimizer
 from bitstill.train.pruning import Pruning
 from bitstill.train.sampler import steps_per_epoch
+
+Source = Literal["task"] | Corpus
+"""What a stage learns from."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +63,23 @@ class Term:
 class Action(Protocol):
     """Something done to the models when a stage begins; a frozen dataclass.
 
-    `replay` puts the same modules in place without looking at their numbers: a resumed run calls it and then loads the numbers
-    from the checkpoint.
+    A resumed run applies it again to rebuild the modules, and then loads their numbers from the checkpoint.
     """
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Change `models`."""
+
+
+@runtime_checkable
+class Structural(Action, Protocol):
+    """An action that can rebuild the structure of its models without the numbers, and does less than `apply` for it."""
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """Change the structure of `models` only."""
 
 
 @runtime_checkable
-class Deciding(Action, Protocol):
+class Deciding(Structural, Protocol):
     """An action that looks at numbers to choose what it does; a checkpoint keeps the choice, and a resumed run repeats it."""
 
     def decide(self, models: dict[str, nn.Module], task: Task, seed: int) -> Any:
@@ -79,6 +87,14 @@ class Deciding(Action, Protocol):
 
     def repeat(self, models: dict[str, nn.Module], decision: Any) -> None:
         """Do what was decided."""
+
+
+def replay(action: Action, models: dict[str, nn.Module], task: Task) -> None:
+    """Put the modules in place that `action` leaves, whatever numbers they hold."""
+    if isinstance(action, Structural):
+        action.replay(models, task)
+    else:
+        action.apply(models, task, 0)
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,7 @@ class Stage:
         name: unique in its recipe.
         train: names of the models that learn.
         terms: losses that are added up.
+        data: what it learns from: "task", or a corpus of plain text.
         epochs: duration; a fraction is allowed. Or:
         steps: duration in optimizer steps; exactly one of the two, unless both are None: then nothing is trained and only
             `begin` happens.
@@ -110,6 +127,7 @@ class Stage:
     name: str
     train: tuple[str, ...] = ("student",)
     terms: tuple[Term, ...] = ()
+    data: Source = "task"
     epochs: float | None = None
     steps: int | None = None
     batch_size: int = 128

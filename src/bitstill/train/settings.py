@@ -1,0 +1,102 @@
+"""How a run is carried out: seed, precision, device, checkpoints; and Accelerate's view of the hardware."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from bitstill.errors import SpecError, suggest
+from bitstill.train.teachers import fast_bf16
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out, as opposed to what it learns.
+
+    Args:
+        seed: of everything random.
+        precision: "float32", or "bf16" for autocast of what is trained; scales are computed in float32 either way.
+        teacher_precision: "auto" runs frozen teachers in bf16 where the hardware is fast at it.
+        accumulate: parts into which a batch is split to save memory. The gradient is the mean over the parts, which is that of
+            the whole batch unless the model mixes its samples (batch normalisation) or padding differs between parts.
+        checkpoint_every: steps between checkpoints; None is once per epoch.
+        device: "auto" is an accelerator if there is one, else the CPU. CUDA_VISIBLE_DEVICES chooses among several.
+        trackers: what Accelerate logs to: "tensorboard", "wandb", "mlflow" and so on.
+        progress: show a progress bar.
+    """
+
+    seed: int = 0
+    precision: Literal["float32", "bf16"] = "float32"
+    teacher_precision: Literal["auto", "float32", "bf16"] = "auto"
+    accumulate: int = 1
+    checkpoint_every: int | None = None
+    device: Literal["auto", "cpu"] = "auto"
+    trackers: tuple[str, ...] = ()
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                fix = "Leave it out for the default."
+                raise SpecError(f"{name} of at least 1", given=str(value), where="Settings", fix=fix)
+
+
+def accelerator(settings: Settings) -> Accelerator:
+    """Accelerate's view of devices, processes and trackers.
+
+    Raises:
+        SpecError: an unknown tracker, or the CPU in a process that has used an accelerator before.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, LoggerType, ProjectConfiguration
+
+    known = LoggerType.list()
+    for name in settings.trackers:
+        if name not in known:
+            raise SpecError("a known tracker", given=repr(name), where="settings.trackers", fix=suggest(name, known))
+    accelerator = Accelerator(
+        cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
+        log_with=list(settings.trackers) or None,
+        project_config=ProjectConfiguration(project_dir="runs"),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if settings.device == "cpu" and accelerator.device.type != "cpu":
+        raise SpecError(
+            "device='cpu' from the first run of a process on",
+            given=f"a process that has used {accelerator.device}",
+            where="Settings",
+            fix="Start a new process for it.",
+        )
+    if accelerator.num_processes > 1:
+        _leave_the_group_at_exit()
+    if settings.trackers:
+        accelerator.init_trackers("bitstill")
+    return accelerator
+
+
+def hardware_identity(settings: Settings) -> dict[str, Any]:
+    """What else decides the bytes of a run: device, number of processes, and whether teachers run in bf16 here."""
+    hardware = accelerator(replace(settings, trackers=()))
+    bf16 = teachers_in_bf16(settings, hardware.device)
+    return {"device": hardware.device.type, "processes": hardware.num_processes, "teacher_bf16": bf16}
+
+
+def teachers_in_bf16(settings: Settings, device: torch.device) -> bool:
+    """Whether frozen teachers run under bf16 autocast."""
+    if settings.teacher_precision == "auto":
+        return fast_bf16(device)
+    return settings.teacher_precision == "bf16"
+
+
+@functools.cache
+def _leave_the_group_at_exit() -> None:
+    """A process that ends with its group still open may be aborted by threads of that group."""
+    atexit.register(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())
