@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import subprocess
 import sys
 from pathlib import Path
 
@@ -158,3 +159,11 @@ def test_what_deploys_needs_no_torch_and_no_training_code():
         if _folder(name) in TORCH_FREE_FOLDERS or name == "deliver.load":
             training = {other for other in _closure(name)[0] if _folder(other) in ("train", "recipes", "run")}
             assert not training, f"{name} imports {sorted(training)}"
+
+
+def test_importing_bitstill_changes_no_import_machinery():
+    code = (
+        "import sys, torch, transformers.quantizers.auto\nbefore = [*sys.meta_path], [*sys.path_hooks]\n"
+        "import bitstill, bitstill.hf\nassert ([*sys.meta_path], [*sys.path_hooks]) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bitstill.hf.autoregister import register_when_imported
-
 if TYPE_CHECKING:
     from bitstill._version import VERSION as __version__
     from bitstill.artifact.reader import Archive, read
@@ -157,9 +155,6 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "text_task",
     "unpack",
 ]
-
-
-register_when_imported()
 
 
 def __getattr__(name: str) -> Any:

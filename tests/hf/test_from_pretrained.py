@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import os
 import shutil
@@ -26,8 +24,8 @@ from transformers import (
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 import bitstill
+from bitstill.artifact.config_keys import TRANSFORMERS_WEIGHTS
 from bitstill.errors import ArtifactError, BitstillError, SpecError
-from bitstill.hf import autoregister as _transformers
 from bitstill.hf.quantizer import BitstillConfig, BitstillQuantizer
 from bitstill.model.packed_layers import is_packed
 
@@ -240,94 +238,71 @@ def test_a_float_model_cannot_be_quantized_by_loading_it(saved):
         AutoModelForSequenceClassification.from_pretrained(saved("bert"), quantization_config=BitstillConfig(version=1))
 
 
-def test_it_is_registered_once_under_its_name():
+def test_it_is_registered_under_its_name():
     assert AUTO_QUANTIZER_MAPPING["bitstill"] is BitstillQuantizer
     assert AUTO_QUANTIZATION_CONFIG_MAPPING["bitstill"] is BitstillConfig
-    before = list(sys.meta_path)
-    _transformers.register_when_imported()
-    assert sys.meta_path == before
 
 
-CHILD = """
-import json, sys
-import bitstill
+def run_child(code: str, *arguments: object) -> str:
+    """What a new process prints; `code` sees the arguments as `sys.argv[1:]`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LOADS = """
+import json, torch
 from transformers import AutoModelForSequenceClassification
-assert "bitstill.hf.quantizer" not in sys.modules, "registered when it is needed"
-import torch
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
-print(type(model.bert.encoder.layer[0].attention.self.query).__name__)
 print(json.dumps(model(input_ids=torch.arange(5, 15)[None]).logits.tolist()))
 """
 
 
-def test_bitstill_may_be_imported_first(artifact):
+@pytest.mark.parametrize("first", ["import sys, bitstill.hf", "import sys, bitstill; bitstill.load(sys.argv[1])"])
+def test_bitstill_may_be_imported_before_transformers(artifact, first):
     """The other order is in test_finetune.py."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "error::UserWarning", "-c", CHILD, artifact("xtc")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    kind, numbers = done.stdout.splitlines()
-    assert kind == "PackedLinear"
-    wanted = logits(bitstill.load(artifact("xtc")), {"input_ids": torch.arange(5, 15)[None]})
-    torch.testing.assert_close(torch.tensor(json.loads(numbers)), wanted)
+    answer = torch.tensor(json.loads(run_child(first + LOADS, artifact("xtc"))))
+    torch.testing.assert_close(answer, logits(bitstill.load(artifact("xtc")), {"input_ids": torch.arange(5, 15)[None]}))
+
+
+REFUSED = """
+import json, sys
+from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+messages, folder = [], sys.argv[1]
+for load in (
+    AutoModel.from_pretrained,
+    AutoModelForSequenceClassification.from_pretrained,
+    lambda folder: AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True),
+    lambda folder: pipeline("text-classification", model=folder),
+):
+    try:
+        load(folder)
+    except (OSError, ValueError) as error:
+        messages.append(str(error))
+    else:
+        messages.append("loaded")
+assert not any(name.partition(".")[0] == "bitstill" for name in sys.modules)
+print(json.dumps(messages))
+"""
+
+
+def test_a_process_without_bitstill_is_told_what_to_import(artifact):
+    """transformers skips a quantization method that it does not know, and would answer from random weights."""
+    messages = json.loads(run_child(REFUSED, artifact("xtc")))
+    assert len(messages) == 4
+    for message in messages:
+        assert "run `import bitstill.hf` before loading" in message
+
+
+def test_an_artifact_without_the_refusal_still_loads(damaged):
+    """As those that older versions wrote."""
+    rewritten(damaged, lambda config: config.pop(TRANSFORMERS_WEIGHTS))
+    model = AutoModelForSequenceClassification.from_pretrained(damaged)
+    assert torch.equal(logits(model, tiny.batch()), logits(bitstill.load(damaged), tiny.batch()))
 
 
 def test_importing_bitstill_alone_imports_no_transformers():
     code = "import sys, bitstill; dir(bitstill); print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-@pytest.fixture
-def library(tmp_path, monkeypatch):
-    """A package of another name in the place of transformers, and what was imported to register with it."""
-    (tmp_path / "stand_in").mkdir()
-    (tmp_path / "stand_in" / "__init__.py").write_text("")
-    (tmp_path / "stand_in" / "auto.py").write_text("ready = True\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(_transformers, "REGISTRY", "stand_in.auto")
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, _transformers._Finder)])
-    registered, real = [], importlib.import_module
-
-    def note(name, *arguments):
-        if name != "bitstill.hf.quantizer":
-            return real(name, *arguments)
-        registered.append(getattr(sys.modules.get("stand_in.auto"), "ready", False))
-        return None
-
-    monkeypatch.setattr(importlib, "import_module", note)
-    yield registered
-    for name in ("stand_in", "stand_in.auto"):
-        sys.modules.pop(name, None)
-
-
-def test_registering_waits_for_the_registry_and_happens_once(library):
-    _transformers.register_when_imported()
-    _transformers.register_when_imported()
-    assert sum(isinstance(finder, _transformers._Finder) for finder in sys.meta_path) == 1
-    importlib.import_module("stand_in")
-    assert library == []
-    importlib.import_module("stand_in.auto")
-    importlib.import_module("stand_in.auto")
-    assert library == [True], "after the module has run, once"
-    assert sys.modules["stand_in.auto"].__file__.endswith("auto.py")
-
-
-def test_registering_is_at_once_where_the_registry_is_there(library):
-    importlib.import_module("stand_in.auto")
-    _transformers.register_when_imported()
-    assert library == [True] and not any(isinstance(finder, _transformers._Finder) for finder in sys.meta_path)
-
-
-def test_looking_for_the_registry_without_importing_it_loses_nothing(library):
-    _transformers.register_when_imported()
-    assert importlib.util.find_spec("stand_in.auto") is not None
-    importlib.import_module("stand_in.auto")
-    assert library == [True]
-
-
-def test_a_registry_that_is_not_there_is_still_an_ordinary_import_error(library):
-    _transformers.REGISTRY = "stand_in.nowhere"
-    _transformers.register_when_imported()
-    with pytest.raises(ModuleNotFoundError, match="stand_in"):
-        importlib.import_module("stand_in.nowhere")
+    assert run_child(code).strip() == "[]"

@@ -1,1 +1,15 @@
-"""Hugging Face transformers as teachers, students and readers of artifacts. The only folder that imports transformers."""
+"""Hugging Face transformers: pretrained models and tokenizers, artifacts through `from_pretrained`, losses for `Trainer`.
+
+    import bitstill.hf
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model="student-1bit")
+
+Importing this package registers bitstill as a quantization method of transformers; that is all it takes for `from_pretrained`
+and `pipeline` to read artifacts, imported before or after transformers. In a process that has not imported it, transformers
+refuses an artifact. No other folder of bitstill imports transformers.
+"""
+
+from bitstill.hf.quantizer import BitstillConfig, BitstillQuantizer
+
+__all__ = ["BitstillConfig", "BitstillQuantizer"]

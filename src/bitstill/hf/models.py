@@ -19,10 +19,11 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from bitstill.artifact.config_keys import POOLER
+from bitstill.artifact.config_keys import POOLER, TRANSFORMERS_WEIGHTS
 from bitstill.data.task import Task
 from bitstill.errors import ArtifactError, DataError
 from bitstill.hf import attention_scores as attention
+from bitstill.hf.quantizer import REFUSAL
 from bitstill.rng import derive
 
 _AUTO: dict[str, tuple[Any, Any]] = {
@@ -104,7 +105,7 @@ def config_of(model: nn.Module) -> dict[str, Any] | None:
         return None
     assert config is not None
     content: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
-    about = {**content, "architectures": [type(model).__name__], "dtype": "float32"}
+    about = {**content, "architectures": [type(model).__name__], "dtype": "float32", TRANSFORMERS_WEIGHTS: REFUSAL}
     if getattr(model, "pooler", model) is None:  # an argument of the class, which no config of transformers says
         about[POOLER] = False
     return about
@@ -118,7 +119,7 @@ def from_config(config: dict[str, Any]) -> nn.Module:
     """
     import transformers
 
-    settings = {key: value for key, value in config.items() if key != "quantization_config"}
+    settings = {key: value for key, value in config.items() if key not in ("quantization_config", TRANSFORMERS_WEIGHTS)}
     names = settings.get("architectures") or [None]
     known = {name for table in (*(table for _, table in _AUTO.values()), MODEL_MAPPING_NAMES) for name in table.values()}
     try:

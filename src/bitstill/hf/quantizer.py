@@ -1,4 +1,9 @@
-"""`from_pretrained` on an artifact: bitstill as a quantization method of transformers, through its public registration."""
+"""`from_pretrained` on an artifact: bitstill as a quantization method of transformers, through its public registration.
+
+A quantization method that transformers does not know earns a warning, and every packed layer would get random weights. So an
+artifact's `config.json` names no file of weights but `REFUSAL`, which transformers prints as it refuses the folder; the
+quantizer takes that name away before the file is looked for.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +16,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from bitstill.artifact.config_keys import ATTENTION, POOLER, RESIZED
+from bitstill.artifact.config_keys import ATTENTION, POOLER, RESIZED, TRANSFORMERS_WEIGHTS
 from bitstill.artifact.format import FORMAT_VERSION, LayerRecord
 from bitstill.artifact.reader import Archive, read
 from bitstill.errors import ArtifactError, SpecError
+from bitstill.hf import attention_scores
 from bitstill.model.attention import attention_record, restore_transforms
 from bitstill.model.compressed_layers import adopt
 from bitstill.model.resize import resize
@@ -22,6 +28,8 @@ from bitstill.model.restore import original_layers, restored_layer
 from bitstill.model.swap import swap
 
 METHOD = "bitstill"
+REFUSAL = "packed weights of bitstill: run `import bitstill.hf` before loading this model (pip install 'bitstill[all]')"
+"""What stands in `config.json` in place of a file name."""
 
 
 @register_quantization_config(METHOD)
@@ -63,6 +71,16 @@ class BitstillQuantizer(HfQuantizer):
             raise SpecError("dtype float32", given=str(dtype), where="from_pretrained", fix=fix)
         return torch.float32
 
+    def update_attn_implementation(self, config: Any) -> Any:
+        """`config` without the name that makes transformers refuse the folder; the first hook that sees the config."""
+        if hasattr(config, TRANSFORMERS_WEIGHTS):
+            delattr(config, TRANSFORMERS_WEIGHTS)
+        return config
+
+    def update_tp_plan(self, config: Any) -> Any:
+        """The same in transformers below 5.18, which has no `update_attn_implementation`."""
+        return self.update_attn_implementation(config)
+
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
@@ -88,9 +106,7 @@ class BitstillQuantizer(HfQuantizer):
             replacements[slot] = restored_layer(slot, record, self.archive).to(device)
         swap(model, replacements)
         if attention_record(model):
-            from bitstill.hf import attention_scores as attention  # needs all of transformers, which may be importing this
-
-            attention.use(model)
+            attention_scores.use(model)
         return model.eval().requires_grad_(False)
 
     def is_serializable(self) -> bool:
