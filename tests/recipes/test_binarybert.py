@@ -308,7 +308,7 @@ def test_the_chain_delivers_every_model_on_the_way_and_splitting_changes_nothing
     assert kinds["out"] == {"split binary"} and reports["out"]["size"]["nominal_bits"] == 2.0
     config = result.model.config
     assert result.models["small"].bert.encoder.layer[0].attention.self.num_attention_heads == 1 < config.num_attention_heads
-    specs = {type(m.weight_transform.spec) for m in result.models["student"].modules() if hasattr(m, "weight_transform")}
+    specs = {type(m.weight_transform.quantizer) for m in result.models["student"].modules() if hasattr(m, "weight_transform")}
     assert specs == {SplitBinary}
     loaded = bitstill.load(out)
     assert torch.equal(data.forward(loaded, batch), data.forward(result.model, batch))

@@ -57,9 +57,9 @@ def test_the_gain_is_what_the_loss_rises_when_one_matrix_alone_becomes_binary():
     base = loss(models["student"])
     for name, unit in found.items():
         changed = copy.deepcopy(models["student"])
-        changed.get_submodule(name).weight_transform.spec = Binary()
+        changed.get_submodule(name).weight_transform.quantizer = Binary()
         assert unit["gain"] == pytest.approx(loss(changed) - base, rel=1e-4)
-    specs = [models["student"].get_submodule(name).weight_transform.spec for name in BYTES]
+    specs = [models["student"].get_submodule(name).weight_transform.quantizer for name in BYTES]
     assert specs == [Ternary()] * 3, "measured, and put back"
 
 
@@ -75,7 +75,7 @@ def test_what_is_chosen_fits_and_is_the_best_that_does(budget):
     action.repeat(models, decision)
     for name in BYTES:
         wanted = SplitBinary() if name in decision["split"] else Binary()
-        assert models["student"].get_submodule(name).weight_transform.spec == wanted
+        assert models["student"].get_submodule(name).weight_transform.quantizer == wanted
     assert packed_bytes(models["student"]) <= budget
 
 

@@ -17,7 +17,7 @@ from bitstill.errors import SpecError
 from bitstill.losses.layer_maps import LayerMap
 from bitstill.losses.logits import Reduction
 from bitstill.model.blocks import Choice
-from bitstill.model.split_layers import ternary_layers
+from bitstill.model.split_layers import splittable_layers
 from bitstill.model.width import attention_layers
 from bitstill.quant.granularity import Granularity, PerChannel
 from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput, ScaleDtype, Ternary
@@ -178,7 +178,7 @@ class BinaryBERT:
         if train_teacher:
             stage = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr).stage("teacher", regression)
             found.append(stage)
-        ternary = given and bool(ternary_layers(models["student"]))
+        ternary = given and bool(splittable_layers(models["student"]))
         if ternary and self.bits == 1 and not self.split:
             fix = "Split it: split=True; or give a float student."
             raise SpecError("a float student with split=False", given="a ternary one", where="BinaryBERT", fix=fix)

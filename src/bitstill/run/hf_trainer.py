@@ -22,7 +22,7 @@ from bitstill.hf import attention_scores as attention
 from bitstill.losses.taps import Output, as_logits, tap
 from bitstill.model.writer import Storage
 from bitstill.schedules import at
-from bitstill.train.following import Following
+from bitstill.train.optimizer_step import after_optimizer_step
 from bitstill.train.stage import Stage, Term
 from bitstill.train.step import taps
 
@@ -107,20 +107,13 @@ class Deliver(TrainerCallback):
 
     def __init__(self, folder: str | Path, *, tokenizer: Any = None, storage: Storage | None = None) -> None:
         self.folder, self.tokenizer, self.storage = Path(folder), tokenizer, storage
-        self._follow: Following | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget what another Trainer has trained."""
-        self._follow = None
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let the quantizers follow, which learned points and loss-aware ones need."""
+        """Let the quantizers follow, as learned points and loss-aware ones must."""
         optimizer = kwargs["optimizer"]
         if getattr(optimizer, "step_was_skipped", False):  # its gradients were not finite
             return
-        if self._follow is None:
-            self._follow = Following(kwargs["model"], getattr(optimizer, "optimizer", optimizer))
-        self._follow()
+        after_optimizer_step(kwargs["model"], getattr(optimizer, "optimizer", optimizer))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freeze, pack, write, read back, check."""

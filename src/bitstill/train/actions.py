@@ -26,8 +26,10 @@ from bitstill.model.select import first_and_last_tensor, layers_in_order, norms
 from bitstill.model.split_layers import split_model
 from bitstill.model.weight_transform import WeightTransform
 from bitstill.model.width import check_fraction, reduce_width
-from bitstill.quant.points import initial_points, share_points
-from bitstill.quant.rules import Compression, Points, QuantizeAttention
+from bitstill.quant.base import CountedLevels
+from bitstill.quant.inputs import QuantizeAttention
+from bitstill.quant.points import share_points
+from bitstill.quant.rules import Compression
 from bitstill.rng import derive
 
 Skip = Literal["roles", "paper", "none"]
@@ -235,7 +237,7 @@ class SetDropout:
 
 @dataclass(frozen=True)
 class SharePoints:
-    """Share learned points out again by gradient: `ops.points.share_points` (Polino et al. 2018, section 4.2).
+    """Share learned points out again by gradient: `quant.points.share_points` (Polino et al. 2018, section 4.2).
 
     The norms are those of the mean cross-entropy gradient at the quantized weights over `batches` batches.
 
@@ -252,7 +254,7 @@ class SharePoints:
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Give each layer its new number of points, at fresh initial places."""
         model = _named(models, self.model)
-        layers = [m for m in model.modules() if is_compressed(m) and _has_points(m)]
+        layers = [m for m in model.modules() if is_compressed(m) and _counted(m) is not None]
         if not layers:
             raise SpecError(
                 "a model with learned points",
@@ -262,18 +264,11 @@ class SharePoints:
             )
         weights = [layer.weight for layer in layers]
         norms = [float(g.norm()) for g in _mean_gradients(model, weights, task, seed, self.batches, self.batch_size)]  # type: ignore[arg-type]
-        transforms = [layer.weight_transform for layer in layers]
-        counts = [t.learned["points"].numel() for t in transforms if isinstance(t, WeightTransform)]
-        for layer, transform, count in zip(layers, transforms, share_points(counts, norms), strict=True):
-            assert isinstance(transform, WeightTransform) and isinstance(transform.spec, Points)
+        counted = [(layer, pair) for layer in layers if (pair := _counted(layer)) is not None]
+        counts = [quantizer.count_of(transform.state) for _, (transform, quantizer) in counted]
+        for (layer, (transform, quantizer)), count in zip(counted, share_points(counts, norms), strict=True):
             assert isinstance(layer.weight, Tensor)
-            spec = transform.spec
-            quantiles = spec.init == "quantiles"
-            transform.set_points(
-                initial_points(
-                    layer.weight.detach(), transform.mask, count=count, granularity=spec.granularity, quantiles=quantiles
-                )
-            )
+            transform.set_quantizer(quantizer, quantizer.with_count(layer.weight.detach(), transform.mask, count))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """Nothing: the checkpoint brings points of the right number."""
@@ -311,9 +306,12 @@ def _mean_gradients(
     return total
 
 
-def _has_points(layer: nn.Module) -> bool:
+def _counted(layer: nn.Module) -> tuple[WeightTransform, CountedLevels] | None:
+    """The transform of a compressed layer and its quantizer, where that can change its number of levels."""
     transform = layer.weight_transform
-    return isinstance(transform, WeightTransform) and "points" in transform.learned
+    if isinstance(transform, WeightTransform) and isinstance(transform.quantizer, CountedLevels):
+        return transform, transform.quantizer
+    return None
 
 
 def _named(models: dict[str, nn.Module], name: str) -> nn.Module:
