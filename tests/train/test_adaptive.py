@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from bitstill.data.objectives import Classification
 from bitstill.data.task import Split, Task
 from bitstill.errors import SpecError
 from bitstill.losses.logits import MeanSquaredError
@@ -21,7 +22,7 @@ from bitstill.train.stage import Term
 def data() -> Task:
     torch.manual_seed(0)
     part = Split({"x": torch.randn(64, 8)}, torch.randint(0, 3, (64,)))
-    return Task("made up", part, part, part, 3, lambda model, batch: model(batch["x"]))
+    return Task("made up", part, part, part, Classification(3), lambda model, batch: model(batch["x"]))
 
 
 def networks() -> dict[str, nn.Module]:
@@ -93,6 +94,8 @@ def test_layers_that_share_a_weight_are_one_choice():
     models["teacher"] = copy.deepcopy(models["student"])
     torch.manual_seed(0)
     part = Split({"ids": torch.randint(0, 8, (32, 3))}, torch.randint(0, 8, (32,)))
-    task = Task("tied", part, part, part, 8, lambda model, batch: model["out"](model["words"](batch["ids"]).mean(1)))
+    task = Task(
+        "tied", part, part, part, Classification(8), lambda model, batch: model["out"](model["words"](batch["ids"]).mean(1))
+    )
     decision = SplitWithin("student", 10_000, TERMS).decide(models, task, 0)
     assert set(decision["units"]) == {"words"} and decision["split"] in ([], ["words", "out"])

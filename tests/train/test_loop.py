@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bitstill.data.objectives import Regression
 from bitstill.data.shuffle import permutation
 from bitstill.data.task import Split, evaluate
 from bitstill.errors import CheckpointError, DataError, MatchError, SpecError, TrainingError
@@ -222,8 +224,7 @@ def test_history_has_loss_and_validation_of_every_stage(optimizer: SGD | AdamW) 
 
 def test_a_term_without_gradient_is_an_error() -> None:
     data = task()
-    regression = copy.copy(data)
-    object.__setattr__(regression, "classes", None)
+    regression = replace(data, objective=Regression())
     wide, narrow = nn.Sequential(nn.Linear(6, 1)), nn.Sequential(nn.Linear(6, 1))
     stage = Stage("s", terms=(Term(SoftCrossEntropy(), teacher="teacher"),), steps=12, batch_size=32)
     with pytest.raises(TrainingError, match=r"SoftCrossEntropy.*exactly zero"):

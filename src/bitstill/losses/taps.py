@@ -24,7 +24,7 @@ class Output:
     """What one model made of one batch.
 
     Args:
-        logits: (batch, classes), or (batch,) for regression.
+        logits: what counts of its output, such as (batch, classes) for classification.
         features: what was tapped, by name.
         positions: which positions of a padded sequence are real, bool (batch, positions); None where all are.
     """

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitstill.data.shuffle import permutation
 from bitstill.data.task import Task
 from bitstill.errors import MatchError, SpecError, suggest
 from bitstill.losses.projection import Projection
-from bitstill.losses.taps import as_logits
+from bitstill.losses.taps import Output
 from bitstill.model.blocks import reduced
 from bitstill.model.compressed_layers import is_compressed
 from bitstill.model.dense_view import DenseView
@@ -277,7 +276,7 @@ class SharePoints:
 def run_once_on(task: Task) -> Callable[[nn.Module], object]:
     """A function that runs a model on a small batch of the task."""
 
-    def run(model: nn.Module) -> Tensor:
+    def run(model: nn.Module) -> object:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         return task.forward(model, {name: tensor.to(device) for name, tensor in task.sample().items()})
 
@@ -290,19 +289,17 @@ def _mean_gradients(
     order = permutation(len(task.train), seed, "share points")
     device = weights[0].device
     total = [torch.zeros_like(weight) for weight in weights]
+    label_loss = task.objective.label_loss()
+    if label_loss is None:
+        given, fix = type(task.objective).__name__, "Set share_points=False."
+        raise SpecError("a task with labels to share out points", given=given, where=task.name, fix=fix)
     with evaluating(model):
         for index in range(batches):
             start = index * batch_size % max(1, len(order) - batch_size + 1)
             batch = {k: v.to(device) for k, v in task.train.take(order[start : start + batch_size]).items()}
-            logits = as_logits(task.forward(model, batch)).float()
-            labels = batch["labels"]
-            loss = (
-                F.mse_loss(logits.flatten(), labels.flatten())
-                if labels.is_floating_point()
-                else F.cross_entropy(logits, labels)
-            )
-            found = torch.autograd.grad(loss, weights, allow_unused=True)
-            total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
+            loss = label_loss(Output(task.outputs(model, batch)), None, batch["labels"], 0.0)
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            total = [t if g is None else t + g for t, g in zip(total, gradients, strict=True)]
     return total
 
 
