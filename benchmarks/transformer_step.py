@@ -57,7 +57,7 @@ def plain_steps(teacher: nn.Module, task: Task) -> dict[str, Step]:
 
     def unavoidable(batch: Batch) -> None:
         with torch.inference_mode():
-            task.forward(frozen, batch)
+            task.outputs(frozen, batch)
         fine_tuning(batch)
 
     return {"unavoidable": unavoidable, "fine-tuning": fine_tuning}

@@ -120,13 +120,13 @@ def test_the_tasks_labels_are_written_into_the_config(saved, task):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_classifier_of_other_classes_is_refused(saved, task, name):
-    with pytest.raises(DataError, match=r"teacher '.*': wanted a model for \w+ \(2 outputs; .*trained for other classes"):
+    with pytest.raises(DataError, match=r"teacher '.*': wanted a model for \w+ \(2 classes; .*trained for other classes"):
         load_pretrained(str(saved(name, num_labels=3)), task_of(name, task), "teacher")
 
 
 def test_a_classifier_is_refused_for_regression(saved):
     values = tokenize(tiny.text_task(names=None), tiny.tokenizer())
-    with pytest.raises(DataError, match=r"wanted a model for tiny \(1 outputs; classifier.bias \(1,\)\)"):
+    with pytest.raises(DataError, match=r"wanted a model for tiny \(one value; classifier.bias \(1,\)\)"):
         load_pretrained(str(saved("bert")), values, "teacher")
 
 

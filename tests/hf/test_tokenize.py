@@ -229,7 +229,7 @@ def test_a_teacher_that_needs_segments_gets_them_whoever_comes_first(tmp_path):
     pairs = [f"film {n}" for n in range(4)], ["story plot"] * 4
     with torch.no_grad():
         wanted = network(**tiny.tokenizer()(*pairs, padding=True, return_tensors="pt")).logits
-        torch.testing.assert_close(task.forward(network, batch), wanted)
+        torch.testing.assert_close(task.outputs(network, batch), wanted)
 
 
 def test_networks_alone_bring_no_tokenizer(data):

@@ -129,7 +129,7 @@ def test_the_last_stretch_goes_on_from_the_latent_weights_of_an_earlier_run():
     assert last.report["size"]["nominal_bits"] == 2.0
     assert all(torch.equal(tensor, before[name]) for name, tensor in models["student"].state_dict().items())
     batch = task().sample()
-    ternary, binary = (task().forward(model, batch) for model in (first.model, last.model))
+    ternary, binary = (task().outputs(model, batch) for model in (first.model, last.model))
     assert torch.allclose(ternary, binary, atol=2e-2), "float16 scales of two halves"
     assert [stage.name for stage in BinaryBERT(bits="ternary").stages(RunContext(CLASSES, models))] == [
         "ternary I", "ternary II",
@@ -295,7 +295,7 @@ def test_the_chain_delivers_every_model_on_the_way_and_splitting_changes_nothing
     def watched(self, models, task, seed):
         for name in ("before", "after"):
             with torch.no_grad():
-                outputs[name] = task.forward(models["student"].eval(), batch)
+                outputs[name] = task.outputs(models["student"].eval(), batch)
             if name == "before":
                 apply(self, models, task, seed)
 
@@ -315,7 +315,7 @@ def test_the_chain_delivers_every_model_on_the_way_and_splitting_changes_nothing
     specs = {type(m.weight_transform.quantizer) for m in result.models["student"].modules() if hasattr(m, "weight_transform")}
     assert specs == {SplitBinary}
     loaded = bitstill.load(out)
-    assert torch.equal(data.forward(loaded, batch), data.forward(result.model, batch))
+    assert torch.equal(data.outputs(loaded, batch), data.outputs(result.model, batch))
 
 
 def test_every_term_of_a_regression_has_a_gradient():

@@ -713,7 +713,7 @@ def test_gpt2_imitates_its_teacher_as_the_teacher_is():
     (stage,) = XTC(**SHORT).stages(RunContext(CLASSES, {"teacher": teacher}))
     outputs = Teachers(stage, {"teacher": teacher}, data, torch.device("cpu"), False)(batch)["teacher"]
     with torch.no_grad():
-        torch.testing.assert_close(outputs.logits, data.forward(teacher, batch))
+        torch.testing.assert_close(outputs.logits, data.outputs(teacher, batch))
 
 
 def test_a_layer_that_runs_several_times_is_refused(untrained):
