@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 # To fetch a CPU-only torch on Linux, pass where it is kept: make demo PIP_ARGS="--extra-index-url <address>"
 PIP_ARGS ?=
 STAMP := $(VENV)/.installed
-# Two processes of one thread each: tests are small, and threads that wait for each other cost more than they bring.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 .PHONY: help demo test test-slow test-all check format clean
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 
@@ -14,8 +15,6 @@ from transformers import BertForPreTraining
 import bitstill
 import bitstill.runtime
 import bitstill.train.loop as loop
-from bitstill.data.objective import Objective
-from bitstill.data.objectives import Classification, Regression
 from bitstill.errors import MatchError, SpecError
 from bitstill.losses.features import AttentionRelation, AttentionScoreMSE, FeatureMSE
 from bitstill.losses.layer_maps import head_pairs, hidden_pairs, score_pairs
@@ -23,7 +22,6 @@ from bitstill.losses.logits import MeanSquaredError, SoftCrossEntropy
 from bitstill.quant.granularity import PerChannel
 from bitstill.quant.rules import Binary, Compression, QuantizeInput, SplitBinary, Ternary
 from bitstill.recipes import BinaryBERT
-from bitstill.recipes.protocol import RunContext
 from bitstill.recipes.transformer_stages import encoder_rules
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
@@ -33,17 +31,18 @@ from tests.hf import tiny
 
 from .encoders import QUIET, bert, encoder, task
 
-CLASSES = Classification(2)
 SHORT = {"steps": 3, "batch_size": 16, "validations": 1}
 ALL = tuple(range(4))
 TERNARY = Ternary(PerChannel(), scale_dtype="float16")
 BINARY = Binary(PerChannel(), scale_dtype="float16")
 RESTING = SetDropout("student", 0.0)
+BUDGET = 0.0016
+"""Megabytes for codes and scales that let some weights be split and not others."""
 
 
-def stages(recipe: BinaryBERT, *, student: nn.Module | None = None, objective: Objective = CLASSES, untrained=()):
+def stages(recipe: BinaryBERT, *, student: nn.Module | None = None, regression: bool = False, train_teacher: bool = False):
     models = {"teacher": encoder()} if student is None else {"teacher": encoder(), "student": student}
-    return recipe.stages(RunContext(objective, models, frozenset(untrained)))
+    return recipe.stages(train_teacher=train_teacher, regression=regression, models=models)
 
 
 def terms(stage) -> list[tuple]:
@@ -122,20 +121,20 @@ def test_the_last_stretch_goes_on_from_the_latent_weights_of_an_earlier_run():
     models = {"teacher": first.models["small"], "student": first.models["student"]}
     before = {name: tensor.clone() for name, tensor in models["student"].state_dict().items()}
     recipe = BinaryBERT(**SHORT, ternary_epochs=0, binary_lr=1e-30)
-    planned = recipe.stages(RunContext(CLASSES, models))
+    planned = recipe.stages(train_teacher=False, models=models)
     assert [stage.name for stage in planned] == ["binary I", "binary II"]
     assert planned[0].begin == (RESTING, SplitTernary("student")) and terms(planned[0]) == features("teacher")
     last = bitstill.compress(recipe, task(), models, settings=QUIET)
     assert last.report["size"]["nominal_bits"] == 2.0
     assert all(torch.equal(tensor, before[name]) for name, tensor in models["student"].state_dict().items())
     batch = task().sample()
-    ternary, binary = (task().outputs(model, batch) for model in (first.model, last.model))
+    ternary, binary = (task().forward(model, batch) for model in (first.model, last.model))
     assert torch.allclose(ternary, binary, atol=2e-2), "float16 scales of two halves"
-    assert [stage.name for stage in BinaryBERT(bits="ternary").stages(RunContext(CLASSES, models))] == [
+    assert [stage.name for stage in BinaryBERT(bits="ternary").stages(train_teacher=False, models=models)] == [
         "ternary I", "ternary II",
     ]  # fmt: skip
     with pytest.raises(SpecError, match="a float student with split=False"):
-        BinaryBERT(split=False).stages(RunContext(CLASSES, models))
+        BinaryBERT(split=False).stages(train_teacher=False, models=models)
 
 
 def test_a_student_of_all_heads_learns_from_the_teacher_itself():
@@ -181,7 +180,7 @@ def test_a_given_student_learns_in_float_first_and_keeps_its_own_layers():
 def test_a_given_student_of_fewer_layers_is_narrowed_too():
     """Its number of heads in each layer counts, not how many layers there are."""
     models = {"teacher": bert(), "student": bert(1, layers=2)}
-    found = BinaryBERT().stages(RunContext(CLASSES, models))
+    found = BinaryBERT().stages(train_teacher=False, models=models)
     assert found[0].begin == (ReduceWidth("student", 0.5), RESTING) and found[2].begin[0] == Copy("student", "small")
 
 
@@ -189,9 +188,9 @@ def test_a_given_student_is_narrowed_unless_it_is_narrow_already():
     wide, narrow = bert(1), bert(1)
     ReduceWidth("student", 0.5).apply({"student": narrow}, task(), 0)
     models = {"teacher": bert()}
-    found = BinaryBERT().stages(RunContext(CLASSES, {**models, "student": wide}))
+    found = BinaryBERT().stages(train_teacher=False, models={**models, "student": wide})
     assert found[0].begin == (ReduceWidth("student", 0.5), RESTING)
-    found = BinaryBERT(width=1.0).stages(RunContext(CLASSES, {**models, "student": narrow}))
+    found = BinaryBERT(width=1.0).stages(train_teacher=False, models={**models, "student": narrow})
     assert found[0].begin == (RESTING,) and found[2].begin[0] == Copy("student", "small")
     assert terms(found[0]) == features("teacher", scores=False), "its scores are not the teacher's"
 
@@ -245,7 +244,7 @@ def test_what_is_the_pooler():
 
 
 def test_regression_and_a_new_teacher():
-    found = stages(BinaryBERT(), objective=Regression(), untrained=("teacher",))
+    found = stages(BinaryBERT(), regression=True, train_teacher=True)
     assert found[0].name == "fine-tuning" and terms(found[2]) == [(MeanSquaredError(), "teacher")]
 
 
@@ -295,7 +294,7 @@ def test_the_chain_delivers_every_model_on_the_way_and_splitting_changes_nothing
     def watched(self, models, task, seed):
         for name in ("before", "after"):
             with torch.no_grad():
-                outputs[name] = task.outputs(models["student"].eval(), batch)
+                outputs[name] = task.forward(models["student"].eval(), batch)
             if name == "before":
                 apply(self, models, task, seed)
 
@@ -312,10 +311,10 @@ def test_the_chain_delivers_every_model_on_the_way_and_splitting_changes_nothing
     assert kinds["out"] == {"split binary"} and reports["out"]["size"]["nominal_bits"] == 2.0
     config = result.model.config
     assert result.models["small"].bert.encoder.layer[0].attention.self.num_attention_heads == 1 < config.num_attention_heads
-    specs = {type(m.weight_transform.quantizer) for m in result.models["student"].modules() if hasattr(m, "weight_transform")}
+    specs = {type(m.weight_transform.spec) for m in result.models["student"].modules() if hasattr(m, "weight_transform")}
     assert specs == {SplitBinary}
     loaded = bitstill.load(out)
-    assert torch.equal(data.outputs(loaded, batch), data.outputs(result.model, batch))
+    assert torch.equal(data.forward(loaded, batch), data.forward(result.model, batch))
 
 
 def test_every_term_of_a_regression_has_a_gradient():
@@ -328,7 +327,7 @@ def test_a_budget_decides_what_is_split(tmp_path):
     (action,) = stage.begin
     assert isinstance(action, SplitWithin) and action.budget == 500_000
     assert [(t.loss, t.teacher) for t in action.terms] == [*features("small"), *logits("small")]
-    recipe = BinaryBERT(**SHORT, budget=0.0016)
+    recipe = BinaryBERT(**SHORT, budget=BUDGET)
     result = bitstill.compress(recipe, task(), {"teacher": bert()}, settings=QUIET, out=tmp_path / "out")
     layers = result.report["size"]["layers"]
     assert {layer["quantizer"] for layer in layers} == {"binary", "split binary"}
@@ -339,29 +338,41 @@ def test_a_budget_decides_what_is_split(tmp_path):
         bitstill.compress(replace(recipe, budget=0.001), task(), {"teacher": bert()}, settings=QUIET)
 
 
-@pytest.mark.parametrize("place", range(7))
-def test_a_run_killed_in_any_stage_and_resumed_delivers_the_same_bytes(tmp_path, monkeypatch, place):
-    recipe = BinaryBERT(**{**SHORT, "steps": 2}, budget=0.0016 if place == 6 else None)
-    place = min(place, 5)
+def deliver_in_steps(folder, budget=None, resume=False):
+    """The weights that two steps of each stage deliver, with a checkpoint at every step."""
+    recipe = BinaryBERT(**{**SHORT, "steps": 2}, budget=budget)
     settings = replace(QUIET, checkpoint_every=1)
+    bitstill.compress(recipe, task(), {"teacher": bert()}, settings=settings, out=folder / "out", resume=resume)
+    return (folder / "out" / "model.safetensors").read_bytes()
 
-    def run(folder, resume):
-        return bitstill.compress(recipe, task(), {"teacher": bert()}, settings=settings, out=folder / "out", resume=resume)
 
-    wanted = (run(tmp_path / "whole", False).folder / "model.safetensors").read_bytes()
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """By budget, what runs deliver that nobody stops."""
+    return functools.cache(lambda budget: deliver_in_steps(tmp_path_factory.mktemp("whole"), budget))
+
+
+@pytest.mark.parametrize(
+    ("stage", "budget"),
+    [
+        (4, None),
+        *(pytest.param(stage, None, marks=pytest.mark.slow) for stage in (0, 1, 2, 3, 5)),
+        pytest.param(5, BUDGET, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_stopped_in_any_stage_and_resumed_delivers_the_same_bytes(tmp_path, monkeypatch, uninterrupted, stage, budget):
     steps = 0
     real = loop._forward_backward
 
     def dying(*arguments):
         nonlocal steps
         steps += 1
-        if steps == 2 * place + 2:
+        if steps == 2 * stage + 2:
             raise KeyboardInterrupt
         return real(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_forward_backward", dying)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "killed", False)
-    run(tmp_path / "killed", True)
-    assert (tmp_path / "killed" / "out" / "model.safetensors").read_bytes() == wanted
+            deliver_in_steps(tmp_path, budget)
+    assert deliver_in_steps(tmp_path, budget, resume=True) == uninterrupted(budget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 
@@ -13,8 +14,6 @@ from torch import nn
 import bitstill
 import bitstill.train.checkpoint as checkpoint
 import bitstill.train.loop as loop
-from bitstill.data.objective import Objective
-from bitstill.data.objectives import Classification, Regression
 from bitstill.data.task import evaluate, predict
 from bitstill.errors import ArtifactError, DataError, MatchError, SpecError, TrainingError
 from bitstill.losses.features import AttentionScoreMSE, FeatureMSE, Pair
@@ -25,7 +24,6 @@ from bitstill.model.weight_transform import WeightTransform
 from bitstill.quant.granularity import PerChannel, PerTensor
 from bitstill.quant.rules import Binary, Compression, QuantizeInput, Ternary, Uniform
 from bitstill.recipes import XTC
-from bitstill.recipes.protocol import RunContext
 from bitstill.run.roles import rehearse, resolve_models, stages_for
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, Copy, ReduceLayers, SetDropout, Uncompress
@@ -36,14 +34,13 @@ from bitstill.train.teachers import Teachers
 
 from .encoders import QUIET, VOCAB, WIDTH, bert, encoder, task
 
-CLASSES = Classification(2)
 SHORT = {"steps": 4, "batch_size": 16, "validations": 2}
 ALL = tuple(range(4))
 
 
-def stages(recipe: XTC, *, student: nn.Module | None = None, objective: Objective = CLASSES, untrained=()):
+def stages(recipe: XTC, *, student: nn.Module | None = None, train_teacher: bool = False, regression: bool = False):
     models = {"teacher": encoder()} if student is None else {"teacher": encoder(), "student": student}
-    return recipe.stages(RunContext(objective, models, frozenset(untrained)))
+    return recipe.stages(train_teacher=train_teacher, regression=regression, models=models)
 
 
 def names(found) -> list[str]:
@@ -149,7 +146,7 @@ def test_learned_scales_learn_and_are_delivered():
 def test_a_model_that_names_no_word_embeddings_has_none_quantized():
     teacher = encoder()
     teacher.get_input_embeddings = None
-    (stage,) = XTC().stages(RunContext(CLASSES, {"teacher": teacher}))
+    (stage,) = XTC().stages(train_teacher=False, models={"teacher": teacher})
     assert stage.begin[-1] == Compress("student", binary_rules()[:1])
 
 
@@ -265,7 +262,7 @@ def test_options_reach_every_stage():
 
 
 def test_a_teacher_with_a_new_classifier_is_fine_tuned_on_the_labels_first():
-    first, main = stages(XTC(teacher_epochs=2, teacher_lr=0.01), untrained=("teacher",))
+    first, main = stages(XTC(teacher_epochs=2, teacher_lr=0.01), train_teacher=True)
     assert (first.name, first.train, first.epochs, first.keep) == ("fine-tuning", ("teacher",), 2, "best")
     assert [(type(t.loss), t.student, t.teacher) for t in first.terms] == [(CrossEntropy, "teacher", None)]
     assert first.optimizer == adamw(0.01) and not first.begin
@@ -273,7 +270,7 @@ def test_a_teacher_with_a_new_classifier_is_fine_tuned_on_the_labels_first():
 
 
 def test_regression_replaces_the_soft_cross_entropy_and_the_cross_entropy():
-    first, warm, main = stages(XTC(layers=2, label_weight=0.5), objective=Regression(), untrained=("teacher",))
+    first, warm, main = stages(XTC(layers=2, label_weight=0.5), train_teacher=True, regression=True)
     assert losses(first) == [MeanSquaredError]
     assert terms(warm) == terms(main)
     assert terms(main) == [(MeanSquaredError(), "teacher", 1.0), *together((1, 3))[1:], (MeanSquaredError(), None, 0.5)]
@@ -361,7 +358,7 @@ def test_with_a_given_student_nothing_to_do_is_an_error_too():
 def test_a_network_without_blocks_is_refused(role):
     flat = nn.Sequential(nn.Embedding(5, 5), nn.Linear(5, 2))
     with pytest.raises(MatchError, match="a list of equal blocks"):
-        XTC().stages(RunContext(CLASSES, {"teacher": encoder(), role: flat}))
+        XTC().stages(train_teacher=False, models={"teacher": encoder(), role: flat})
 
 
 # What is touched.
@@ -526,7 +523,7 @@ def test_the_rehearsal_runs_every_term_once_without_touching_the_models(monkeypa
     recipe, data = XTC(**SHORT, layers=2, schedule="three", label_weight=1.0, progressive=(4,), dropout=0.1), task()
     networks = {"teacher": encoder().train()}
     before = copy.deepcopy(networks["teacher"].state_dict())
-    found = recipe.stages(RunContext(CLASSES, networks))
+    found = recipe.stages(train_teacher=False, models=networks)
     calls = []
     for loss in (SoftCrossEntropy, FeatureMSE, AttentionScoreMSE, CrossEntropy):
         real = loss.__call__
@@ -627,53 +624,52 @@ def test_a_stage_has_a_place_to_go_before_anything_trains(tmp_path, untrained):
         bitstill.compress(recipe, task(), {"teacher": encoder()}, settings=QUIET, out=tmp_path / "out", each_stage=True)
 
 
-def test_a_run_that_breaks_off_anywhere_and_is_resumed_delivers_the_same_bytes(tmp_path, monkeypatch):
-    """While a stage trains, between stages, and while what a stage left is delivered."""
+def deliver_each_stage(folder, resume=False):
+    """A short run in three stages with a checkpoint at every step: its report, and the weights that each stage delivers."""
     recipe = XTC(steps=2, batch_size=16, validations=2, layers=2, progressive=(8,), lr=0.05, float_lr=0.05)
-    settings = replace(QUIET, checkpoint_every=1)
+    settings, models = replace(QUIET, checkpoint_every=1), {"teacher": encoder(dropout=0.1)}
+    result = bitstill.compress(recipe, task(), models, settings=settings, out=folder / "out", resume=resume, each_stage=True)
+    return result.report, {path.name: (path / "model.safetensors").read_bytes() for path in folder.glob("out*")}
 
-    def run(folder, resume):
-        models = {"teacher": encoder(dropout=0.1)}
-        return bitstill.compress(recipe, task(), models, settings=settings, out=folder / "out", resume=resume, each_stage=True)
 
-    def found(folder):
-        return {path.name: (path / "model.safetensors").read_bytes() for path in folder.glob("out*")}
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    report, weights = deliver_each_stage(tmp_path_factory.mktemp("whole"))
+    assert len(weights) == len(set(weights.values())) == 3
+    return report, weights
 
-    whole = run(tmp_path / "whole", False)
-    wanted = found(tmp_path / "whole")
-    assert len(wanted) == 3 and len(set(wanted.values())) == 3
-    save, deliver = checkpoint.save, bitstill.run.compress.deliver
 
-    class StoppedError(Exception):
-        pass
+def stopped_at(call, real, *, after=False):
+    """`real`, which raises KeyboardInterrupt at its `call`-th call, before or after it has done its work."""
+    calls = itertools.count(1)
 
-    def stopping(real, limit, after):
-        calls = 0
+    def stopping(*arguments):
+        last = next(calls) == call
+        if last and not after:
+            raise KeyboardInterrupt
+        value = real(*arguments)
+        if last:
+            raise KeyboardInterrupt
+        return value
 
-        def call(*arguments):
-            nonlocal calls
-            calls += 1
-            if calls == limit and not after:
-                raise StoppedError
-            value = real(*arguments)
-            if calls == limit:
-                raise StoppedError
-            return value
+    return stopping
 
-        return call
 
-    plans = [("save", 2), ("save", 5), ("deliver", 2), ("deliver", 3)]
-    for kind, limit in plans:
-        folder = tmp_path / f"{kind}-{limit}"
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "save", stopping(save, limit if kind == "save" else 0, after=True))
-            patch.setattr(bitstill.run.compress, "deliver", stopping(deliver, limit if kind == "deliver" else 0, after=False))
-            with pytest.raises(StoppedError):
-                run(folder, False)
-        assert not (folder / "out").exists()
-        resumed = run(folder, True)
-        assert found(folder) == wanted, (kind, limit)
-        assert resumed.report["history"] == whole.report["history"], (kind, limit)
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [("deliver", 2), *(pytest.param(*place, marks=pytest.mark.slow) for place in (("save", 2), ("save", 5), ("deliver", 3)))],
+)
+def test_a_run_stopped_anywhere_and_resumed_delivers_the_same_bytes(tmp_path, monkeypatch, uninterrupted, function, call):
+    """While a stage trains, between stages, and while what a stage left is delivered."""
+    module = checkpoint if function == "save" else bitstill.run.compress
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, stopped_at(call, getattr(module, function), after=function == "save"))
+        with pytest.raises(KeyboardInterrupt):
+            deliver_each_stage(tmp_path)
+    assert not (tmp_path / "out").exists()
+    report, weights = uninterrupted
+    resumed_report, resumed_weights = deliver_each_stage(tmp_path, resume=True)
+    assert resumed_weights == weights and resumed_report["history"] == report["history"]
 
 
 # Other architectures.
@@ -710,10 +706,10 @@ def test_gpt2_imitates_its_teacher_as_the_teacher_is():
     whole = [int(index) for index in (data.train.lengths == 12).nonzero().flatten()[:4]]
     batch = data.train.take(torch.tensor(whole))
     assert bool(batch["attention_mask"].all())
-    (stage,) = XTC(**SHORT).stages(RunContext(CLASSES, {"teacher": teacher}))
+    (stage,) = XTC(**SHORT).stages(train_teacher=False, models={"teacher": teacher})
     outputs = Teachers(stage, {"teacher": teacher}, data, torch.device("cpu"), False)(batch)["teacher"]
     with torch.no_grad():
-        torch.testing.assert_close(outputs.logits, data.outputs(teacher, batch))
+        torch.testing.assert_close(outputs.logits, data.forward(teacher, batch))
 
 
 def test_a_layer_that_runs_several_times_is_refused(untrained):

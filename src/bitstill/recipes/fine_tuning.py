@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitstill.data.objective import Objective
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.protocol import NO_MODELS, Models
 from bitstill.recipes.supervision import label_loss
 from bitstill.schedules import WarmupLinear
 from bitstill.train.optim import AdamW
@@ -41,16 +40,16 @@ class FineTuning:
         """The student is what is fine-tuned."""
         return False
 
-    def stages(self, context: RunContext) -> tuple[Stage, ...]:
+    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
         """One stage."""
-        return (self.stage("student", context.objective),)
+        return (self.stage("student", regression),)
 
-    def stage(self, model: str, objective: Objective) -> Stage:
+    def stage(self, model: str, regression: bool) -> Stage:
         """The stage for the model of that name."""
         return Stage(
             "fine-tuning",
             train=(model,),
-            terms=(Term(label_loss(objective), student=model),),
+            terms=(Term(label_loss(regression), student=model),),
             epochs=self.epochs if self.steps is None else None,
             steps=self.steps,
             batch_size=self.batch_size,
