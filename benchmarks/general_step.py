@@ -63,8 +63,8 @@ def main() -> None:
 
         def unavoidable(batch: Batch) -> None:
             with torch.inference_mode():
-                task.forward(frozen, batch)
-            task.forward(plain, batch).square().mean().backward()
+                task.outputs(frozen, batch)
+            task.outputs(plain, batch).square().mean().backward()
             plain.zero_grad(set_to_none=True)
 
         def ours(batch: Batch) -> None:

@@ -85,7 +85,7 @@ def predictions(
     for index in range(len(task.test)):
         batch = task.test.take(torch.tensor([index]))
         with torch.inference_mode():
-            own.append(int(task.forward(model, batch).argmax()))
+            own.append(int(task.outputs(model, batch).argmax()))
         values = {name: batch[name].numpy().astype(np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
         for name, answer in networks.items():
             labels[name].append(int(answer(values).argmax()))

@@ -23,6 +23,7 @@ import torch
 import bitstill
 from bitstill.data.images import DRAWS, normalising_forward, shift_and_flip
 from bitstill.data.networks import build
+from bitstill.data.objectives import Classification
 from bitstill.data.shuffle import uniform
 from bitstill.data.task import Split, Task
 from bitstill.deliver.deliver import environment
@@ -48,13 +49,15 @@ def synthetic_task() -> Task:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8, generator=generator)
     part = Split({"image": images}, torch.randint(0, 10, (512,), generator=generator))
-    return Task("synthetic", part, part, part, 10, normalising_forward([0.5] * 3, [0.25] * 3), shift_and_flip, DRAWS)
+    return Task(
+        "synthetic", part, part, part, Classification(10), normalising_forward([0.5] * 3, [0.25] * 3), shift_and_flip, DRAWS
+    )
 
 
 def variants(name: str, bits: int, granularity: Any, precision: str, batch_size: int) -> dict[str, Callable[[], None]]:
     """The steps to compare, by name."""
     task = synthetic_task()
-    terms = distillation_terms(temperature=2.0, kd_weight=0.7, reduction="batchmean")
+    terms = distillation_terms(task.objective, temperature=2.0, kd_weight=0.7, reduction="batchmean")
     stage = Stage("s", terms=terms, steps=1, batch_size=batch_size)
     teacher = build("polino-teacher", role="teacher")
     plain, compressed = build(name), build(name)

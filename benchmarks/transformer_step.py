@@ -31,6 +31,7 @@ from bitstill.data.task import Batch, Task
 from bitstill.deliver.deliver import environment
 from bitstill.deliver.load_task import task_for
 from bitstill.hf.models import load_pretrained
+from bitstill.recipes.protocol import RunContext
 from bitstill.train.sampler import Sampler
 from bitstill.train.step import TrainingStep
 from bitstill.train.teachers import Teachers
@@ -51,12 +52,12 @@ def plain_steps(teacher: nn.Module, task: Task) -> dict[str, Step]:
     frozen.set_attn_implementation("sdpa")
 
     def fine_tuning(batch: Batch) -> None:
-        F.cross_entropy(task.forward(student, batch), batch["labels"]).backward()
+        F.cross_entropy(task.outputs(student, batch), batch["labels"]).backward()
         student.zero_grad(set_to_none=True)
 
     def unavoidable(batch: Batch) -> None:
         with torch.inference_mode():
-            task.forward(frozen, batch)
+            task.outputs(frozen, batch)
         fine_tuning(batch)
 
     return {"unavoidable": unavoidable, "fine-tuning": fine_tuning}
@@ -65,7 +66,7 @@ def plain_steps(teacher: nn.Module, task: Task) -> dict[str, Step]:
 def xtc_step(teacher: nn.Module, task: Task, recipe: bitstill.XTC) -> Step:
     """Bitstill's own training step, without the optimizer."""
     models = {"teacher": teacher}
-    (stage,) = recipe.stages(train_teacher=False, models=models)
+    (stage,) = recipe.stages(RunContext(task.objective, models))
     for action in stage.begin:
         action.apply(models, task, 0)
     module = TrainingStep(stage, models, task).train()

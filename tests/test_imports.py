@@ -25,8 +25,6 @@ OPTIONAL = {
     "torch_pruning", "transformers", "triton",
 }  # fmt: skip
 REQUIRED = {"accelerate", "huggingface_hub", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
-TRANSFORMERS_AT_TOP = ("hf", "run.hf_trainer")
-"""Whose classes derive from those of transformers; whoever needs these modules imports them where it uses them."""
 
 
 def _modules() -> dict[str, Path]:
@@ -123,17 +121,18 @@ def test_folders_import_each_other_in_no_circle_and_modules_neither():
 def test_optional_packages_are_imported_where_they_are_used_and_all_are_declared():
     for name, path in MODULES.items():
         at_top = _packages(path, top_level=True) & OPTIONAL
-        if name.startswith(TRANSFORMERS_AT_TOP):
+        if _folder(name) == "hf":
             at_top -= {"transformers"}
         assert not at_top, f"{name}: import {sorted(at_top)} in the function that uses it"
         assert _packages(path) <= {*sys.stdlib_module_names, *REQUIRED, *OPTIONAL, "bitstill"}, name
 
 
 def test_transformers_is_known_to_one_folder():
+    """Whoever needs a module of that folder imports it where it is used."""
     for name, path in MODULES.items():
-        if not name.startswith(TRANSFORMERS_AT_TOP):
+        if _folder(name) != "hf":
             assert "transformers" not in _packages(path), name
-            assert not {other for other in _own(path, top_level=True) if other.startswith(TRANSFORMERS_AT_TOP)}, name
+            assert "hf" not in {_folder(other) for other in _own(path, top_level=True)}, name
 
 
 def _closure(name: str) -> tuple[set[str], set[str]]:

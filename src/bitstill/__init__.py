@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from bitstill.run.compress import Result, compress
     from bitstill.run.distill import distill_encoder
     from bitstill.run.finetune import finetune
-    from bitstill.train.following import Following
+    from bitstill.train.optimizer_step import after_optimizer_step
     from bitstill.train.settings import Settings
 
 _HOMES = {
@@ -65,7 +65,6 @@ _HOMES = {
     "Corpus": "bitstill.data.corpus",
     "DifferentiableQuantization": "bitstill.recipes",
     "FineTuning": "bitstill.recipes",
-    "Following": "bitstill.train.following",
     "GeneralDistillation": "bitstill.recipes.general_distillation",
     "LearnedStep": "bitstill.quant.rules",
     "PQK": "bitstill.recipes",
@@ -88,6 +87,7 @@ _HOMES = {
     "TextOptions": "bitstill.data.text",
     "Uniform": "bitstill.quant.rules",
     "XTC": "bitstill.recipes",
+    "after_optimizer_step": "bitstill.train.optimizer_step",
     "augment": "bitstill.run.augment",
     "compare": "bitstill.deliver.compare",
     "compress": "bitstill.run.compress",
@@ -116,7 +116,6 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "Corpus",
     "DifferentiableQuantization",
     "FineTuning",
-    "Following",
     "GeneralDistillation",
     "LearnedStep",
     "PQK",
@@ -140,6 +139,7 @@ __all__ = [  # noqa: RUF022 (plainly sorted, as dir() gives them)
     "Uniform",
     "XTC",
     "__version__",
+    "after_optimizer_step",
     "augment",
     "compare",
     "compress",

@@ -8,6 +8,7 @@ and the nearest valid spelling; nothing is guessed.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Mapping
@@ -57,6 +58,8 @@ def _decode(wanted: Any, value: object, where: str) -> Any:
         raise _wrong(f"one of {', '.join(map(repr, arguments))}", value, where)
     if origin in (Union, types.UnionType):
         return _decode_union(arguments, value, where)
+    if inspect.isabstract(wanted):
+        return _decode_union(tuple(_methods_of(wanted)), value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise _wrong("a list", value, where)
@@ -68,6 +71,12 @@ def _decode(wanted: Any, value: object, where: str) -> Any:
     if wanted is not None and isinstance(wanted, type) and type(value) is wanted:
         return value
     raise _wrong(f"a value of type {getattr(wanted, '__name__', wanted)}", value, where)
+
+
+def _methods_of(base: type) -> list[type]:
+    """The dataclasses derived from an abstract one, as far as they have been imported."""
+    derived: list[type] = base.__subclasses__()
+    return [cls for cls in derived if dataclasses.is_dataclass(cls)] + [leaf for cls in derived for leaf in _methods_of(cls)]
 
 
 def _decode_union(options: tuple[Any, ...], value: object, where: str) -> Any:

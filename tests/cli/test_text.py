@@ -357,7 +357,7 @@ def test_an_encoder_is_distilled_on_plain_text(cli, bert, corpus, tmp_path):
              "--set", "batch_size=8", "--set", "settings.progress=false", "--set", "settings.device=cpu")  # fmt: skip
     refused(cli(*small), "a smaller student")
     run = cli(*small, "--layers", 2)
-    assert run.status == 0 and re.search(r"of the teacher's [\d,]+ parameters; alikeness", run.out), run
+    assert run.status == 0 and re.search(r"of the teacher's [\d,]+ parameters; linear CKA", run.out), run
     assert json.loads((tmp_path / "small" / "config.json").read_text())["num_hidden_layers"] == 2
     refused(cli(*small, "--layers", 2), "a new or an empty folder")
     refused(cli(*small, "--layers", 2, "--out", tmp_path / "other", "--set", "colour=1"), "colour")

@@ -243,6 +243,6 @@ def test_sparsity_of_the_delivered_weight_is_what_was_asked_for(name, tmp_path, 
 def test_changed_points_of_another_number_come_back(tmp_path, write_artifact, exact):
     model = nn.Sequential(nn.Linear(25, 8))
     prepare(model, Compression(weight=Points(16)))
-    model[0].weight_transform.set_points(torch.tensor([0.9, -0.0, 0.3, 0.3, 1.2, 0.5, -0.1]))
+    model[0].weight_transform.learned["points"] = nn.Parameter(torch.tensor([0.9, -0.0, 0.3, 0.3, 1.2, 0.5, -0.1]))
     check_one_life(model, nn.Sequential(nn.Linear(25, 8)), (torch.randn(2, 25),), tmp_path, write_artifact, exact)
     assert bitstill.read(tmp_path).layers["0"].planes[0].levels == 7

@@ -14,6 +14,7 @@ from PIL import Image
 
 from bitstill.data import cifar10
 from bitstill.data.catalogue import load_task
+from bitstill.data.objectives import Classification
 from bitstill.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside datasets and pyarrow
@@ -64,7 +65,7 @@ def folder(tmp_path):
 def test_pictures_and_labels_are_those_of_the_files(folder):
     task = cifar10.load(folder)
     assert [len(split) for split in (task.train, task.validation, task.test)] == [35, 5, 10]
-    assert task.classes == 10 and task.draws == 3
+    assert task.objective == Classification(10) and task.draws == 3
     wanted = random_pixels(50).transpose(0, 3, 1, 2)
     assert np.array_equal(task.test.inputs["image"].numpy(), wanted[40:])
     assert task.test.labels.tolist() == list(range(10))

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from bitstill.data import digits
 from bitstill.data.catalogue import TASKS, load_task
+from bitstill.data.objectives import Classification
 from bitstill.data.shuffle import uniform
 from bitstill.errors import SpecError
 
@@ -26,7 +27,7 @@ def splits(task):
 
 def test_sizes_types_and_classes(task):
     assert [len(split) for split in splits(task)] == [1100, 200, 497]
-    assert task.classes == 10 and task.metric_name == "accuracy"
+    assert task.objective == Classification(10)
     for split in splits(task):
         assert split.inputs["image"].dtype == torch.uint8 and split.inputs["image"].shape[1:] == (1, 8, 8)
         assert set(split.labels.tolist()) == set(range(10))

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from bitstill.data import glue, text
 from bitstill.data.catalogue import TASKS, load_task
@@ -46,20 +47,22 @@ def test_every_task_reads_its_own_columns_and_is_judged_as_glue_judges_it(tmp_pa
     known = glue.GLUE[name]
     values = [0.5, 2.0, 5.0] if known.labels is None else [0, 1, 0]
     task = load_task(name, write(tmp_path, name, train=values * 4, **{known.test: values}))
-    assert task.name == name and task.label_names == known.labels and task.test.labels.tolist() == values
+    assert task.name == name and task.objective.label_names == (known.labels or ()) and task.test.labels.tolist() == values
     assert task.test.texts == tuple([f"{known.test} {column} {n}" for n in range(3)] for column in known.text)
     assert task.options == TextOptions(known.text, "label", known.labels is None, known.max_length, truncate=True)
     metrics = {
         "cola": matthews, "mrpc": accuracy_and_f1, "qqp": accuracy_and_f1, "stsb": pearson_and_spearman,
     }  # fmt: skip
-    assert task.metric is metrics.get(name, accuracy) and task.metric_name
+    labels = task.train.labels
+    outputs = torch.arange(float(len(labels))) if known.labels is None else torch.randn(len(labels), len(known.labels))
+    assert task.objective.metrics(outputs, labels)[task.objective.decides] == metrics.get(name, accuracy)(outputs, labels)
 
 
 def test_both_validation_splits_of_mnli_are_tasks(tmp_path):
     parts = {"train": [0, 1, 2] * 4, "validation_matched": [0, 1], "validation_mismatched": [2, 2, 0]}
     folder = write(tmp_path, "mnli", **parts)
     assert [len(load_task(name, folder).test) for name in ("mnli", "mnli-mm")] == [2, 3]
-    assert load_task("mnli", folder).label_names == ("entailment", "neutral", "contradiction")
+    assert load_task("mnli", folder).objective.label_names == ("entailment", "neutral", "contradiction")
 
 
 def test_choices_are_made_on_rows_of_train_never_on_what_is_reported(tmp_path):

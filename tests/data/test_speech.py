@@ -17,6 +17,7 @@ import torch
 
 from bitstill.data.catalogue import load_task
 from bitstill.data.mel import LogMel, filters
+from bitstill.data.objectives import Classification
 from bitstill.data.speech import KEYWORDS, SPEECH, shift_and_noise
 from bitstill.errors import DataError, SpecError
 
@@ -99,7 +100,7 @@ def test_clips_are_centred_and_cut_to_one_length(tmp_path):
     write(tmp_path / "d", [clip(n) if n < 6_010 else list(range(n)) for n in lengths], [n % 2 for n in range(20)])
     write(tmp_path / "d", [clip(3)], [1], "test")
     task = load_task("fsdd", tmp_path / "d")
-    assert task.classes == 2 and len(task.train) == 18 and len(task.validation) == 2
+    assert task.objective.width == 2 and len(task.train) == 18 and len(task.validation) == 2
     whole = torch.cat([task.train.inputs["audio"], task.validation.inputs["audio"]])
     assert whole.dtype == torch.int16 and whole.shape == (20, 6_000)
     sums = sorted(int((row != 0).sum()) for row in whole)
@@ -124,7 +125,7 @@ def test_speech_commands_has_ten_words_others_and_silence(tmp_path):
         table = datasets.Dataset.from_dict({"audio": clips, "label": rows}, features)
         table.to_parquet(str(tmp_path / "d" / f"{part}.parquet"))
     task = load_task("speech-commands", tmp_path / "d")
-    assert task.classes == 12 and task.label_names == (*KEYWORDS, "unknown", "silence")
+    assert task.objective == Classification(12, (*KEYWORDS, "unknown", "silence"))
     counts = torch.bincount(task.test.labels, minlength=12).tolist()
     assert counts[:10] == [10] * 10 and counts[11] == 10 and 0 < counts[10] <= 4, "one in ten of the other words"
 
@@ -194,6 +195,6 @@ def test_missing_files_columns_and_rows_are_refused(tmp_path):
 def test_the_spoken_digits_are_all_there():
     task = load_task("fsdd", REAL)
     assert (len(task.train), len(task.validation), len(task.test)) == (2_430, 270, 300)
-    assert task.classes == 10 and task.test.labels.bincount().tolist() == [30] * 10
+    assert task.objective.width == 10 and task.test.labels.bincount().tolist() == [30] * 10
     x = SPEECH["fsdd"].mel(task.test.inputs["audio"])
     assert x.shape == (300, 1, 61, 40) and torch.isfinite(x).all()

@@ -11,7 +11,7 @@ import torch
 
 from bitstill.data import text
 from bitstill.data.catalogue import load_task
-from bitstill.data.metrics import accuracy, pearson_and_spearman
+from bitstill.data.objectives import Classification, Regression
 from bitstill.data.text import TextOptions, TextSplit, TextTask, held_out
 from bitstill.errors import DataError, MissingPackageError, SpecError
 
@@ -70,8 +70,7 @@ def test_every_kind_of_file_is_read_alike(tmp_path, kind):
     task = load(write(tmp_path / "data", kind, train=rows, validation=TEST, test=TEST))
     assert rows_of(task.train) == [(row["text"], row["label"]) for row in rows]
     assert rows_of(task.test) == rows_of(task.validation) == [("seen never", 1), ("nor this", 0)]
-    assert task.label_names == ("LABEL_0", "LABEL_1") and task.classes == 2
-    assert (task.metric_name, task.metric) == ("accuracy", accuracy)
+    assert task.objective == Classification(2, ("LABEL_0", "LABEL_1"))
 
 
 def test_several_files_of_a_part_are_read_in_order(tmp_path):
@@ -94,7 +93,7 @@ def test_pairs_and_other_column_names(tmp_path, kind):
 def test_names_of_classes_are_sorted_and_the_same_for_every_part(tmp_path, kind):
     train, rest = labelled("dull", "bright", "odd", "dull"), labelled("odd", "bright")
     task = load(write(tmp_path / "data", kind, train=train, validation=rest, test=rest))
-    assert task.label_names == ("bright", "dull", "odd") and task.classes == 3
+    assert task.objective == Classification(3, ("bright", "dull", "odd"))
     assert task.train.labels.tolist() == [1, 0, 2, 1] and task.test.labels.tolist() == [2, 0]
     assert task.train.labels.dtype == torch.int64
 
@@ -102,21 +101,20 @@ def test_names_of_classes_are_sorted_and_the_same_for_every_part(tmp_path, kind)
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_numbers_with_a_fraction_are_regression(tmp_path, kind):
     task = load(write(tmp_path / "data", kind, train=labelled(0.5, 1.0, 4.25), validation=labelled(2.0), test=labelled(3.0)))
-    assert task.label_names is None and task.classes is None
+    assert task.objective == Regression()
     assert task.train.labels.dtype == torch.float32 and task.train.labels.tolist() == [0.5, 1.0, 4.25]
-    assert task.metric is pearson_and_spearman and task.metric_name == "mean of Pearson and Spearman"
 
 
 def test_whole_numbers_are_regression_where_that_is_said(tmp_path):
     folder = write(tmp_path / "data", train=labelled(0, 5, 3), test=labelled(7, -2.5))
     task = load(folder, regression=True)
-    assert task.classes is None and task.test.labels.tolist() == [7.0, -2.5]
+    assert task.objective == Regression() and task.test.labels.tolist() == [7.0, -2.5]
     refused(folder, r"text test: label: wanted labels 0 to 5, got 7.0 and 1 more")
 
 
 def test_classes_between_the_numbers_count(tmp_path):
     task = load(write(tmp_path / "data", train=labelled(0, 3, 0), test=labelled(2)))
-    assert task.classes == 4 and task.label_names == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
+    assert task.objective.label_names == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
 
 
 LABELS = {
@@ -151,7 +149,7 @@ def test_numbers_are_never_taken_for_the_place_of_a_name(tmp_path, kind):
         task = load(write(tmp_path / "data", kind, train=train, validation=train, test=test))
     except DataError:
         return
-    assert task.label_names == ("1", "2", "x") and task.test.labels.tolist() == [0, 1]
+    assert task.objective.label_names == ("1", "2", "x") and task.test.labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("label", ["same", 0])
@@ -164,7 +162,7 @@ def test_a_single_class_cannot_be_learned(tmp_path, label):
 def test_words_that_tables_use_for_nothing_are_still_words(tmp_path, word):
     text_file = f"text,label\n{word},None\nb,Some\nc,Some\n"
     task = load(write(tmp_path / "data", "csv", train=text_file, validation=text_file, test=text_file))
-    assert task.test.texts[0][0] == word and task.label_names == ("None", "Some")
+    assert task.test.texts[0][0] == word and task.objective.label_names == ("None", "Some")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

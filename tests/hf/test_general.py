@@ -15,8 +15,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertMode
 import bitstill
 import bitstill.train.loop as loop
 from bitstill.data.corpus import Corpus
+from bitstill.data.metrics import linear_cka
 from bitstill.errors import DataError, SpecError
-from bitstill.hf.headless import alikeness, corpus_task, encoder_of, load_encoder
+from bitstill.hf.headless import corpus_task, encoder_of, load_encoder
 from bitstill.losses.features import AttentionScoreMSE, FeatureMSE, Pair
 from bitstill.losses.projection import Projection
 from bitstill.losses.taps import Output
@@ -190,15 +191,15 @@ def test_a_term_sees_the_student_through_its_projection():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_alikeness_is_that_of_centred_kernels(seed):
+def test_linear_cka_is_that_of_centred_kernels(seed):
     torch.manual_seed(seed)
     x, y = torch.randn(20, 5), torch.randn(20, 3)
     center = torch.eye(20) - 1 / 20
     kernels = [center.double() @ z.double() @ z.double().T @ center.double() for z in (x, y)]
     wanted = 100 * (kernels[0] * kernels[1]).sum() / (kernels[0].norm() * kernels[1].norm())
-    assert alikeness(x, y) == pytest.approx(float(wanted))
+    assert linear_cka(x, y) == pytest.approx(float(wanted))
     rotation = torch.linalg.qr(torch.randn(5, 5))[0]
-    assert alikeness(x, 3 * x @ rotation + 1) == pytest.approx(100) and alikeness(x, y) < 90
+    assert linear_cka(x, 3 * x @ rotation + 1) == pytest.approx(100) and linear_cka(x, y) < 90
 
 
 def test_masking_replaces_words_alone(teacher):

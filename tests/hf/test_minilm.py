@@ -110,7 +110,7 @@ def test_splitting_changes_no_answer(granularity, iterations):
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5 * float(before.abs().max()))
     for name, (latent, quantized) in kept.items():
         layer = layers[name]
-        half, second = layer.weight.detach(), layer.weight_transform.learned["second"].detach()
+        half, second = layer.weight.detach(), layer.weight_transform.latents["second"].detach()
         second = second.T if name == "turned" else second
         rounding = 2.0**-22 * float(torch.maximum(half.abs(), second.abs()).max())  # halves may be larger than their sum
         torch.testing.assert_close(half + second, latent, rtol=0, atol=rounding)

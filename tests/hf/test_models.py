@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, BertForPreTraining
 
+from bitstill.data.objectives import Classification
 from bitstill.data.text import TextSplit
 from bitstill.deliver.architecture import architecture_of, from_architecture
 from bitstill.errors import ArtifactError, DataError, MatchError
-from bitstill.hf.models import config_of, from_config, label_settings, load_pretrained
+from bitstill.hf.models import config_of, from_config, load_pretrained
 from bitstill.hf.text import tokenize
 from bitstill.model.blocks import blocks, reduced
 from bitstill.recipes import FineTuning
@@ -114,18 +115,18 @@ def test_the_tasks_labels_are_written_into_the_config(saved, task):
     values = tokenize(tiny.text_task(names=None), tiny.tokenizer())
     config = load_pretrained(str(saved("bert", num_labels=1)), values, "teacher").model.config
     assert config.num_labels == 1 and config.problem_type == "regression"
-    assert label_settings(replace(task, label_names=()))["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}
+    assert Classification(2).head()["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_classifier_of_other_classes_is_refused(saved, task, name):
-    with pytest.raises(DataError, match=r"teacher '.*': wanted a model for \w+ \(2 outputs; .*trained for other classes"):
+    with pytest.raises(DataError, match=r"teacher '.*': wanted a model for \w+ \(2 classes; .*trained for other classes"):
         load_pretrained(str(saved(name, num_labels=3)), task_of(name, task), "teacher")
 
 
 def test_a_classifier_is_refused_for_regression(saved):
     values = tokenize(tiny.text_task(names=None), tiny.tokenizer())
-    with pytest.raises(DataError, match=r"wanted a model for tiny \(1 outputs; classifier.bias \(1,\)\)"):
+    with pytest.raises(DataError, match=r"wanted a model for tiny \(one value; classifier.bias \(1,\)\)"):
         load_pretrained(str(saved("bert")), values, "teacher")
 
 

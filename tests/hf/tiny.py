@@ -26,7 +26,7 @@ from transformers import (
     ViTConfig,
 )
 
-from bitstill.data.metrics import accuracy, pearson_and_spearman
+from bitstill.data.objectives import Classification, Regression
 from bitstill.data.task import Split, Task
 from bitstill.data.text import TextOptions, TextSplit, TextTask
 from bitstill.train.settings import Settings
@@ -152,14 +152,13 @@ def text_task(
     """Two classes by name, or regression where there are no names."""
     options = TextOptions(("one", "two") if pair else ("text",), "label", names is None, max_length, truncate)
     parts = [split(count, seed, pair, names is None) for seed, count in enumerate((train, 6, 10))]
-    metric = ("mean of Pearson and Spearman", pearson_and_spearman) if names is None else ("accuracy", accuracy)
-    return TextTask("tiny", *parts, names, options, *metric)
+    return TextTask("tiny", *parts, Regression() if names is None else Classification(len(names), names), options)
 
 
 def image_task(classes: int = 2) -> Task:
     images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     part = Split({"pixel_values": images}, torch.arange(6) % classes)
-    return Task("pictures", part, part, part, classes, lambda network, batch: network(batch["pixel_values"]).logits)
+    return Task("pictures", part, part, part, Classification(classes), lambda network, batch: network(batch["pixel_values"]))
 
 
 def write_csv(folder: Path, counts: dict[str, int] | None = None, labels: Sequence[object] = (0, 1)) -> Path:

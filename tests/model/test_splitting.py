@@ -43,8 +43,8 @@ def test_every_kind_of_layer_computes_what_it_did(granularity, prune, iterations
     assert torch.allclose(model(IDS), before, atol=1e-5)
     for name, weight in latent.items():
         layer = model.get_submodule(name)
-        assert layer.weight_transform.spec == SplitBinary(granularity)
-        assert torch.allclose(layer.weight + layer.weight_transform.learned["second"], weight, atol=1e-6)
+        assert layer.weight_transform.quantizer == SplitBinary(granularity)
+        assert torch.allclose(layer.weight + layer.weight_transform.latents["second"], weight, atol=1e-6)
 
 
 def test_inputs_are_quantized_once_for_both_planes():
@@ -80,8 +80,8 @@ def test_a_second_weight_that_is_not_finite_is_refused():
     model = nn.Sequential(nn.Linear(8, 4))
     prepare(model, Compression(weight=Ternary()))
     split_model(model)
-    model[0].weight_transform.learned["second"].data[0, 0] = torch.nan
-    with pytest.raises(DataError, match="second latent weight"):
+    model[0].weight_transform.latents["second"].data[0, 0] = torch.nan
+    with pytest.raises(DataError, match="second of its quantizer"):
         freeze(model)
 
 
@@ -89,12 +89,12 @@ def test_both_halves_learn_as_weights_do():
     model = nn.Sequential(nn.Linear(8, 4))
     prepare(model, Compression(weight=Ternary()))
     split_model(model)
-    second = model[0].weight_transform.learned["second"]
+    second = model[0].weight_transform.latents["second"]
     model(torch.randn(3, 8)).square().sum().backward()
     assert second.grad is not None and torch.equal(second.grad, model[0].weight.grad) and bool((second.grad != 0).any())
     weights, *_ = parameter_groups(model.named_parameters(), AdamW(weight_decay=0.5))
     assert weights["weight_decay"] == 0.5 and {id(p) for p in weights["params"]} == {id(model[0].weight), id(second)}
-    assert {row.parameter: row.action for row in report(model).rows}["0.weight_transform.learned.second"] == "quantized"
+    assert {row.parameter: row.action for row in report(model).rows}["0.weight_transform.latents.second"] == "quantized"
 
 
 def test_only_the_rows_in_use_take_part():
@@ -128,10 +128,10 @@ def test_tied_weights_are_split_once_and_stay_tied():
     before = model["out"].effective_weight()
     split_model(model)
     words, out = model["words"].weight_transform, model["out"].weight_transform
-    assert words.learned["second"] is out.learned["second"] and model["words"].weight is model["out"].weight
+    assert words.latents["second"] is out.latents["second"] and model["words"].weight is model["out"].weight
     assert torch.allclose(model["out"].effective_weight(), before, atol=1e-6)
-    model["out"].weight_transform.spec = Ternary()
-    model["words"].weight_transform.spec = Ternary(PerGroup(4))
+    model["out"].weight_transform.quantizer = Ternary()
+    model["words"].weight_transform.quantizer = Ternary(PerGroup(4))
     with pytest.raises(SpecError, match="one quantizer for a shared weight"):
         split_model(model)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bitstill
+from bitstill.data.objectives import Classification
 from bitstill.data.task import Split, Task
 from bitstill.errors import MatchError, SpecError
 from bitstill.losses.logits import KL, CrossEntropy
@@ -64,7 +65,7 @@ def data() -> Task:
         x = torch.randn(count, 2, 8, generator=torch.Generator().manual_seed(seed))
         return Split({"x": x}, (x.mean((1, 2)) * 20).round().long().clamp(0, 2))
 
-    return Task("tiny", split(64, 1), split(16, 2), split(16, 3), 3, lambda model, batch: model(batch["x"]))
+    return Task("tiny", split(64, 1), split(16, 2), split(16, 3), Classification(3), lambda model, batch: model(batch["x"]))
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

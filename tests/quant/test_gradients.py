@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitstill.model.weight_transform import WeightTransform
-from bitstill.quant.gradients import round_ste, scale_gradient, straight_through
+from bitstill.quant.base import OptimizerStep
+from bitstill.quant.gradients import straight_through
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor, grid_of
+from bitstill.quant.inputs import round_ste, scale_gradient
 from bitstill.quant.rules import Binary, Clipped, ExactScale, LearnedStep, Points, Prune, Quantizer, Ternary, Uniform
 from tests.quant import oracles
 
@@ -180,7 +182,7 @@ def test_points_gradient_is_the_published_formula(granularity, prune):
     w, upstream = torch.randn(5, 7), torch.randn(5, 7)
     transform = WeightTransform(Points(5, granularity=granularity), w, prune)
     points = torch.tensor([0.9, 0.0, 0.35, 1.0, 0.6])  # not in order: the gradient must find its own point
-    transform.set_points(points)
+    transform.learned["points"] = nn.Parameter(points)
     (transform(w) * upstream).sum().backward()
     keep = np.ones(35, bool) if transform.mask is None else transform.mask.numpy().ravel()
     flat, g, wanted = w.numpy().ravel(), upstream.numpy().ravel(), np.zeros(5)
@@ -205,18 +207,18 @@ def test_points_gradient_agrees_with_finite_differences():
             other = WeightTransform(Points(4, granularity=PerChannel()), w)
             moved = transform.learned["points"].detach().clone()
             moved[j] += nudge
-            other.set_points(moved)
+            other.learned["points"] = nn.Parameter(moved)
             assert torch.equal(other.quantize(w).codes()[0], transform.quantize(w).codes()[0]), "no weight changed its point"
             values.append(float((other(w).detach().double() * upstream).sum()))
         assert (values[0] - values[1]) / 2e-3 == pytest.approx(float(transform.learned["points"].grad[j]), abs=2e-3)
 
 
-def test_sort_points_restores_the_order_and_keeps_the_parameter():
+def test_points_are_put_in_order_after_a_step_and_stay_the_same_parameter():
     transform = WeightTransform(Points(4), torch.randn(4, 6))
     parameter = transform.learned["points"]
     with torch.no_grad():
         parameter.copy_(torch.tensor([0.7, 0.1, 0.9, 0.2]))
-    transform.sort_points()
+    transform.after_step(OptimizerStep("layer", "SGD", None, None))
     assert transform.learned["points"] is parameter
     torch.testing.assert_close(parameter.detach(), torch.tensor([0.1, 0.2, 0.7, 0.9]), rtol=0, atol=0)
 

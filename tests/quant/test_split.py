@@ -20,10 +20,10 @@ GRANULARITIES: tuple[Granularity, ...] = (PerTensor(), PerChannel(), PerGroup(5)
 
 def check(weight: Tensor, granularity: Granularity, mask: Tensor | None = None, iterations: int = 0) -> tuple[Tensor, Tensor]:
     """Latent and quantized sums are what was split, to float32 rounding; the two scales are equal."""
-    first, second = split_ternary(weight, mask, granularity=granularity, iterations=iterations)
+    whole = ternary(weight, mask, granularity=granularity, iterations=iterations)
+    first, second = split_ternary(weight, whole)
     largest = float(weight.abs().max())
     assert torch.allclose(first + second, weight, rtol=0, atol=4e-7 * largest)
-    whole = ternary(weight, mask, granularity=granularity, iterations=iterations)
     halves = [binary(half, mask, granularity=granularity) for half in (first, second)]
     total = halves[0].dequantize() + halves[1].dequantize()
     assert torch.allclose(total, whole.dequantize(), rtol=0, atol=1e-6 * largest)
@@ -95,7 +95,7 @@ def test_the_factor_stays_near_a_half_where_the_published_one_leaves_the_unit_in
 
 def test_where_zeros_balance_by_sign_it_is_the_published_split_up_to_which_half_gets_which():
     weight = torch.tensor([2.0, -3.0, 2.5, -1.5, 0.3, -0.3, 0.1, -0.1])
-    ours, theirs = split_ternary(weight[None], granularity=PerTensor()), published(weight)
+    ours, theirs = split_ternary(weight[None], ternary(weight[None], granularity=PerTensor())), published(weight)
     assert torch.allclose(ours[0][0, :4], theirs[0][:4].float()) and torch.allclose(ours[1][0, :4], theirs[1][:4].float())
     sums = [sum(half[4:].abs().sum() for half in (a.flatten().double(), b.flatten().double())) for a, b in (ours, theirs)]
     assert float(sums[0]) == pytest.approx(float(sums[1]))
@@ -155,8 +155,8 @@ def test_what_a_loss_aware_scale_leaves_too_little_room_for_is_made_smaller(seed
     curvature = (1e-8 + torch.rand(6, 40) * weight.abs().rsqrt()) ** power  # small weights matter more: scales are small
     mask = torch.rand(6, 40) > 0.4 if pruned else None
     options = {"granularity": PerChannel(), "iterations": 10, "curvature": curvature}
-    first, second = split_ternary(weight, mask, **options)
     whole = ternary(weight, mask, **options)
+    first, second = split_ternary(weight, whole, loss_aware=True)
     halves = [binary(half, mask, granularity=PerChannel()).dequantize() for half in (first, second)]
     assert torch.allclose(halves[0] + halves[1], whole.dequantize(), atol=1e-5)
     kept = torch.ones_like(weight) if mask is None else mask.float()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitstill.data.objectives import Classification, Regression
 from bitstill.data.task import Batch, Split, Task
 from bitstill.model.quantize_attention import SCORES
 from bitstill.train.settings import Settings
@@ -105,5 +106,6 @@ def minus_squared_error(logits: Tensor, labels: Tensor) -> float:
 def task(samples: int = 96, *, regression: bool = False) -> Task:
     splits = [split(count, seed, regression=regression) for count, seed in ((samples, 1), (32, 2), (48, 3))]
     if regression:
-        return Task("tiny text", *splits, None, forward, metric_name="minus squared error", metric=minus_squared_error)
-    return Task("tiny text", *splits, 2, forward)
+        judged = {"minus squared error": minus_squared_error}
+        return Task("tiny text", *splits, Regression("minus squared error", judged), forward)
+    return Task("tiny text", *splits, Classification(2), forward)

@@ -15,6 +15,8 @@ from transformers import BertForPreTraining
 import bitstill
 import bitstill.runtime
 import bitstill.train.loop as loop
+from bitstill.data.objective import Objective
+from bitstill.data.objectives import Classification, Regression
 from bitstill.errors import MatchError, SpecError
 from bitstill.losses.features import AttentionRelation, AttentionScoreMSE, FeatureMSE
 from bitstill.losses.layer_maps import head_pairs, hidden_pairs, score_pairs
@@ -22,6 +24,7 @@ from bitstill.losses.logits import MeanSquaredError, SoftCrossEntropy
 from bitstill.quant.granularity import PerChannel
 from bitstill.quant.rules import Binary, Compression, QuantizeInput, SplitBinary, Ternary
 from bitstill.recipes import BinaryBERT
+from bitstill.recipes.protocol import RunContext
 from bitstill.recipes.transformer_stages import encoder_rules
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
@@ -31,6 +34,7 @@ from tests.hf import tiny
 
 from .encoders import QUIET, bert, encoder, task
 
+CLASSES = Classification(2)
 SHORT = {"steps": 3, "batch_size": 16, "validations": 1}
 ALL = tuple(range(4))
 TERNARY = Ternary(PerChannel(), scale_dtype="float16")
@@ -40,9 +44,9 @@ BUDGET = 0.0016
 """Megabytes for codes and scales that let some weights be split and not others."""
 
 
-def stages(recipe: BinaryBERT, *, student: nn.Module | None = None, regression: bool = False, train_teacher: bool = False):
+def stages(recipe: BinaryBERT, *, student: nn.Module | None = None, objective: Objective = CLASSES, untrained=()):
     models = {"teacher": encoder()} if student is None else {"teacher": encoder(), "student": student}
-    return recipe.stages(train_teacher=train_teacher, regression=regression, models=models)
+    return recipe.stages(RunContext(objective, models, frozenset(untrained)))
 
 
 def terms(stage) -> list[tuple]:
@@ -121,20 +125,20 @@ def test_the_last_stretch_goes_on_from_the_latent_weights_of_an_earlier_run():
     models = {"teacher": first.models["small"], "student": first.models["student"]}
     before = {name: tensor.clone() for name, tensor in models["student"].state_dict().items()}
     recipe = BinaryBERT(**SHORT, ternary_epochs=0, binary_lr=1e-30)
-    planned = recipe.stages(train_teacher=False, models=models)
+    planned = recipe.stages(RunContext(CLASSES, models))
     assert [stage.name for stage in planned] == ["binary I", "binary II"]
     assert planned[0].begin == (RESTING, SplitTernary("student")) and terms(planned[0]) == features("teacher")
     last = bitstill.compress(recipe, task(), models, settings=QUIET)
     assert last.report["size"]["nominal_bits"] == 2.0
     assert all(torch.equal(tensor, before[name]) for name, tensor in models["student"].state_dict().items())
     batch = task().sample()
-    ternary, binary = (task().forward(model, batch) for model in (first.model, last.model))
+    ternary, binary = (task().outputs(model, batch) for model in (first.model, last.model))
     assert torch.allclose(ternary, binary, atol=2e-2), "float16 scales of two halves"
-    assert [stage.name for stage in BinaryBERT(bits="ternary").stages(train_teacher=False, models=models)] == [
+    assert [stage.name for stage in BinaryBERT(bits="ternary").stages(RunContext(CLASSES, models))] == [
         "ternary I", "ternary II",
     ]  # fmt: skip
     with pytest.raises(SpecError, match="a float student with split=False"):
-        BinaryBERT(split=False).stages(train_teacher=False, models=models)
+        BinaryBERT(split=False).stages(RunContext(CLASSES, models))
 
 
 def test_a_student_of_all_heads_learns_from_the_teacher_itself():
@@ -180,7 +184,7 @@ def test_a_given_student_learns_in_float_first_and_keeps_its_own_layers():
 def test_a_given_student_of_fewer_layers_is_narrowed_too():
     """Its number of heads in each layer counts, not how many layers there are."""
     models = {"teacher": bert(), "student": bert(1, layers=2)}
-    found = BinaryBERT().stages(train_teacher=False, models=models)
+    found = BinaryBERT().stages(RunContext(CLASSES, models))
     assert found[0].begin == (ReduceWidth("student", 0.5), RESTING) and found[2].begin[0] == Copy("student", "small")
 
 
@@ -188,9 +192,9 @@ def test_a_given_student_is_narrowed_unless_it_is_narrow_already():
     wide, narrow = bert(1), bert(1)
     ReduceWidth("student", 0.5).apply({"student": narrow}, task(), 0)
     models = {"teacher": bert()}
-    found = BinaryBERT().stages(train_teacher=False, models={**models, "student": wide})
+    found = BinaryBERT().stages(RunContext(CLASSES, {**models, "student": wide}))
     assert found[0].begin == (ReduceWidth("student", 0.5), RESTING)
-    found = BinaryBERT(width=1.0).stages(train_teacher=False, models={**models, "student": narrow})
+    found = BinaryBERT(width=1.0).stages(RunContext(CLASSES, {**models, "student": narrow}))
     assert found[0].begin == (RESTING,) and found[2].begin[0] == Copy("student", "small")
     assert terms(found[0]) == features("teacher", scores=False), "its scores are not the teacher's"
 
@@ -244,7 +248,7 @@ def test_what_is_the_pooler():
 
 
 def test_regression_and_a_new_teacher():
-    found = stages(BinaryBERT(), regression=True, train_teacher=True)
+    found = stages(BinaryBERT(), objective=Regression(), untrained=("teacher",))
     assert found[0].name == "fine-tuning" and terms(found[2]) == [(MeanSquaredError(), "teacher")]
 
 
@@ -294,7 +298,7 @@ def test_the_chain_delivers_every_model_on_the_way_and_splitting_changes_nothing
     def watched(self, models, task, seed):
         for name in ("before", "after"):
             with torch.no_grad():
-                outputs[name] = task.forward(models["student"].eval(), batch)
+                outputs[name] = task.outputs(models["student"].eval(), batch)
             if name == "before":
                 apply(self, models, task, seed)
 
@@ -311,10 +315,10 @@ def test_the_chain_delivers_every_model_on_the_way_and_splitting_changes_nothing
     assert kinds["out"] == {"split binary"} and reports["out"]["size"]["nominal_bits"] == 2.0
     config = result.model.config
     assert result.models["small"].bert.encoder.layer[0].attention.self.num_attention_heads == 1 < config.num_attention_heads
-    specs = {type(m.weight_transform.spec) for m in result.models["student"].modules() if hasattr(m, "weight_transform")}
+    specs = {type(m.weight_transform.quantizer) for m in result.models["student"].modules() if hasattr(m, "weight_transform")}
     assert specs == {SplitBinary}
     loaded = bitstill.load(out)
-    assert torch.equal(data.forward(loaded, batch), data.forward(result.model, batch))
+    assert torch.equal(data.outputs(loaded, batch), data.outputs(result.model, batch))
 
 
 def test_every_term_of_a_regression_has_a_gradient():

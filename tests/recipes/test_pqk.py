@@ -12,15 +12,18 @@ import torch
 import bitstill
 import bitstill.train.checkpoint as checkpoint
 import bitstill.train.loop as loop
+from bitstill.data.objectives import Classification
 from bitstill.errors import SpecError
 from bitstill.losses.logits import CrossEntropy
 from bitstill.recipes import PQK
+from bitstill.recipes.protocol import RunContext
 from bitstill.schedules import Cubic, Linear
 from bitstill.train.pruning import Pruning
 from bitstill.train.stage import Stage, Term
 
 from .digits import QUIET, conv_net, small_resnet, task
 
+CLASSES = Classification(10)
 SHORT = PQK(epochs=2, warmup_epochs=1, mutual_epochs=1, batch_size=32, every=3, validations=1)
 
 
@@ -64,7 +67,7 @@ def test_two_of_four_in_every_group(tmp_path):
 
 
 def test_the_stages_are_those_of_the_paper():
-    first, warm, mutual = PQK().stages(train_teacher=False)
+    first, warm, mutual = PQK().stages(RunContext(CLASSES))
     assert first.train == ("student",) and [t.name for t in first.terms] == ["student/CrossEntropy"]
     assert first.pruning is not None and first.pruning.sparsity == Cubic(0.0, 0.8, until=0.6)
     assert warm.train == ("teacher",) and [t.name for t in warm.terms] == ["teacher/CrossEntropy"]
@@ -76,7 +79,7 @@ def test_the_stages_are_those_of_the_paper():
 
 def test_one_cosine_runs_through_phase_1_and_mutual_learning_unless_that_has_a_rate_of_its_own():
     def rates(recipe):
-        return [stage.optimizer.lr for stage in recipe.stages(train_teacher=False)]
+        return [stage.optimizer.lr for stage in recipe.stages(RunContext(CLASSES))]
 
     first, warm, mutual = rates(PQK(lr=0.4, epochs=1, warmup_epochs=1, mutual_epochs=1))
     assert first(1.0) == mutual(0.0) == pytest.approx(0.2) and mutual(1.0) == 0.0 and warm(1.0) == 0.0
@@ -87,7 +90,7 @@ def test_one_cosine_runs_through_phase_1_and_mutual_learning_unless_that_has_a_r
 
 
 def test_phase_1_alone_has_no_dense_view():
-    stages = PQK(warmup_epochs=0, mutual_epochs=0).stages(train_teacher=False)
+    stages = PQK(warmup_epochs=0, mutual_epochs=0).stages(RunContext(CLASSES))
     assert [stage.name for stage in stages] == ["prune and quantize"]
 
 
@@ -96,7 +99,7 @@ def test_phase_1_alone_has_no_dense_view():
     [("cubic", 0.3, 0.8 * (1 - 0.5**3)), ("linear", 0.3, 0.4), ("one-shot", 0.3, 0.0), ("one-shot", 0.6, 0.8)],
 )
 def test_schedules_of_the_sparsity(schedule, halfway, wanted):
-    (first, *_) = PQK(schedule=schedule).stages(train_teacher=False)
+    (first, *_) = PQK(schedule=schedule).stages(RunContext(CLASSES))
     assert first.pruning is not None and isinstance(first.pruning.sparsity, (Cubic, Linear))
     assert first.pruning.sparsity(halfway) == pytest.approx(wanted)
 

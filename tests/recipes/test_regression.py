@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 import bitstill
+from bitstill.data.objectives import Classification
 from bitstill.data.task import evaluate, predict
 from bitstill.errors import DataError, TrainingError
 from bitstill.losses.features import AttentionScoreMSE, FeatureMSE
 from bitstill.losses.logits import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy
 from bitstill.recipes import RECIPES, DifferentiableQuantization, QuantizedDistillation
+from bitstill.recipes.protocol import RunContext
 from bitstill.run.roles import needed_roles, rehearse
 from bitstill.train.loop import train
 from bitstill.train.optim import AdamW
@@ -60,7 +62,7 @@ def test_there_is_a_case_for_every_recipe():
 def test_every_term_has_a_gradient_in_every_stage(case):
     recipe = recipe_of(case)
     models: dict[str, nn.Module] = networks(recipe)
-    stages = recipe.stages(train_teacher=recipe.needs_teacher, regression=True, models=models)
+    stages = recipe.stages(RunContext(DATA.objective, models, frozenset({"teacher"}) if recipe.needs_teacher else frozenset()))
     rehearse(stages, models, DATA)
     for stage in stages:
         for action in stage.begin:
@@ -91,7 +93,7 @@ def test_a_short_run_trains_and_delivers(case):
     logits = predict(result.model, DATA, DATA.test)
     assert logits.shape in ((48, 1), (48,)) and told["metric"] == "minus squared error"
     assert told["test"] == minus_squared_error(logits, DATA.test.labels) == evaluate(result.model, DATA, DATA.test)
-    stages = recipe.stages(train_teacher=False, regression=True, models=networks(recipe))
+    stages = recipe.stages(RunContext(DATA.objective, networks(recipe)))
     trained = {entry["stage"] for entry in result.report["history"] if "loss" in entry}
     assert trained == {stage.name for stage in stages if stage.terms}
 
@@ -143,7 +145,7 @@ def test_a_network_with_several_outputs_is_refused(case, monkeypatch):
 
 @pytest.mark.parametrize("recipe", [QuantizedDistillation(pairs=(), **SHORT), DifferentiableQuantization(**SHORT)])
 def test_classes_are_still_taught_by_a_divergence(recipe):
-    for stage in recipe.stages(train_teacher=True, regression=False):
+    for stage in recipe.stages(RunContext(Classification(3), untrained=frozenset({"teacher"}))):
         assert {type(term.loss) for term in stage.terms} <= {KL, CrossEntropy}
 
 

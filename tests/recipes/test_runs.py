@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import bitstill
-from bitstill.data.task import accuracy
+from bitstill.data.metrics import accuracy
+from bitstill.data.objectives import Classification
 from bitstill.errors import MatchError, SpecError
 from bitstill.losses.features import Pair
 from bitstill.model.lifecycle import freeze, pack, prepare
@@ -22,9 +23,11 @@ from bitstill.quant.rules import Compression, QuantizeInput, Uniform
 from bitstill.quant.ternary import ternary
 from bitstill.quant.uniform import uniform_affine
 from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation
+from bitstill.recipes.protocol import RunContext
 
 from .digits import QUIET, compressed_layers, conv_net, same, small_resnet, state, task
 
+CLASSES = Classification(10)
 DISTIL = {"steps": 3, "batch_size": 64, "augment": False}
 TEACHER = "digits-teacher"
 
@@ -170,7 +173,7 @@ def test_differentiable_quantization_moves_points_and_running_statistics_and_not
     assert same(rest, rest_before), "weights, biases and norms to the last bit"
     assert running.keys() == running_before.keys() and not same(running, running_before)
     start = copy.deepcopy(before)
-    recipe.stages(train_teacher=False)[0].begin[-2].apply({"student": start}, task(), 0)
+    recipe.stages(RunContext(CLASSES))[0].begin[-2].apply({"student": start}, task(), 0)
     initial = split_state(start)[0]
     assert learned.keys() == initial.keys() and learned
     assert all(not torch.equal(points, initial[name]) for name, points in learned.items())

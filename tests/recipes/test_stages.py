@@ -7,6 +7,7 @@ import copy
 import pytest
 from torch import nn
 
+from bitstill.data.objectives import Classification
 from bitstill.errors import SpecError
 from bitstill.losses.features import AttentionTransfer, Pair
 from bitstill.losses.logits import KL, CrossEntropy
@@ -21,12 +22,15 @@ from bitstill.recipes import (
     recipe_name,
     recipe_named,
 )
+from bitstill.recipes.protocol import RunContext
 from bitstill.schedules import at
 from bitstill.train.actions import Compress, Copy, SharePoints
 from bitstill.train.stage import Term
 
 from .digits import compressed_layers, conv_net, float_layers, small_resnet, task
 
+CLASSES = Classification(10)
+UNTRAINED = RunContext(CLASSES, untrained=frozenset({"teacher"}))
 KD = (Term(KL(2.0, "batchmean"), teacher="teacher", weight=0.7), Term(CrossEntropy(), weight=pytest.approx(0.3)))
 
 
@@ -39,7 +43,7 @@ def terms(stage):
 
 
 def test_quantized_distillation_is_one_stage_under_a_teacher():
-    (stage,) = QuantizedDistillation().stages(train_teacher=False)
+    (stage,) = QuantizedDistillation().stages(RunContext(CLASSES))
     assert stage.name == "quantized distillation" and stage.train == ("student",) and stage.parameters == "all"
     assert terms(stage) == [(t.loss, t.student, t.teacher, t.weight) for t in KD]
     assert (stage.epochs, stage.steps, stage.batch_size, stage.augment) == (30, None, 128, True)
@@ -49,7 +53,7 @@ def test_quantized_distillation_is_one_stage_under_a_teacher():
 
 
 def test_a_fresh_teacher_trains_first_and_on_the_labels_alone():
-    teacher, student = QuantizedDistillation(teacher_epochs=7, teacher_lr=0.3).stages(train_teacher=True)
+    teacher, student = QuantizedDistillation(teacher_epochs=7, teacher_lr=0.3).stages(UNTRAINED)
     assert teacher.name == "teacher" and teacher.train == ("teacher",) and teacher.epochs == 7 and not teacher.begin
     assert terms(teacher) == [(CrossEntropy(), "teacher", None, 1.0)]
     assert max(at(teacher.optimizer.lr, p / 100) for p in range(101)) == pytest.approx(0.3)
@@ -57,24 +61,24 @@ def test_a_fresh_teacher_trains_first_and_on_the_labels_alone():
 
 
 def test_a_float_stretch_comes_before_quantizing_with_the_same_terms():
-    warm, main = QuantizedDistillation(float_epochs=3, epochs=5).stages(train_teacher=False)
+    warm, main = QuantizedDistillation(float_epochs=3, epochs=5).stages(RunContext(CLASSES))
     assert (warm.name, warm.epochs, warm.begin) == ("float student", 3, ())
     assert main.epochs == 5 and main.begin and terms(warm) == terms(main)
 
 
 def test_without_bits_the_student_is_distilled_in_float():
-    (stage,) = QuantizedDistillation(bits=None).stages(train_teacher=False)
+    (stage,) = QuantizedDistillation(bits=None).stages(RunContext(CLASSES))
     assert stage.name == "distillation" and stage.begin == ()
 
 
 def test_steps_replace_epochs():
-    (stage,) = QuantizedDistillation(steps=9, epochs=5).stages(train_teacher=False)
+    (stage,) = QuantizedDistillation(steps=9, epochs=5).stages(RunContext(CLASSES))
     assert (stage.steps, stage.epochs) == (9, None) and stage.total_steps(1000) == 9
 
 
 def test_options_reach_the_stage():
     recipe = QuantizedDistillation(augment=False, batch_size=7, clip_norm=2.0, lr=0.5, weight_decay=0.1, temperature=4.0)
-    (stage,) = recipe.stages(train_teacher=False)
+    (stage,) = recipe.stages(RunContext(CLASSES))
     assert (stage.augment, stage.batch_size, stage.clip_norm) == (False, 7, 2.0)
     assert stage.optimizer.weight_decay == 0.1 and at(stage.optimizer.lr, 0.05) == 0.5 and at(stage.optimizer.lr, 0) == 0
     assert stage.terms[0].loss.temperature == 4.0
@@ -92,7 +96,7 @@ def test_options_reach_the_stage():
 )
 def test_terms_without_weight_are_left_out_and_with_them_the_need_for_a_teacher(kd_weight, pairs, losses, needed):
     recipe = QuantizedDistillation(kd_weight=kd_weight, pairs=pairs, pair_weight=3.0)
-    (stage,) = recipe.stages(train_teacher=False)
+    (stage,) = recipe.stages(RunContext(CLASSES))
     assert [type(term.loss) for term in stage.terms] == losses and recipe.needs_teacher is needed
     weights = {type(term.loss): term.weight for term in stage.terms}
     assert weights.get(CrossEntropy, 0) + weights.get(KL, 0) == pytest.approx(1.0)
@@ -125,7 +129,7 @@ def test_bits_name_a_quantizer(options, wanted):
 
 
 def test_differentiable_quantization_copies_compresses_and_shares_in_this_order():
-    warm, points = DifferentiableQuantization(share_points=True).stages(train_teacher=False)
+    warm, points = DifferentiableQuantization(share_points=True).stages(RunContext(CLASSES))
     assert (warm.name, warm.epochs, warm.parameters) == ("float student", 30, "all")
     assert [t.teacher for t in warm.terms] == ["teacher", None]
     assert (points.name, points.epochs, points.parameters) == ("points", 10, "learned")
@@ -137,7 +141,7 @@ def test_differentiable_quantization_copies_compresses_and_shares_in_this_order(
 
 def test_differentiable_quantization_under_the_teacher_keeps_no_copy():
     recipe = DifferentiableQuantization(teacher="teacher", share_points=False, float_epochs=0, steps=5)
-    (points,) = recipe.stages(train_teacher=False)
+    (points,) = recipe.stages(RunContext(CLASSES))
     assert [t.teacher for t in points.terms] == ["teacher", None] and recipe.needs_teacher
     assert [type(action) for action in points.begin] == [Compress]
     assert (points.steps, points.epochs) == (5, None)
@@ -150,7 +154,7 @@ def test_only_float_distillation_or_a_chosen_teacher_need_one():
 
 
 def test_alternation_takes_turns_of_one_epoch_and_ends_on_the_weights():
-    stages = DifferentiableQuantization(alternate=True, epochs=3, float_epochs=0, lr=0.2).stages(train_teacher=False)
+    stages = DifferentiableQuantization(alternate=True, epochs=3, float_epochs=0, lr=0.2).stages(RunContext(CLASSES))
     assert names(stages) == ["points 1", "weights 1", "points 2", "weights 2", "points 3", "weights 3"]
     assert [stage.parameters for stage in stages] == ["learned", "weights"] * 3
     assert [stage.epochs for stage in stages] == [1] * 6
@@ -161,14 +165,14 @@ def test_alternation_takes_turns_of_one_epoch_and_ends_on_the_weights():
 
 
 def test_post_training_is_one_stage_without_steps():
-    (stage,) = PostTraining(bits=3).stages(train_teacher=False)
+    (stage,) = PostTraining(bits=3).stages(RunContext(CLASSES))
     assert stage.terms == () and stage.total_steps(1000) == 0 and not PostTraining().needs_teacher
     assert stage.begin[0].compression.weight == Uniform(3, granularity=PerGroup(128), scale_dtype="float16")
 
 
 @pytest.mark.parametrize("recipe", [QuantizedDistillation(), PostTraining(), DifferentiableQuantization()])
 def test_names_of_stages_are_unique_and_recipes_are_found_by_name(recipe):
-    stages = recipe.stages(train_teacher=True)
+    stages = recipe.stages(UNTRAINED)
     assert len(set(names(stages))) == len(stages)
     assert recipe_named(recipe_name(recipe)) == recipe and recipe_class(recipe_name(recipe)) is type(recipe)
 
@@ -182,7 +186,7 @@ def test_an_unknown_recipe_is_named_with_the_nearest():
 def skipping(recipe, model):
     """Apply the recipe's own `Compress` and say which layers stayed in float."""
     model = copy.deepcopy(model)
-    (action,) = [a for stage in recipe.stages(train_teacher=False) for a in stage.begin if isinstance(a, Compress)]
+    (action,) = [a for stage in recipe.stages(RunContext(CLASSES)) for a in stage.begin if isinstance(a, Compress)]
     action.apply({"student": model}, task(), 0)
     assert compressed_layers(model), "something is compressed"
     return float_layers(model)
@@ -260,4 +264,4 @@ def test_options_that_cannot_be_are_refused_when_they_are_written(make, message)
 )
 def test_numbers_that_cannot_be_are_refused_before_anything_runs(kind, options, message):
     with pytest.raises(SpecError, match=message):
-        kind(**options).stages(train_teacher=False)
+        kind(**options).stages(RunContext(CLASSES))

@@ -14,6 +14,8 @@ from torch import nn
 import bitstill
 import bitstill.train.checkpoint as checkpoint
 import bitstill.train.loop as loop
+from bitstill.data.objective import Objective
+from bitstill.data.objectives import Classification, Regression
 from bitstill.data.task import evaluate, predict
 from bitstill.errors import ArtifactError, DataError, MatchError, SpecError, TrainingError
 from bitstill.losses.features import AttentionScoreMSE, FeatureMSE, Pair
@@ -24,6 +26,7 @@ from bitstill.model.weight_transform import WeightTransform
 from bitstill.quant.granularity import PerChannel, PerTensor
 from bitstill.quant.rules import Binary, Compression, QuantizeInput, Ternary, Uniform
 from bitstill.recipes import XTC
+from bitstill.recipes.protocol import RunContext
 from bitstill.run.roles import rehearse, resolve_models, stages_for
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, Copy, ReduceLayers, SetDropout, Uncompress
@@ -34,13 +37,14 @@ from bitstill.train.teachers import Teachers
 
 from .encoders import QUIET, VOCAB, WIDTH, bert, encoder, task
 
+CLASSES = Classification(2)
 SHORT = {"steps": 4, "batch_size": 16, "validations": 2}
 ALL = tuple(range(4))
 
 
-def stages(recipe: XTC, *, student: nn.Module | None = None, train_teacher: bool = False, regression: bool = False):
+def stages(recipe: XTC, *, student: nn.Module | None = None, objective: Objective = CLASSES, untrained=()):
     models = {"teacher": encoder()} if student is None else {"teacher": encoder(), "student": student}
-    return recipe.stages(train_teacher=train_teacher, regression=regression, models=models)
+    return recipe.stages(RunContext(objective, models, frozenset(untrained)))
 
 
 def names(found) -> list[str]:
@@ -146,7 +150,7 @@ def test_learned_scales_learn_and_are_delivered():
 def test_a_model_that_names_no_word_embeddings_has_none_quantized():
     teacher = encoder()
     teacher.get_input_embeddings = None
-    (stage,) = XTC().stages(train_teacher=False, models={"teacher": teacher})
+    (stage,) = XTC().stages(RunContext(CLASSES, {"teacher": teacher}))
     assert stage.begin[-1] == Compress("student", binary_rules()[:1])
 
 
@@ -262,7 +266,7 @@ def test_options_reach_every_stage():
 
 
 def test_a_teacher_with_a_new_classifier_is_fine_tuned_on_the_labels_first():
-    first, main = stages(XTC(teacher_epochs=2, teacher_lr=0.01), train_teacher=True)
+    first, main = stages(XTC(teacher_epochs=2, teacher_lr=0.01), untrained=("teacher",))
     assert (first.name, first.train, first.epochs, first.keep) == ("fine-tuning", ("teacher",), 2, "best")
     assert [(type(t.loss), t.student, t.teacher) for t in first.terms] == [(CrossEntropy, "teacher", None)]
     assert first.optimizer == adamw(0.01) and not first.begin
@@ -270,7 +274,7 @@ def test_a_teacher_with_a_new_classifier_is_fine_tuned_on_the_labels_first():
 
 
 def test_regression_replaces_the_soft_cross_entropy_and_the_cross_entropy():
-    first, warm, main = stages(XTC(layers=2, label_weight=0.5), train_teacher=True, regression=True)
+    first, warm, main = stages(XTC(layers=2, label_weight=0.5), objective=Regression(), untrained=("teacher",))
     assert losses(first) == [MeanSquaredError]
     assert terms(warm) == terms(main)
     assert terms(main) == [(MeanSquaredError(), "teacher", 1.0), *together((1, 3))[1:], (MeanSquaredError(), None, 0.5)]
@@ -358,7 +362,7 @@ def test_with_a_given_student_nothing_to_do_is_an_error_too():
 def test_a_network_without_blocks_is_refused(role):
     flat = nn.Sequential(nn.Embedding(5, 5), nn.Linear(5, 2))
     with pytest.raises(MatchError, match="a list of equal blocks"):
-        XTC().stages(train_teacher=False, models={"teacher": encoder(), role: flat})
+        XTC().stages(RunContext(CLASSES, {"teacher": encoder(), role: flat}))
 
 
 # What is touched.
@@ -523,7 +527,7 @@ def test_the_rehearsal_runs_every_term_once_without_touching_the_models(monkeypa
     recipe, data = XTC(**SHORT, layers=2, schedule="three", label_weight=1.0, progressive=(4,), dropout=0.1), task()
     networks = {"teacher": encoder().train()}
     before = copy.deepcopy(networks["teacher"].state_dict())
-    found = recipe.stages(train_teacher=False, models=networks)
+    found = recipe.stages(RunContext(CLASSES, networks))
     calls = []
     for loss in (SoftCrossEntropy, FeatureMSE, AttentionScoreMSE, CrossEntropy):
         real = loss.__call__
@@ -706,10 +710,10 @@ def test_gpt2_imitates_its_teacher_as_the_teacher_is():
     whole = [int(index) for index in (data.train.lengths == 12).nonzero().flatten()[:4]]
     batch = data.train.take(torch.tensor(whole))
     assert bool(batch["attention_mask"].all())
-    (stage,) = XTC(**SHORT).stages(train_teacher=False, models={"teacher": teacher})
+    (stage,) = XTC(**SHORT).stages(RunContext(CLASSES, {"teacher": teacher}))
     outputs = Teachers(stage, {"teacher": teacher}, data, torch.device("cpu"), False)(batch)["teacher"]
     with torch.no_grad():
-        torch.testing.assert_close(outputs.logits, data.forward(teacher, batch))
+        torch.testing.assert_close(outputs.logits, data.outputs(teacher, batch))
 
 
 def test_a_layer_that_runs_several_times_is_refused(untrained):

@@ -19,6 +19,7 @@ import bitstill.report.page
 import bitstill.run.compress
 from bitstill import PostTraining, QuantizedDistillation, Settings, Split, Storage, Task
 from bitstill.data.networks import build
+from bitstill.data.objectives import Classification, Regression
 from bitstill.decode import encode
 from bitstill.errors import ArtifactError, DataError, SpecError
 from bitstill.quant.rules import Compression, Uniform
@@ -65,7 +66,7 @@ def own_task(**changes):
         "train": split(96, 1),
         "validation": split(32, 2),
         "test": split(64, 3),
-        "classes": 3,
+        "objective": Classification(3),
         "forward": forward,
     }
     return Task(**{**settings, **changes})  # fmt: skip
@@ -154,8 +155,12 @@ def test_outputs_with_logits_inside_are_read_everywhere(networks):
     assert result.report["delivered"]["samples"] == 64
 
 
+def hits(logits, labels):
+    return float((logits.argmax(-1) == labels).sum())
+
+
 def test_a_users_metric_decides():
-    task = own_task(metric_name="hits", metric=lambda logits, labels: float((logits.argmax(-1) == labels).sum()))
+    task = own_task(objective=Classification(3, decides="hits", extra_metrics={"hits": hits}))
     result = own({"student": Mlp()}, PostTraining(4), task)
     assert result.report["delivered"]["metric"] == "hits" and result.report["delivered"]["test"] == int(
         result.report["delivered"]["test"]
@@ -170,7 +175,7 @@ class Mine:
     needs_teacher = False
     makes_student = False
 
-    def stages(self, *, train_teacher, regression=False, models=None):
+    def stages(self, context):
         rule = Compression(targets=("body.*",), weight=Uniform(self.bits))
         return (Stage("only", begin=(Compress("student", rule),)),)
 
@@ -187,8 +192,8 @@ def test_a_users_recipe_runs_and_is_reported():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": 4}, r"4 classes, as mine has, got 3 outputs"),
-        ({"classes": 2}, r"int64 labels from 0 to 1, got int64 from 0 to 2"),
+        ({"objective": Classification(4)}, r"4 classes, as mine has, got 3 outputs"),
+        ({"objective": Classification(2)}, r"int64 labels from 0 to 1, got int64 from 0 to 2"),
     ],
 )
 def test_classes_that_do_not_fit(networks, changes, message):
@@ -203,7 +208,7 @@ def test_labels_that_cannot_be_classes(labels):
     bad = Split({"x": torch.zeros(2, 6)}, labels)
     with pytest.raises(DataError, match="mine, validation split: wanted int64 labels from 0 to 2"):
         own_task(validation=bad)
-    assert own_task(validation=bad, classes=None).classes is None, "regression may have any"
+    assert own_task(validation=bad, objective=Regression()), "regression may have any"
 
 
 def test_inputs_that_the_network_cannot_read(networks):

@@ -21,6 +21,7 @@ from torch import nn
 import bitstill
 from bitstill.losses.logits import KL, CrossEntropy
 from bitstill.quant.rules import Compression
+from bitstill.recipes.protocol import RunContext
 from bitstill.train.actions import Compress
 from bitstill.train.loop import train
 from bitstill.train.settings import Settings
@@ -44,7 +45,7 @@ pruned["student"].insert(1, nn.BatchNorm1d(8))
 pqk = bitstill.PQK(
     bits=8, skip="none", sparsity=0.4, every=2, epochs=1, warmup_epochs=1, mutual_epochs=1, batch_size=24, lr=0.02
 )
-train(pqk.stages(train_teacher=False), pruned, task(augmented=True), settings)
+train(pqk.stages(RunContext(task().objective)), pruned, task(augmented=True), settings)
 if os.environ.get("RANK", "0") == "0":
     states = {"student": student, "pruned": pruned["student"], "view": pruned["teacher"]}
     save_file({f"{name}.{key}": t for name, model in states.items() for key, t in model.state_dict().items()}, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bitstill.data.objectives import Classification
 from bitstill.data.task import Batch, Split, Task
 
 
@@ -26,7 +27,9 @@ def jitter(batch: Batch, u: Tensor) -> Batch:
 
 def task(*, augmented: bool = False, samples: int = 96) -> Task:
     augment = jitter if augmented else None
-    return Task("tiny", split(samples, 1), split(32, 2), split(64, 3), 3, forward, augment, 6 if augmented else 0)
+    return Task(
+        "tiny", split(samples, 1), split(32, 2), split(64, 3), Classification(3), forward, augment, 6 if augmented else 0
+    )
 
 
 def network(seed: int, width: int = 8, dropout: float = 0.0) -> nn.Sequential:

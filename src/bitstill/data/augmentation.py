@@ -15,7 +15,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -195,7 +195,7 @@ def with_variants(task: TextTask, folder: Path) -> TextTask:
     origin = torch.tensor(origins)
     own = None if task.train.rows is None else task.train.rows[origin]
     split = TextSplit(tuple(columns), task.train.labels[origin], own)
-    return TextTask(task.name, split, task.validation, task.test, task.label_names, task.options, task.metric_name, task.metric)
+    return replace(task, train=split)
 
 
 def examples(task: TextTask, folder: Path, count: int) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from bitstill.artifact.files import write_file
 from bitstill.data.images import DRAWS, normalising_forward, shift_and_flip
+from bitstill.data.objectives import Classification
 from bitstill.data.shuffle import permutation
 from bitstill.data.sources import from_hub, from_parquet, parquet_files
 from bitstill.data.task import Split, Task
@@ -47,7 +48,7 @@ def load(data: Path | None = None) -> Task:
         Split({"image": images[kept]}, labels[kept]),
         Split({"image": images[held_out]}, labels[held_out]),
         Split({"image": test_images}, test_labels),
-        10,
+        Classification(10),
         normalising_forward(MEAN, STD),
         shift_and_flip,
         DRAWS,

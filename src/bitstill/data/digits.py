@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bitstill.data.images import DRAWS, normalising_forward, shift_and_flip
+from bitstill.data.objectives import Classification
 from bitstill.data.shuffle import permutation
 from bitstill.data.task import Batch, Split, Task
 from bitstill.errors import SpecError, need_package
@@ -36,7 +37,7 @@ def load(data: Path | None = None) -> Task:
     order = permutation(len(classes), "digits")
     parts = order.split([TRAIN, VALIDATION, len(order) - TRAIN - VALIDATION])
     train, validation, test = (Split({"image": images[part]}, classes[part]) for part in parts)
-    return Task("digits", train, validation, test, 10, normalising_forward([0.3], [0.37]), _augment, DRAWS)
+    return Task("digits", train, validation, test, Classification(10), normalising_forward([0.3], [0.37]), _augment, DRAWS)
 
 
 def _augment(batch: Batch, u: Tensor) -> Batch:

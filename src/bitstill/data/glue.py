@@ -6,20 +6,17 @@ The published validation split is what is reported; choices are made on a part h
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from bitstill.data.metrics import accuracy, accuracy_and_f1, matthews, pearson_and_spearman
+from bitstill.data.objectives import Classification, Regression
 from bitstill.data.sources import from_hub
 from bitstill.data.text import TextOptions, TextTask, held_out, read_files, split_of
 
 HUB_NAME = "nyu-mll/glue"
 _ENTAILMENT = ("entailment", "not_entailment")
 _NLI = ("entailment", "neutral", "contradiction")
-_BOTH = ("mean of accuracy and F1", accuracy_and_f1)
+_BOTH = "mean of accuracy and F1"
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Glue:
         folder: its name on the hub, and of its folder in `$BITSTILL_DATA/glue`.
         text: its text columns.
         labels: names of its classes; None for regression.
-        metric_name, metric: how it is judged.
+        decides: the metric by which it is judged.
         test: the split that is reported.
         max_length: in tokens; longer texts are cut off, as everywhere GLUE is published.
     """
@@ -38,22 +35,21 @@ class Glue:
     folder: str
     text: tuple[str, ...]
     labels: tuple[str, ...] | None
-    metric_name: str = "accuracy"
-    metric: Callable[[Tensor, Tensor], float] = accuracy
+    decides: str = "accuracy"
     test: str = "validation"
     max_length: int = 128
 
 
 GLUE: dict[str, Glue] = {
-    "cola": Glue("cola", ("sentence",), ("unacceptable", "acceptable"), "Matthews correlation", matthews, max_length=64),
+    "cola": Glue("cola", ("sentence",), ("unacceptable", "acceptable"), "Matthews correlation", max_length=64),
     "mnli": Glue("mnli", ("premise", "hypothesis"), _NLI, test="validation_matched"),
     "mnli-mm": Glue("mnli", ("premise", "hypothesis"), _NLI, test="validation_mismatched"),
-    "mrpc": Glue("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), *_BOTH),
+    "mrpc": Glue("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), _BOTH),
     "qnli": Glue("qnli", ("question", "sentence"), _ENTAILMENT),
-    "qqp": Glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), *_BOTH),
+    "qqp": Glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), _BOTH),
     "rte": Glue("rte", ("sentence1", "sentence2"), _ENTAILMENT),
     "sst2": Glue("sst2", ("sentence",), ("negative", "positive"), max_length=64),
-    "stsb": Glue("stsb", ("sentence1", "sentence2"), None, "mean of Pearson and Spearman", pearson_and_spearman),
+    "stsb": Glue("stsb", ("sentence1", "sentence2"), None, "mean of Pearson and Spearman"),
 }
 
 
@@ -81,6 +77,5 @@ def load(name: str, data: Path | None = None) -> TextTask:
     }
     whole, test = (split_of(rows[part], options, glue.labels, f"{name} {part}") for part in rows)
     train, validation = held_out(whole, name)
-    return TextTask(
-        name, train, validation, test, glue.labels, options, glue.metric_name, glue.metric
-    )  # fmt: skip
+    objective = Classification(len(glue.labels), glue.labels, glue.decides) if glue.labels else Regression(glue.decides)
+    return TextTask(name, train, validation, test, objective, options)

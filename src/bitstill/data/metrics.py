@@ -1,6 +1,6 @@
-"""The metrics by which GLUE judges (Wang et al. 2018), in percent: larger is better.
+"""Metrics of whole splits, in percent: larger is better.
 
-Each takes logits (samples, classes), or (samples,) or (samples, 1) for regression, and labels (samples,).
+Those of classes take logits (samples, classes), those of values outputs (samples,) or (samples, 1); labels are (samples,).
 """
 
 from __future__ import annotations
@@ -9,22 +9,56 @@ import math
 
 from torch import Tensor
 
-from bitstill.data.task import accuracy
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Percentage of samples whose largest logit is the label's."""
+    return 100.0 * int((logits.argmax(-1) == labels).sum()) / len(labels)
+
+
+def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """How often the class of a row was taken for that of a column: int64 (classes, classes).
+
+    Args:
+        predicted, labels: int64 (samples,).
+        classes: how many there are.
+    """
+    counts: Tensor = (labels * classes + predicted).bincount(minlength=classes * classes).reshape(classes, classes)
+    return counts
+
+
+def precision_recall_f1(hits: Tensor, predicted: Tensor, actual: Tensor) -> list[tuple[float, float, float]]:
+    """Precision, recall and F1 of each class, in percent; 0 where one is not defined.
+
+    Args:
+        hits, predicted, actual: int64 (classes,), how many samples of the class were predicted to be, how many samples were,
+            and how many are.
+    """
+    counts = zip(hits.tolist(), predicted.tolist(), actual.tolist(), strict=True)
+    return [(_percent(hit, guess), _percent(hit, true), _percent(2 * hit, guess + true)) for hit, guess, true in counts]
+
+
+def macro_f1(logits: Tensor, labels: Tensor, *, classes: int) -> float:
+    """Mean F1 of the classes that occur among predictions or labels."""
+    counts = confusion(logits.argmax(-1), labels, classes)
+    scores = precision_recall_f1(counts.diagonal(), counts.sum(0), counts.sum(1))
+    occurring = (counts.sum(0) + counts.sum(1)).tolist()
+    values = [score for (_, _, score), count in zip(scores, occurring, strict=True) if count]
+    return sum(values) / len(values)
 
 
 def matthews(logits: Tensor, labels: Tensor) -> float:
     """100 times Matthews' correlation of two classes (Matthews 1975); 0 where it is not defined."""
-    predicted, wanted = logits.argmax(-1) == 1, labels == 1
-    tp, tn = int((predicted & wanted).sum()), int((~predicted & ~wanted).sum())
-    fp, fn = int((predicted & ~wanted).sum()), int((~predicted & wanted).sum())
+    predicted, actual = logits.argmax(-1) == 1, labels == 1
+    tp, tn = int((predicted & actual).sum()), int((~predicted & ~actual).sum())
+    fp, fn = int((predicted & ~actual).sum()), int((~predicted & actual).sum())
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
     return 100.0 * (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
 
 
 def f1(logits: Tensor, labels: Tensor) -> float:
     """100 times the F1 score of class 1; 0 where neither prediction nor label has it."""
-    predicted, wanted = logits.argmax(-1) == 1, labels == 1
-    both, either = int((predicted & wanted).sum()), int(predicted.sum()) + int(wanted.sum())
+    predicted, actual = logits.argmax(-1) == 1, labels == 1
+    both, either = int((predicted & actual).sum()), int(predicted.sum()) + int(actual.sum())
     return 200.0 * both / either if either else 0.0
 
 
@@ -51,6 +85,28 @@ def pearson_and_spearman(logits: Tensor, labels: Tensor) -> float:
     return (pearson(logits, labels) + spearman(logits, labels)) / 2
 
 
+def r_squared(outputs: Tensor, labels: Tensor) -> float:
+    """100 times the coefficient of determination: 100 for no error, 0 for the mean of the labels, negative below that."""
+    residual = (outputs.double().flatten() - labels.double()).square().sum()
+    spread = (labels.double() - labels.double().mean()).square().sum()
+    return float(100.0 * (1.0 - residual / spread)) if spread else 0.0
+
+
+def linear_cka(ours: Tensor, theirs: Tensor) -> float:
+    """100 times the linear centred kernel alignment of two sets of vectors (Kornblith et al. 2019); widths may differ.
+
+    Args:
+        ours, theirs: (count, width), of the same inputs.
+
+    Returns:
+        100 where one is the other up to rotation, shift and scale; near 0 where they have nothing in common.
+    """
+    one, other = (x.double() - x.double().mean(0) for x in (ours, theirs))
+    cross = (other.T @ one).square().sum()
+    norm = (one.T @ one).square().sum().sqrt() * (other.T @ other).square().sum().sqrt()
+    return float(100 * cross / norm.clamp(min=1e-30))
+
+
 def _ranks(values: Tensor) -> Tensor:
     _, group, counts = values.unique(return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
@@ -58,4 +114,5 @@ def _ranks(values: Tensor) -> Tensor:
     return mean_rank[group]
 
 
-__all__ = ["accuracy", "accuracy_and_f1", "f1", "matthews", "pearson", "pearson_and_spearman", "spearman"]
+def _percent(part: int, whole: int) -> float:
+    return 100.0 * part / whole if whole else 0.0

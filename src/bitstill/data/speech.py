@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from bitstill.data.mel import LogMel
+from bitstill.data.objectives import Classification
 from bitstill.data.shuffle import permutation
 from bitstill.data.sources import from_hub, from_parquet, parquet_files
 from bitstill.data.task import Batch, Split, Task
@@ -90,12 +91,11 @@ def load(name: str, data: Path | None = None) -> Task:
         Split({"audio": audio[kept]}, labels[kept]),
         Split({"audio": audio[held_out]}, labels[held_out]),
         Split({"audio": test_audio}, test_labels),
-        len(classes),
+        Classification(len(classes), classes),
         forward,
         augment,
         DRAWS,
         preprocessor=mel,
-        label_names=classes,
     )
 
 

@@ -1,4 +1,4 @@
-"""A task: data in three splits, how a model reads a batch, and the metric that decides.
+"""A task: data in three splits, how a model reads a batch, and the objective.
 
 Splits are held in memory as tensors. Everything random is a function of the sample's index and a key, so that any batch can
 be made again at any time, in any process.
@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bitstill.data.objective import Objective
 from bitstill.errors import BitstillError, DataError
-from bitstill.losses.taps import as_logits
 from bitstill.model.modes import evaluating
 
 Batch = dict[str, Tensor]
-Forward = Callable[[nn.Module, Batch], Tensor]
+Forward = Callable[[nn.Module, Batch], Any]
+"""Runs a model on a batch; the objective reads what counts of its output."""
 Augment = Callable[[Batch, Tensor], Batch]
 
 
@@ -30,7 +31,8 @@ class Split:
 
     Args:
         inputs: tensors with one row per sample, by name.
-        labels: int64 (samples,) classes, or float (samples,) values.
+        labels: one row per sample, of the kind that the task's objective reads: int64 (samples,) classes, float (samples,)
+            values.
         lengths: for padded sequences, int64 (samples,): how many positions of dimension 1 each sample uses. A batch is then cut
             to its longest sample, and batches are made of samples of similar length.
     """
@@ -92,14 +94,11 @@ class Task:
         train: what models learn from.
         validation: held out of train, for curves and choices.
         test: reported, and used for nothing else.
-        classes: number of classes; None for regression.
-        forward: runs a model on a batch and returns logits.
+        objective: what is asked of a model: its losses and metrics, and what the labels mean.
+        forward: runs a model on a batch.
         augment: changes a training batch, given uniform numbers (batch, draws); None leaves it alone.
         draws: how many uniform numbers per sample `augment` wants.
-        metric_name: "accuracy" or whatever `metric` computes.
-        metric: (logits, labels) of a whole split -> a number, larger is better.
         preprocessor: what made the inputs, or None.
-        label_names: names of the classes in order; empty where there are none.
         options: how the data were read, as plain values, so that `evaluate` can read them again.
     """
 
@@ -107,42 +106,34 @@ class Task:
     train: Split
     validation: Split
     test: Split
-    classes: int | None
+    objective: Objective
     forward: Forward
     augment: Augment | None = None
     draws: int = 0
-    metric_name: str = "accuracy"
-    metric: Callable[[Tensor, Tensor], float] = lambda logits, labels: accuracy(logits, labels)
     preprocessor: Preprocessor | None = None
-    label_names: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.classes is None:
-            return
         for name, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
-            labels = split.labels
-            if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
-                raise DataError(
-                    f"int64 labels from 0 to {self.classes - 1}",
-                    given=f"{str(labels.dtype).removeprefix('torch.')} from {labels.min().item()} to {labels.max().item()}",
-                    where=f"{self.name}, {name} split",
-                    fix="Correct the labels or `classes`; classes=None is regression.",
-                )
+            self.objective.check_labels(split.labels, f"{self.name}, {name} split")
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What counts of the model's output for a batch."""
+        return self.objective.read(self.forward(model, batch), batch)
 
     def sample(self, count: int = 2) -> Batch:
         """The first few training samples: enough to run a model once."""
         return self.train.take(torch.arange(min(count, len(self.train))))
 
     def check_model(self, model: nn.Module, name: str) -> None:
-        """Run `model` on a sample and compare its output with the classes.
+        """Run `model` on a sample and compare the width of its output with the objective's.
 
         Raises:
-            DataError: if it cannot read the task's inputs, or returns logits of another width than the task has classes.
+            DataError: if it cannot read the task's inputs, or returns outputs of another width.
         """
         try:
             with evaluating(model), torch.no_grad():
-                logits = as_logits(self.forward(model, self.sample()))
+                outputs = self.outputs(model, self.sample())
         except BitstillError:
             raise
         except (RuntimeError, IndexError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -150,33 +141,34 @@ class Task:
             raise DataError(
                 f"a model that reads {self.name} ({shapes})", given=str(error), where=name, fix="Choose a model for this task."
             ) from error
-        width = 1 if logits.ndim == 1 else logits.shape[-1]
-        if width != (self.classes or 1):
+        width = 1 if outputs.ndim == 1 else outputs.shape[-1]
+        if self.objective.width not in (None, width):
             raise DataError(
-                f"{self.classes} classes, as {self.name} has" if self.classes else f"one value, as {self.name} has",
+                f"{self.objective.summary}, as {self.name} has",
                 given=f"{width} outputs",
                 where=name,
-                fix="Teacher and student must both have one output per class of the task, or one for regression.",
+                fix="Teacher and student must both have as many outputs as the task's objective asks for.",
             )
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Percentage of samples whose largest logit is the label's."""
-    return 100.0 * int((logits.argmax(-1) == labels).sum()) / len(labels)
-
-
 def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int = 500) -> float:
-    """The task's metric over a whole split. The model is used as it is: hand in a delivered form, not a latent one."""
-    return task.metric(predict(model, task, split, batch_size), split.labels)
+    """The metric that decides over a whole split. The model is used as it is: hand in a delivered form, not a latent one."""
+    return task.objective.metrics(predict(model, task, split, batch_size), split.labels)[task.objective.decides]
+
+
+def baseline(task: Task, split: Split) -> dict[str, float]:
+    """Metrics of the best constant answer, as the training labels tell it, over a whole split."""
+    constant = task.objective.constant_output(task.train.labels)
+    return task.objective.metrics(constant.expand(len(split), *constant.shape), split.labels)
 
 
 def predict(model: nn.Module, task: Task, split: Split, batch_size: int = 500) -> Tensor:
-    """Logits of a whole split, in order, float32 on the CPU."""
+    """Outputs of a whole split, in order, float32 on the CPU."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     orders, parts = [], []
     with evaluating(model), torch.inference_mode():
         for indices in split.batches(batch_size):
-            logits = as_logits(task.forward(model, {name: tensor.to(device) for name, tensor in split.take(indices).items()}))
+            outputs = task.outputs(model, {name: tensor.to(device) for name, tensor in split.take(indices).items()})
             orders.append(indices)
-            parts.append(logits.float().cpu())
+            parts.append(outputs.float().cpu())
     return torch.cat(parts)[torch.cat(orders).argsort()]

@@ -6,7 +6,7 @@ What a model reads depends on its tokenizer, so a text task becomes a `Task` onl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitstill.data.metrics import accuracy, pearson_and_spearman
+from bitstill.data.objective import Objective
+from bitstill.data.objectives import Classification, Regression
 from bitstill.data.shuffle import permutation
 from bitstill.data.sources import quiet
 from bitstill.errors import DataError, SpecError, need_package, suggest
@@ -84,24 +85,16 @@ class TextTask:
     Args:
         name: for reports.
         train, validation, test: as in `Task`.
-        label_names: names of the classes in order; None for regression.
+        objective: as in `Task`.
         options: columns, longest text, what to do with longer ones.
-        metric_name, metric: as in `Task`.
     """
 
     name: str
     train: TextSplit
     validation: TextSplit
     test: TextSplit
-    label_names: tuple[str, ...] | None
+    objective: Objective
     options: TextOptions
-    metric_name: str
-    metric: Callable[[Tensor, Tensor], float]
-
-    @property
-    def classes(self) -> int | None:
-        """Number of classes; None for regression."""
-        return None if self.label_names is None else len(self.label_names)
 
 
 def load(data: Path | None, options: TextOptions) -> TextTask:
@@ -131,8 +124,8 @@ def load(data: Path | None, options: TextOptions) -> TextTask:
         for part, (texts, labels) in columns.items()
     }
     train, validation = (splits["train"], splits["validation"]) if "validation" in splits else held_out(splits["train"], "text")
-    metric = ("mean of Pearson and Spearman", pearson_and_spearman) if regression else ("accuracy", accuracy)
-    return TextTask("text", train, validation, splits["test"], names, options, *metric)
+    objective = Regression() if names is None else Classification(len(names), names)
+    return TextTask("text", train, validation, splits["test"], objective, options)
 
 
 def held_out(train: TextSplit, name: str) -> tuple[TextSplit, TextSplit]:

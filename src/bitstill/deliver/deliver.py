@@ -59,7 +59,7 @@ def write_artifact(
     Raises:
         ArtifactError: if what was read back differs from what was written, or is larger than its arithmetic.
     """
-    about = {"task": task.name, "metric": task.metric_name, "task_options": dict(task.options)}
+    about = {"task": task.name, "metric": task.objective.decides, "task_options": dict(task.options)}
     reloaded, size = write_network(folder, model, storage, about, skeleton)
     if task.preprocessor is not None:
         task.preprocessor.save(folder)
@@ -154,7 +154,7 @@ def deliver(
         delivered = write_artifact(folder, model, task, storage, skeleton)
         complete = {
             **report,
-            "delivered": {"metric": task.metric_name, "test": delivered.metric, "samples": len(task.test)},
+            "delivered": {"metric": task.objective.decides, "test": delivered.metric, "samples": len(task.test)},
             "size": to_json(delivered.size),
         }
         write_file(folder / RECIPE, recipe_yaml.encode())

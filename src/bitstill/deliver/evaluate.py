@@ -29,7 +29,7 @@ def evaluate_artifact(folder: str | Path, data: Path | None = None, split: str =
     task, model = task_of(folder, data), load(folder)
     part = task.test if split == "test" else task.validation
     return {
-        "task": task.name, "split": split, "samples": len(part), "metric": task.metric_name,
+        "task": task.name, "split": split, "samples": len(part), "metric": task.objective.decides,
         "value": evaluate(model, task, part),
     }  # fmt: skip
 

@@ -95,8 +95,9 @@ def _on_task(archive: Archive, model: nn.Module, run: Run, tolerance: float, dat
     task = task_of(archive.folder, data)
     (only,) = ["input_ids"] if "model_type" in archive.config else list(made_up(archive.config, 1, 1))
     ours, theirs = (predict(network, task, task.test, BATCH) for network in (model, _Exported(run, only)))
-    metric = (task.metric_name, task.metric(ours, task.test.labels), task.metric(theirs, task.test.labels))
-    return _compared(ours.numpy(), theirs.numpy(), f"{task.name}, test", tolerance, metric)
+    decides = task.objective.decides
+    ours_value, theirs_value = (task.objective.metrics(outputs, task.test.labels)[decides] for outputs in (ours, theirs))
+    return _compared(ours.numpy(), theirs.numpy(), f"{task.name}, test", tolerance, (decides, ours_value, theirs_value))
 
 
 def _compared(

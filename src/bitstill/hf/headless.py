@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from bitstill.data.corpus import Encoder
+from bitstill.data.objectives import MeanStates
 from bitstill.data.task import Batch, Split, Task
 from bitstill.errors import DataError
 from bitstill.hf import attention_scores as attention
@@ -102,8 +103,7 @@ def encoder_of(tokenizer: Any) -> Encoder:
 def corpus_task(sequences: Tensor, tokenizer: Any, teacher: nn.Module, mask_probability: float) -> Task:
     """A corpus as what a student learns from its teacher on.
 
-    The "logits" are mean hidden states (batch, width) of the last layer; those of the teacher on held-out sequences are its
-    labels, and the metric is how alike the two are (`alikeness`).
+    The labels of held-out sequences are the teacher's mean hidden states (`MeanStates`); the others have none.
 
     Args:
         sequences: int32 (count, length); the first ones are held out.
@@ -136,29 +136,12 @@ def corpus_task(sequences: Tensor, tokenizer: Any, teacher: nn.Module, mask_prob
         train,
         validation,
         validation,
-        None,
+        MeanStates(),
         _forward,
         augment=masked if mask_probability else None,
         draws=sequences.shape[1],
-        metric_name="alikeness to the teacher",
-        metric=alikeness,
         preprocessor=Tokenizer(tokenizer),
     )
-
-
-def alikeness(ours: Tensor, theirs: Tensor) -> float:
-    """100 times the linear centred kernel alignment of two sets of vectors (Kornblith et al. 2019); widths may differ.
-
-    Args:
-        ours, theirs: (count, width), of the same inputs.
-
-    Returns:
-        100 where one is the other up to rotation, shift and scale; near 0 where they have nothing in common.
-    """
-    one, other = (x.double() - x.double().mean(0) for x in (ours, theirs))
-    cross = (other.T @ one).square().sum()
-    norm = (one.T @ one).square().sum().sqrt() * (other.T @ other).square().sum().sqrt()
-    return float(100 * cross / norm.clamp(min=1e-30))
 
 
 def hidden_width(model: nn.Module) -> int:
@@ -167,13 +150,13 @@ def hidden_width(model: nn.Module) -> int:
     return int(config.hidden_size)
 
 
-def _forward(model: nn.Module, batch: Batch) -> Tensor:
+def _forward(model: nn.Module, batch: Batch) -> Any:
     ids = batch["input_ids"].long()
-    states: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    return states.mean(1)
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def _mean_states(model: nn.Module, split: Split) -> Tensor:
+    objective = MeanStates()
     with evaluating(model), torch.inference_mode():
-        parts = [_forward(model, split.take(indices)) for indices in split.batches(32)]
-    return torch.cat(parts).clone()
+        batches = (split.take(indices) for indices in split.batches(32))
+        return torch.cat([objective.read(_forward(model, batch), batch) for batch in batches]).clone()

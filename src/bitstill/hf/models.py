@@ -76,7 +76,7 @@ def load_pretrained(source: str, task: Task, role: str, seed: int = 0) -> Loaded
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
                 trust_remote_code=False,
-                **label_settings(task),
+                **task.objective.head(),
             )
     except DataError:
         raise
@@ -87,15 +87,6 @@ def load_pretrained(source: str, task: Task, role: str, seed: int = 0) -> Loaded
     _check_complete(model, report, task, f"{role} {source!r}")
     attention.use(model)
     return Loaded(model, tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])))
-
-
-def label_settings(task: Task) -> dict[str, Any]:
-    """What a config says about the classes of `task`."""
-    if task.classes is None:
-        return {"num_labels": 1, "problem_type": "regression"}
-    names = task.label_names or tuple(f"LABEL_{index}" for index in range(task.classes))
-    numbered = dict(enumerate(names))
-    return {"id2label": numbered, "label2id": {name: i for i, name in numbered.items()}}
 
 
 def config_of(model: nn.Module) -> dict[str, Any] | None:
@@ -143,7 +134,7 @@ def from_config(config: dict[str, Any]) -> nn.Module:
 def _check_labels(config: Any, task: Task, source: str) -> None:
     """Refuse a classifier that means other classes by the same numbers: an old trap of NLI models."""
     theirs = {str(name).lower(): int(index) for index, name in (config.id2label or {}).items()}
-    ours = {name.lower(): index for index, name in enumerate(task.label_names)}
+    ours = {name.lower(): index for index, name in enumerate(task.objective.label_names)}
     if theirs.keys() == ours.keys() and theirs != ours:
         given = ", ".join(sorted(theirs, key=theirs.__getitem__))
         fix = "Reorder the rows of its classifier and its id2label, or fine-tune another model for the task."
@@ -158,7 +149,7 @@ def _check_complete(model: nn.Module, report: dict[str, Any], task: Task, where:
             fix = "The folder's config.json and its weights are not of one model."
             raise DataError(f"{name} {tuple(ours)}, as its config says", given=str(tuple(theirs)), where=where, fix=fix)
         raise DataError(
-            f"a model for {task.name} ({task.classes or 1} outputs; {name} {tuple(ours)})",
+            f"a model for {task.name} ({task.objective.summary}; {name} {tuple(ours)})",
             given=f"{name} {tuple(theirs)}",
             where=where,
             fix="It was trained for other classes: give the model it was fine-tuned from, or one for this task.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from bitstill.data.task import Batch, Split, Task
+from bitstill.data.task import Batch, Forward, Split, Task
 from bitstill.data.text import TextOptions, TextSplit, TextTask
 from bitstill.errors import DataError, SpecError
 from bitstill.hf.models import quiet
@@ -105,26 +105,22 @@ def tokenize(task: TextTask, tokenizer: Any, *, names: Sequence[str] | None = No
         splits["train"],
         splits["validation"],
         splits["test"],
-        task.classes,
+        task.objective,
         forward_of(names),
-        metric_name=task.metric_name,
-        metric=task.metric,
         preprocessor=Tokenizer(tokenizer),
-        label_names=task.label_names or (),
         options=asdict(task.options),
     )
 
 
-def forward_of(names: Sequence[str]) -> Callable[[nn.Module, Batch], Tensor]:
+def forward_of(names: Sequence[str]) -> Forward:
     """Runs a model on a tokenized batch: it gets those of the inputs `names` that its `forward` names."""
     read_by: dict[type[nn.Module], tuple[str, ...]] = {}
 
-    def forward(model: nn.Module, batch: Batch) -> Tensor:
+    def forward(model: nn.Module, batch: Batch) -> Any:
         kind = type(model)
         if kind not in read_by:
             read_by[kind] = _read_by(kind, tuple(names))
-        logits: Tensor = model(**{name: batch[name].long() for name in read_by[kind] if name in batch}).logits
-        return logits
+        return model(**{name: batch[name].long() for name in read_by[kind] if name in batch})
 
     return forward
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitstill.errors import DataError, SpecError
-from bitstill.losses.features import AttentionRelation, AttentionScoreMSE, AttentionTransfer, FeatureMSE
 from bitstill.losses.taps import Output
 from bitstill.schedules import Scheduled, at
 
@@ -52,9 +51,15 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, reduction: Reduction) -
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy with the labels, mean over the batch. No teacher."""
+    """Cross-entropy with the labels, no teacher; mean over the batch, weighted by the classes' weights where there are any.
+
+    Args:
+        label_smoothing: share of each label that is spread over all classes, 0 to 1.
+        class_weights: one per class; None weighs all alike.
+    """
 
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
     needs_teacher = False
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
@@ -65,7 +70,9 @@ class CrossEntropy:
                 where="CrossEntropy",
                 fix="Use MeanSquaredError for regression.",
             )
-        return F.cross_entropy(student.logits.float(), labels, label_smoothing=self.label_smoothing)
+        logits = student.logits.float()
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
 
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """No intermediate outputs."""
@@ -79,8 +86,8 @@ class MeanSquaredError:
     needs_teacher = False
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
-        wanted = labels.float().reshape(student.logits.shape) if target is None else target.logits.float()
-        return F.mse_loss(student.logits.float(), wanted)
+        reference = labels.float().reshape(student.logits.shape) if target is None else target.logits.float()
+        return F.mse_loss(student.logits.float(), reference)
 
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """No intermediate outputs."""
@@ -122,15 +129,3 @@ class SoftCrossEntropy:
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """No intermediate outputs."""
         return (), ()
-
-
-Loss = (
-    CrossEntropy
-    | MeanSquaredError
-    | KL
-    | SoftCrossEntropy
-    | AttentionTransfer
-    | FeatureMSE
-    | AttentionScoreMSE
-    | AttentionRelation
-)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bitstill.errors import MatchError, suggest
+from bitstill.errors import MatchError, TrainingError, suggest
 from bitstill.model.blocks import Blocks, blocks
 from bitstill.model.quantize_attention import HEADS, SCORES
 
@@ -24,7 +24,7 @@ class Output:
     """What one model made of one batch.
 
     Args:
-        logits: (batch, classes), or (batch,) for regression.
+        logits: what counts of its output, such as (batch, classes) for classification.
         features: what was tapped, by name.
         positions: which positions of a padded sequence are real, bool (batch, positions); None where all are.
     """
@@ -62,10 +62,23 @@ def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
     Raises:
         MatchError: if a name is neither a module of `model` nor one of its blocks.
+        TrainingError: while the model runs with gradients, one of the outputs is computed without.
     """
     found: dict[str, Tensor] = {}
+    runs_with_gradients = False
+
+    def begin(_module: nn.Module, _args: object) -> None:
+        nonlocal runs_with_gradients
+        runs_with_gradients = torch.is_grad_enabled()
 
     def collect(name: str, output: object) -> None:
+        if runs_with_gradients and not torch.is_grad_enabled():
+            raise TrainingError(
+                "an intermediate output with a gradient",
+                given="one that is computed under no_grad, as reentrant gradient checkpointing does",
+                where=f"tap, {name}",
+                fix='Use gradient_checkpointing_kwargs={"use_reentrant": False}.',
+            )
         value = output[0] if isinstance(output, (tuple, list)) else output
         if isinstance(value, Tensor):
             found[name] = value
@@ -73,6 +86,8 @@ def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     wanted = list(dict.fromkeys(names))
     layers = blocks(model) if any(name.partition(":")[0] in _BY_NUMBER for name in wanted) else None
     with contextlib.ExitStack() as stack:
+        if wanted:
+            stack.callback(model.register_forward_pre_hook(begin).remove)
         for name in wanted:
             kind, _, rest = name.partition(":")
             receive = functools.partial(collect, name)

@@ -37,7 +37,6 @@ from bitstill.model.select import RunOnce, select
 from bitstill.model.state import stored_tensors
 from bitstill.model.swap import swap
 from bitstill.model.weight_transform import WeightTransform, belongs_to_quantizer, check_finite
-from bitstill.quant.quantizer import SECOND
 from bitstill.quant.rules import Compression
 
 
@@ -124,9 +123,9 @@ def report(model: nn.Module) -> PrepareReport:
     reasons: dict[int, tuple[str, str]] = {}
     for module in model.modules():
         if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
-            learned = module.weight_transform.learned
-            weights = (module.weight, *(learned[name] for name in learned if name == SECOND))
-            reasons |= {id(weight): ("quantized", module.weight_transform.spec.name) for weight in weights}
+            transform = module.weight_transform
+            for weight in (module.weight, *transform.latents.values()):
+                reasons[id(weight)] = ("quantized", transform.quantizer.name)
         elif kind_of(module) is not None:  # a tied weight counts as quantized if one of its layers is
             reasons.setdefault(id(module.weight), ("float", "not selected"))
     rows = []
@@ -148,9 +147,9 @@ def freeze(model: nn.Module, leftovers: torch.dtype = torch.float32) -> nn.Modul
 
     Raises:
         DataError: a weight is NaN or infinite, or too large for `leftovers`.
-        SpecError: weights are to be loss-aware, and no optimizer has ever been followed.
+        SpecError: quantizers follow an optimizer (loss-aware ones), and none has ever done so.
     """
-    _check_followed(model)
+    _check_updated(model)
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     owned: set[int] = set()
     for name, module in frozen.named_modules():
@@ -213,7 +212,7 @@ def unpack(packed: nn.Module) -> nn.Module:
 def uncompressed(model: nn.Module) -> nn.Module:
     """A copy of a prepared model made of the layers it had before, with their latent weights: the float architecture.
 
-    Of a split weight it is the sum of the two.
+    Of a weight with several latent ones it is the one that they stand for: of a split weight the sum.
     """
     plain = copy.deepcopy(model)
     replacements: dict[nn.Module, nn.Module] = {}
@@ -221,7 +220,7 @@ def uncompressed(model: nn.Module) -> nn.Module:
     for module in plain.modules():
         if is_compressed(module):
             if id(module.weight) not in whole:
-                _add_second(module)
+                _join_latents(module)
                 whole.add(id(module.weight))
             kind: type[nn.Module] = module.__dict__["original_class"]
             original = adopt(module, kind)
@@ -234,21 +233,24 @@ def uncompressed(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _check_followed(model: nn.Module) -> None:
-    """Refuse loss-aware weights that know nothing of a loss: they would be fitted ones that are called otherwise."""
-    curvatures = [m.curvature for m in model.modules() if isinstance(m, WeightTransform) and m.curvature is not None]
-    if curvatures and all(bool((curvature == 1).all()) for curvature in curvatures):
-        fix = "In a loop of your own, make a bitstill.Following(model, optimizer) and call it after each step."
-        raise SpecError("loss-aware weights that have followed an optimizer", given="none that has", where="freeze", fix=fix)
+def _check_updated(model: nn.Module) -> None:
+    """Refuse quantizers that follow an optimizer where none has ever done so: they would be others than they are called."""
+    following = [m for m in model.modules() if isinstance(m, WeightTransform) and m.buffer_names]
+    if following and all(transform.never_updated for transform in following):
+        given = f"{following[0].quantizer.name} ones that never have"
+        fix = "In a loop of your own, call bitstill.after_optimizer_step(model, optimizer) after each step."
+        raise SpecError("quantizers that have followed an optimizer", given=given, where="freeze", fix=fix)
 
 
-def _add_second(module: nn.Module) -> None:
-    """Make the weight of a layer the sum of its latent weights."""
+def _join_latents(module: nn.Module) -> None:
+    """Make the weight of a layer the float weight that all its latent weights stand for."""
     transform = module.weight_transform
-    if isinstance(transform, WeightTransform) and SECOND in transform.learned:
+    if isinstance(transform, WeightTransform) and transform.latents:
         assert isinstance(module.weight, Tensor)
-        second = transform.learned[SECOND].detach()
-        module.weight.data += second.T if isinstance(module, CompressedTransposedLinear) else second
+        flip = isinstance(module, CompressedTransposedLinear)
+        weight = module.weight.detach()
+        joined = transform.latent(weight.T if flip else weight)
+        weight.copy_(joined.T if flip else joined)
 
 
 def _freeze_layer(name: str, module: CompressedLayer) -> None:
@@ -257,12 +259,12 @@ def _freeze_layer(name: str, module: CompressedLayer) -> None:
     transposed = isinstance(module, CompressedTransposedLinear)
     latent = module.weight.detach()
     check_finite(latent, f"{name}.weight")
-    if SECOND in transform.learned:
-        check_finite(transform.learned[SECOND], f"{name}, second latent weight")
+    for kept, tensor in transform.state.items():
+        check_finite(tensor, f"{name}, {kept} of its quantizer")
     quantized = transform.quantize(latent.T if transposed else latent)
     effective = quantized.dequantize()
     module.weight = nn.Parameter(effective.T.contiguous() if transposed else effective, requires_grad=False)
-    module.weight_transform = FrozenWeight(quantized, transform.spec)
+    module.weight_transform = FrozenWeight(quantized, transform.quantizer)
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -283,9 +285,9 @@ def _packed(module: CompressedLayer, transform: FrozenWeight) -> PackedLayer:
     spec = PackedSpec(
         kind=kind,
         shape=tuple(quantized.shape),
-        granularity=transform.spec.granularity,
-        name=transform.spec.name,
-        scale_dtype=transform.spec.scale_dtype,
+        granularity=transform.quantizer.granularity,
+        name=transform.quantizer.name,
+        scale_dtype=transform.quantizer.scale_dtype,
         pruned=quantized.mask is not None,
     )
     return packed_layer(module, pack_weight(quantized, spec), module.input_transform)

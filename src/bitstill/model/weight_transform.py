@@ -1,58 +1,91 @@
 """From latent weight to effective weight: the nucleus of every compressed layer.
 
-A `WeightTransform` owns the mask and the quantizer's learned tensors, so both are in `state_dict` and therefore in every
-checkpoint. It is tensor in, tensor of the same shape out; an expert can register it as a parametrization on an odd
-parameter that no layer here covers.
+A `WeightTransform` owns the mask and what the quantizer keeps between steps, so both are in `state_dict` and therefore in
+every checkpoint: numbers under `learned`, further latent weights under `latents`, buffers under their own names. It is tensor
+in, tensor of the same shape out; an expert can register it as a parametrization on an odd parameter that no layer here covers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from bitstill.errors import DataError
+from bitstill.errors import DataError, SpecError
+from bitstill.quant.base import OptimizerStep, Quantizer, State
 from bitstill.quant.granularity import PerChannel, PerGroup
 from bitstill.quant.masks import even_mask, magnitude_mask
 from bitstill.quant.quantized import Quantized
-from bitstill.quant.quantizer import CURVATURE, SECOND, Ternary
-from bitstill.quant.rules import Prune, Quantizer
+from bitstill.quant.rules import Prune
 
 
 class WeightTransform(nn.Module):
     """Mask and quantizer of one weight.
 
     Args:
-        spec: the weight quantizer.
-        weight: the latent weight, any shape; only read, to place the mask and the learned tensors.
+        quantizer: of the weight.
+        weight: the latent weight, any shape; only read, to place the mask and the quantizer's state.
         prune: magnitude pruning, or None.
     """
 
     mask: Tensor | None
-    curvature: Tensor | None
 
-    def __init__(self, spec: Quantizer, weight: Tensor, prune: Prune | None = None) -> None:
+    def __init__(self, quantizer: Quantizer, weight: Tensor, prune: Prune | None = None) -> None:
         super().__init__()
-        self.spec, self.prune = spec, prune
+        self.prune = prune
         self.register_buffer("mask", None if prune is None else layer_mask(weight, prune, prune.sparsity))
-        loss_aware = isinstance(spec, Ternary) and spec.loss_aware
-        self.register_buffer(CURVATURE, torch.ones_like(weight, requires_grad=False) if loss_aware else None)
-        initial = spec.initial(weight.detach(), self.mask)
-        self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial.items()})
+        self._buffer_names: tuple[str, ...] = ()
+        with torch.no_grad():
+            self.set_quantizer(quantizer, quantizer.initial_state(weight.detach(), self.mask))
+
+    def set_quantizer(self, quantizer: Quantizer, state: Mapping[str, State]) -> None:
+        """Quantize by `quantizer` from now on, whose state starts as `state`; what another one kept is gone.
+
+        Raises:
+            SpecError: a name in `state` is taken.
+        """
+        for name in self._buffer_names:
+            delattr(self, name)
+        for name, kept in state.items():
+            if hasattr(self if kept.role == "buffer" else nn.ParameterDict(), name):
+                fix = "Choose another name in initial_state."
+                raise SpecError("a name that is free", given=repr(name), where=f"state of {type(quantizer).__name__}", fix=fix)
+        numbers, weights, buffers = (
+            {name: kept.value for name, kept in state.items() if kept.role == role} for role in ("number", "weight", "buffer")
+        )
+        self.quantizer = quantizer
+        self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in numbers.items()})
+        self.latents = nn.ParameterDict({name: nn.Parameter(value) for name, value in weights.items()})
+        self._buffer_names = tuple(buffers)
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+        self._per_row = all(kept.per_row for kept in state.values())
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What the quantizer keeps, by name: the very tensors."""
+        buffers = {name: getattr(self, name) for name in self._buffer_names}
+        return {**self.learned, **self.latents, **buffers}
+
+    @property
+    def buffer_names(self) -> tuple[str, ...]:
+        """Names of what the quantizer keeps without training it."""
+        return self._buffer_names
 
     def quantize(self, weight: Tensor, *, training: bool = False) -> Quantized:
         """The quantized weight, without gradient. Computed in float32 whatever autocast says."""
-        return self._quantize(weight, self._known(), training)
+        return self._quantize(weight, self._float_state(), training)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The effective weight, same shape and dtype as `weight`, with the spec's gradient rule."""
+        """The effective weight, same shape and dtype as `weight`, with the quantizer's gradient rule."""
         passes = None if self.prune is not None and self.prune.gradient == "dense" else self.mask
-        return self._effective(weight, self._known(), passes)
+        return self._effective(weight, self._float_state(), passes)
 
     @property
     def by_row(self) -> bool:
         """Whether each row is quantized on its own, so that `rows` can leave the others out."""
-        own = isinstance(self.spec.granularity, (PerChannel, PerGroup)) and "points" not in self.learned
-        return own and self.mask is None
+        return isinstance(self.quantizer.granularity, (PerChannel, PerGroup)) and self._per_row and self.mask is None
 
     def rows(self, weight: Tensor, rows: Tensor) -> Tensor:
         """The effective weight of some rows alone, where `by_row`.
@@ -61,41 +94,45 @@ class WeightTransform(nn.Module):
             weight: these rows of the latent weight, (n, ...).
             rows: which they are, int64 (n,).
         """
-        return self._effective(weight, {name: tensor[rows] for name, tensor in self._known().items()}, None)
+        return self._effective(weight, {name: tensor[rows] for name, tensor in self._float_state().items()}, None)
 
-    def _known(self) -> dict[str, Tensor]:
-        """What the spec's formula needs besides weight and mask."""
-        learned = dict(self.learned.items())
-        return learned if self.curvature is None else {**learned, CURVATURE: self.curvature}
+    def after_step(self, step: OptimizerStep) -> None:
+        """Let the quantizer change its state after an optimizer's step."""
+        with torch.no_grad():
+            self.quantizer.after_step(self.state, step)
 
-    def _quantize(self, weight: Tensor, learned: dict[str, Tensor], training: bool) -> Quantized:
+    @property
+    def never_updated(self) -> bool:
+        """Whether the quantizer has buffers that are still as they were at the start."""
+        return self.quantizer.never_updated(self.state)
+
+    def latent(self, weight: Tensor) -> Tensor:
+        """The float weight that `weight` and further latent weights together stand for."""
+        with torch.no_grad():
+            return self.quantizer.latent(weight, self.state)
+
+    def _float_state(self) -> dict[str, Tensor]:
+        """The state in float32: a model that was moved to another dtype computes its levels as it did."""
+        return {name: tensor.float() for name, tensor in self.state.items()}
+
+    def _quantize(self, weight: Tensor, state: dict[str, Tensor], training: bool) -> Quantized:
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            return self.spec.quantize(weight, self.mask, learned, training=training)
+            return self.quantizer.quantize(weight, self.mask, state, training=training)
 
-    def _effective(self, weight: Tensor, learned: dict[str, Tensor], passes: Tensor | None) -> Tensor:
-        quantized = self._quantize(weight, learned, self.training)
+    def _effective(self, weight: Tensor, state: dict[str, Tensor], passes: Tensor | None) -> Tensor:
+        quantized = self._quantize(weight, state, self.training)
         with torch.no_grad():
             effective = quantized.dequantize().to(weight.dtype)
-        return self.spec.differentiable(weight, quantized, effective, learned, passes)
-
-    def sort_points(self) -> None:
-        """Put learned points back in ascending order; call it after an optimizer step."""
-        if "points" in self.learned:
-            with torch.no_grad():
-                self.learned["points"].copy_(self.learned["points"].sort().values)
-
-    def set_points(self, points_L: Tensor) -> None:
-        """Replace the learned points, also by another number of them."""
-        self.learned["points"] = nn.Parameter(points_L)
+        return self.quantizer.with_gradient(weight, quantized, effective, state, passes)
 
     def extra_repr(self) -> str:
-        return self.spec.name
+        return self.quantizer.name
 
 
 def belongs_to_quantizer(parameter: str) -> bool:
     """Whether the parameter of that name is a number of a quantizer (a scale, a step, a bound), and not a weight."""
-    *owners, leaf = parameter.split(".")
-    return bool({"weight_transform", "input_transform", "attention_transform"} & set(owners)) and leaf != SECOND
+    owners = set(parameter.split(".")[:-1])
+    return bool({"weight_transform", "input_transform", "attention_transform"} & owners) and "latents" not in owners
 
 
 def layer_mask(weight: Tensor, prune: Prune, sparsity: float) -> Tensor:
@@ -110,20 +147,20 @@ class FrozenWeight(nn.Module):
 
     Args:
         quantized: what the latent weight became.
-        spec: the quantizer that made it.
+        quantizer: the one that made it.
     """
 
-    def __init__(self, quantized: Quantized, spec: Quantizer) -> None:
+    def __init__(self, quantized: Quantized, quantizer: Quantizer) -> None:
         super().__init__()
         self.quantized = quantized
-        self.spec = spec
+        self.quantizer = quantizer
 
     def forward(self, weight: Tensor) -> Tensor:
         """`weight`, which freezing has already set to the effective weight."""
         return weight
 
     def extra_repr(self) -> str:
-        return f"{self.spec.name}, frozen"
+        return f"{self.quantizer.name}, frozen"
 
 
 def check_finite(weight: Tensor, where: str) -> None:

@@ -5,13 +5,60 @@ Legend: R rows, G groups per row, K weights per group.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
-from bitstill.quant.granularity import Granularity, grid_of
+from bitstill.quant.base import SCALE_DTYPES, Clipped, Quantizer, ScaleDtype, State, StraightThrough, clip, inside
+from bitstill.quant.gradients import straight_through, through_scale
+from bitstill.quant.granularity import Granularity, PerChannel, grid_of
 from bitstill.quant.grouping import kept, mean, set_pruned, to_groups
 from bitstill.quant.quantized import Plane, Quantized, SignPlane
 from bitstill.quant.scales import stored
+
+
+@dataclass(frozen=True)
+class Binary(Quantizer):
+    """sign(w) times the mean magnitude of the group: 1 bit per weight.
+
+    Args: `granularity`, `gradient` (not `ExactScale`), `scale_dtype` as for `Uniform`; `learned_scale` trains the scales
+    beside the weights, starting at those of the formula.
+    """
+
+    granularity: Granularity = field(default_factory=PerChannel)
+    gradient: StraightThrough | Clipped = field(default_factory=StraightThrough)
+    scale_dtype: ScaleDtype = "float32"
+    learned_scale: bool = False
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return "binary"
+
+    def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
+        """The scales (rows, groups) float32, where they are learned: those the formula gives at the start."""
+        if not self.learned_scale:
+            return {}
+        return {"scale": State(self.quantize(weight, mask, {}).planes[0].scale_RG.clone())}
+
+    def quantize(
+        self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
+    ) -> Quantized:
+        """`weight` on its two levels."""
+        dtype = SCALE_DTYPES[self.scale_dtype]
+        clipped, scale_RG = clip(weight, self.gradient), state.get("scale")
+        return binary(clipped, mask, granularity=self.granularity, scale_dtype=dtype, scale_RG=scale_RG)
+
+    def with_gradient(
+        self, weight: Tensor, quantized: Quantized, effective: Tensor, state: Mapping[str, Tensor], passes: Tensor | None
+    ) -> Tensor:
+        """`effective` with a gradient to `weight`, and to learned scales."""
+        passes = inside(weight, self.gradient, passes)
+        if self.learned_scale:
+            return through_scale(state["scale"], weight, quantized, effective, passes)
+        return straight_through(weight, effective, passes)
 
 
 def binary(

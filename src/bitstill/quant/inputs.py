@@ -1,4 +1,4 @@
-"""Quantization of activations: dynamic ranges, learned clipping, learned steps.
+"""Quantizers of activations, their settings and formulas: dynamic ranges, learned clipping, learned steps.
 
 The value that a layer then sees is the dequantized one, so that training sees what an integer kernel would compute.
 """
@@ -6,12 +6,67 @@ The value that a layer then sees is the dequantized one, so that training sees w
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from bitstill.quant.gradients import round_ste, scale_gradient, straight_through
+from bitstill.errors import SpecError
+from bitstill.quant.gradients import apply_function, straight_through
 from bitstill.quant.scales import usable
+
+
+@dataclass(frozen=True)
+class QuantizeInput:
+    """How a layer's input is quantized.
+
+    Args:
+        bits: 2 to 8; 8 and 4 are what hardware computes.
+        symmetric: signed codes; else unsigned with a zero point (per tensor at 8 bits: ONNX `DynamicQuantizeLinear`).
+        per: one range per "token" (last dimension), "sample" or "tensor"; learned ranges are per tensor.
+        range: "dynamic" (min and max of what comes in), "clip" (PACT: learned bounds) or "step" (LSQ: learned step).
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    per: Literal["token", "sample", "tensor"] = "token"
+    range: Literal["dynamic", "clip", "step"] = "dynamic"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise SpecError("bits from 2 to 8", given=str(self.bits), where="QuantizeInput", fix="Use 8 or 4.")
+        if self.range != "dynamic" and self.per != "tensor":
+            raise SpecError(
+                "per='tensor' for a learned range",
+                given=f"per={self.per!r} with range={self.range!r}",
+                where="QuantizeInput",
+                fix="Set per='tensor', or range='dynamic'.",
+            )
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return f"{self.bits}-bit {'symmetric' if self.symmetric else 'asymmetric'} per {self.per}, {self.range}"
+
+
+@dataclass(frozen=True)
+class QuantizeAttention:
+    """How the operands of a transformer's two attention products are quantized (Bai et al. 2021).
+
+    Args:
+        products: queries and keys before their product, and values before theirs.
+        probabilities: after the softmax, before the product with the values; they are not negative.
+    """
+
+    products: QuantizeInput = QuantizeInput()
+    probabilities: QuantizeInput = QuantizeInput(symmetric=False)
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return f"queries, keys and values {self.products.name}; probabilities {self.probabilities.name}"
 
 
 def shared_dims(x: Tensor, per: str) -> tuple[int, ...]:
@@ -99,3 +154,34 @@ def initial_step(x: Tensor, *, bits: int, symmetric: bool) -> Tensor:
     """LSQ's start from the first batch: 2 mean|x| / sqrt(p), or 4 mean|x| / sqrt(p) when not symmetric; shape ()."""
     top = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
     return ((2.0 if symmetric else 4.0) * x.detach().float().abs().mean() / math.sqrt(top)).clamp(min=1e-8)
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to nearest, ties to even; the gradient passes unchanged."""
+    return apply_function(_Round, x)
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """`x` in forward; its gradient times `factor` in backward."""
+    return apply_function(_ScaleGradient, x, factor)
+
+
+class _Round(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class _ScaleGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.factor, None

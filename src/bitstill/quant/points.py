@@ -8,16 +8,79 @@ Legend: R rows, G groups per row, K weights per group, L points.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from bitstill.quant.granularity import Granularity, grid_of
+from bitstill.errors import SpecError
+from bitstill.quant.base import SCALE_DTYPES, CountedLevels, OptimizerStep, ScaleDtype, State
+from bitstill.quant.gradients import apply_function
+from bitstill.quant.granularity import Bucket, Granularity, grid_of
 from bitstill.quant.grouping import extremes, kept, set_pruned, to_groups
 from bitstill.quant.quantized import Plane, Quantized
 from bitstill.quant.scales import stored, usable
 from bitstill.quant.uniform import SMALLEST_RANGE
+
+
+@dataclass(frozen=True)
+class Points(CountedLevels):
+    """Learned points, one list per tensor, in each group's range scaled to [0, 1] (Polino et al. 2018, section 4).
+
+    Args:
+        count: number of points, 2 to 256, a power of two or not; redistribution may change it per tensor.
+        init: "quantiles" of the scaled weights, or "uniform" spacing.
+        granularity: which weights share a range.
+        scale_dtype: precision of ranges and minima.
+    """
+
+    count: int = 16
+    init: Literal["quantiles", "uniform"] = "quantiles"
+    granularity: Granularity = Bucket(256)
+    scale_dtype: ScaleDtype = "float32"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.count <= 256:
+            raise SpecError("2 to 256 points", given=str(self.count), where="Points", fix="4 points are 2 bits, 16 are 4 bits.")
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return f"{self.count} points"
+
+    def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
+        """The points, (count,) float32."""
+        return self.with_count(weight, mask, self.count)
+
+    def count_of(self, state: Mapping[str, Tensor]) -> int:
+        """The number of points."""
+        return state["points"].numel()
+
+    def with_count(self, weight: Tensor, mask: Tensor | None, count: int) -> dict[str, State]:
+        """As `initial_state`, with `count` points."""
+        quantiles = self.init == "quantiles"
+        points = initial_points(weight, mask, count=count, granularity=self.granularity, quantiles=quantiles)
+        return {"points": State(points, per_row=False)}
+
+    def after_step(self, state: Mapping[str, Tensor], step: OptimizerStep) -> None:
+        """Put the points back in ascending order."""
+        state["points"].copy_(state["points"].sort().values)
+
+    def quantize(
+        self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
+    ) -> Quantized:
+        """`weight` on its nearest points."""
+        dtype = SCALE_DTYPES[self.scale_dtype]
+        return nearest_points(weight, mask, points_L=state["points"], granularity=self.granularity, scale_dtype=dtype)
+
+    def with_gradient(
+        self, weight: Tensor, quantized: Quantized, effective: Tensor, state: Mapping[str, Tensor], passes: Tensor | None
+    ) -> Tensor:
+        """`effective` with a gradient to the points and, straight through, to `weight`."""
+        return through_points(state["points"], weight, quantized, effective)
 
 
 def nearest_points(
@@ -95,6 +158,35 @@ def share_points(counts: Sequence[int], gradient_norms: Sequence[float]) -> list
     while sum(new) < sum(counts):
         new[min(range(len(new)), key=new.__getitem__)] += 1
     return [min(256, max(2, n)) for n in new]
+
+
+def through_points(points_L: Tensor, weight: Tensor, quantized: Quantized, effective: Tensor) -> Tensor:
+    """`effective` in forward; in backward dL/dp_j = sum over weights at point j of their group's range * dL/dq.
+
+    Polino et al. (2018), section 4.1. The latent weight receives the straight-through gradient, none where it is pruned;
+    it is ignored where the recipe freezes it.
+    """
+    return apply_function(_ThroughPoints, points_L, weight, effective, quantized)
+
+
+class _ThroughPoints(Function):
+    @staticmethod
+    def forward(ctx: Any, points_L: Tensor, weight: Tensor, effective: Tensor, quantized: Quantized) -> Tensor:
+        plane = quantized.planes[0]
+        ctx.save_for_backward(plane.codes_RGK(), plane.scale_RG, points_L.argsort(stable=True))
+        ctx.grid, ctx.mask = quantized.grid, quantized.mask
+        return effective.view_as(effective)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        codes_RGK, scale_RG, order_L = ctx.saved_tensors
+        grad = grads[0].float() if ctx.mask is None else grads[0].float() * ctx.mask
+        weighted = to_groups(grad, ctx.grid) * scale_RG.unsqueeze(-1)
+        sums_L = torch.zeros(order_L.numel(), device=grad.device)
+        # bincount adds in a fixed order on CPU; index_add_ with threads would not.
+        sums_L += torch.bincount(codes_RGK.flatten().long(), weighted.flatten().double(), order_L.numel()).float()
+        through = grad.to(grads[0].dtype)
+        return torch.zeros_like(sums_L).index_put((order_L,), sums_L), through, None, None
 
 
 def _scaled(

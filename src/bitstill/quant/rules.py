@@ -1,4 +1,4 @@
-"""What is to be done to weights and inputs, as data: frozen, validated, comparable, without a tensor in it."""
+"""What is to be done to which modules, as data: frozen, validated, comparable, without a tensor in it."""
 
 from __future__ import annotations
 
@@ -6,73 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitstill.errors import SpecError
+from bitstill.quant.base import Clipped, ExactScale, Gradient, Quantizer, ScaleDtype, StraightThrough
+from bitstill.quant.binary import Binary
 from bitstill.quant.granularity import Bucket, Granularity, PerChannel, PerGroup, PerTensor
-from bitstill.quant.quantizer import (
-    Binary,
-    Clipped,
-    ExactScale,
-    Gradient,
-    LearnedStep,
-    Points,
-    Quantizer,
-    ScaleDtype,
-    SplitBinary,
-    StraightThrough,
-    Ternary,
-    Uniform,
-    quantizer,
-)
-
-
-@dataclass(frozen=True)
-class QuantizeInput:
-    """How a layer's input is quantized.
-
-    Args:
-        bits: 2 to 8; 8 and 4 are what hardware computes.
-        symmetric: signed codes; else unsigned with a zero point (per tensor at 8 bits: ONNX `DynamicQuantizeLinear`).
-        per: one range per "token" (last dimension), "sample" or "tensor"; learned ranges are per tensor.
-        range: "dynamic" (min and max of what comes in), "clip" (PACT: learned bounds) or "step" (LSQ: learned step).
-    """
-
-    bits: int = 8
-    symmetric: bool = True
-    per: Literal["token", "sample", "tensor"] = "token"
-    range: Literal["dynamic", "clip", "step"] = "dynamic"
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise SpecError("bits from 2 to 8", given=str(self.bits), where="QuantizeInput", fix="Use 8 or 4.")
-        if self.range != "dynamic" and self.per != "tensor":
-            raise SpecError(
-                "per='tensor' for a learned range",
-                given=f"per={self.per!r} with range={self.range!r}",
-                where="QuantizeInput",
-                fix="Set per='tensor', or range='dynamic'.",
-            )
-
-    @property
-    def name(self) -> str:
-        """How reports call it."""
-        return f"{self.bits}-bit {'symmetric' if self.symmetric else 'asymmetric'} per {self.per}, {self.range}"
-
-
-@dataclass(frozen=True)
-class QuantizeAttention:
-    """How the operands of a transformer's two attention products are quantized (Bai et al. 2021).
-
-    Args:
-        products: queries and keys before their product, and values before theirs.
-        probabilities: after the softmax, before the product with the values; they are not negative.
-    """
-
-    products: QuantizeInput = QuantizeInput()
-    probabilities: QuantizeInput = QuantizeInput(symmetric=False)
-
-    @property
-    def name(self) -> str:
-        """How reports call it."""
-        return f"queries, keys and values {self.products.name}; probabilities {self.probabilities.name}"
+from bitstill.quant.inputs import QuantizeAttention, QuantizeInput
+from bitstill.quant.lsq import LearnedStep
+from bitstill.quant.points import Points
+from bitstill.quant.split import SplitBinary
+from bitstill.quant.ternary import Ternary
+from bitstill.quant.uniform import Uniform
 
 
 @dataclass(frozen=True)
@@ -135,6 +77,28 @@ class Compression:
     def __post_init__(self) -> None:
         if not self.targets:
             raise SpecError("at least one target", given="()", where="Compression", fix="Use targets=('*',) for all layers.")
+
+
+def quantizer(
+    bits: int | Literal["ternary"],
+    granularity: Granularity,
+    *,
+    scale_dtype: ScaleDtype = "float32",
+    learned_scale: bool = False,
+) -> Quantizer:
+    """The usual quantizer for a number of bits: 1 is `Binary`, "ternary" is `Ternary`, 2 to 8 are affine `Uniform`.
+
+    Raises:
+        SpecError: learned scales for `Uniform`, whose ranges follow the weights.
+    """
+    if bits == "ternary":
+        return Ternary(granularity=granularity, scale_dtype=scale_dtype, learned_scale=learned_scale)
+    if bits == 1:
+        return Binary(granularity=granularity, scale_dtype=scale_dtype, learned_scale=learned_scale)
+    if learned_scale:
+        fix = "At 2 to 8 bits a range follows its weights; Points learns where levels lie."
+        raise SpecError("1 bit or ternary for learned scales", given=f"{bits} bits", where="quantizer", fix=fix)
+    return Uniform(bits=bits, granularity=granularity, scale_dtype=scale_dtype)
 
 
 __all__ = [

@@ -1,30 +1,76 @@
-"""Ternary weight splitting: two binary weights whose sum is a given ternary one, exactly (Bai et al. 2021, section 3.2).
+"""Weights split into two binary ones: the quantizer of two planes, and the exact split of a ternary weight.
 
-Legend: R rows, G groups per row, K weights per group.
+Ternary weight splitting: Bai et al. (2021), section 3.2. Legend: R rows, G groups per row, K weights per group.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from bitstill.quant.granularity import Granularity, grid_of
+from bitstill.quant.base import SCALE_DTYPES, Quantizer, ScaleDtype, State
+from bitstill.quant.binary import binary
+from bitstill.quant.gradients import apply_function
+from bitstill.quant.granularity import Granularity, PerChannel
 from bitstill.quant.grouping import from_groups, kept, to_groups
-from bitstill.quant.ternary import ternary
+from bitstill.quant.quantized import Quantized
 
+SECOND = "second"
+"""Name of the second latent weight in the state of `SplitBinary`."""
 ROOM = 0.99
 """Of a mean magnitude that a scale allows: the signs of the two halves of a zero differ by what is left."""
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def split_ternary(
-    weight: Tensor,
-    mask: Tensor | None = None,
-    *,
-    granularity: Granularity,
-    iterations: int = 0,
-    curvature: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class SplitBinary(Quantizer):
+    """Two binary planes that are added up, each with a latent weight of its own: 2 bits per weight.
+
+    Made of ternary weights without changing them (Bai et al. 2021, ternary weight splitting: `Ternary.split`). On other weights
+    the second plane starts as what the first leaves over.
+
+    Args: as for `Binary`.
+    """
+
+    granularity: Granularity = field(default_factory=PerChannel)
+    scale_dtype: ScaleDtype = "float32"
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return "split binary"
+
+    def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
+        """The second latent weight, of the first one's shape."""
+        return {SECOND: State(weight.float() - self._plane(weight, mask).dequantize(), "weight")}
+
+    def quantize(
+        self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
+    ) -> Quantized:
+        """`weight` and the second latent weight, each on its two levels."""
+        first, second = self._plane(weight, mask), self._plane(state[SECOND], mask)
+        return Quantized((*first.planes, *second.planes), first.grid, first.shape, mask)
+
+    def with_gradient(
+        self, weight: Tensor, quantized: Quantized, effective: Tensor, state: Mapping[str, Tensor], passes: Tensor | None
+    ) -> Tensor:
+        """`effective` with a gradient to both latent weights."""
+        return to_both(weight, state[SECOND], effective, passes)
+
+    def latent(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """The sum of both."""
+        return weight + state[SECOND]
+
+    def _plane(self, weight: Tensor, mask: Tensor | None) -> Quantized:
+        return binary(weight, mask, granularity=self.granularity, scale_dtype=SCALE_DTYPES[self.scale_dtype])
+
+
+def split_ternary(weight: Tensor, quantized: Quantized, *, loss_aware: bool = False) -> tuple[Tensor, Tensor]:
     """Two latent weights with w1 + w2 = w and binary(w1) + binary(w2) = ternary(w).
 
     Where the ternary weight is not zero, w1 = a w and w2 = (1 - a) w. Where it is zero, one of the two receives w + s b and
@@ -43,23 +89,22 @@ def split_ternary(
 
     Args:
         weight: latent, of any shape.
-        mask: bool of the same shape, False where pruned; the magnitudes of pruned weights count nowhere.
-        granularity, iterations, curvature: those of the ternary quantizer.
+        quantized: its ternary form, scales in float32; the magnitudes of weights that its mask prunes count nowhere.
+        loss_aware: whether its scales are weighed by a curvature, so that they may be below the mean magnitude.
 
     Returns:
         The two latent weights, of the shape and dtype of `weight`.
     """
-    quantized = ternary(weight, mask, granularity=granularity, iterations=iterations, curvature=curvature)
-    grid = grid_of(weight.shape, granularity)
+    grid = quantized.grid
     w_RGK = to_groups(weight.double(), grid)
-    counts = kept(mask, grid, weight.device)
+    counts = kept(quantized.mask, grid, weight.device)
     counts = torch.ones_like(w_RGK) if counts is None else counts.double()
     large = quantized.planes[0].values_RGK.abs().double()
     zeros = counts - large
 
     n_RG, z_RG = counts.sum(-1), zeros.sum(-1)
     alpha_RG = (w_RGK.abs() * large).sum(-1) / large.sum(-1).clamp(min=1)
-    if curvature is not None:
+    if loss_aware:
         alpha_RG = quantized.planes[0].scale_RG.double()
         room = alpha_RG * n_RG / (w_RGK.abs() * counts).sum(-1).clamp(min=SMALLEST)
         w_RGK = w_RGK * torch.where(z_RG == 0, room, torch.where(room < 1, ROOM * room, 1.0)).unsqueeze(-1)
@@ -77,6 +122,32 @@ def split_ternary(
     first = torch.where(large > 0, a * w_RGK, torch.where(zeros > 0, receives, w_RGK / 2))
     second = w_RGK - first
     return tuple(from_groups(half, grid, weight.shape).to(weight.dtype) for half in (first, second))  # type: ignore[return-value]
+
+
+def to_both(first: Tensor, second: Tensor, effective: Tensor, passes: Tensor | None = None) -> Tensor:
+    """As `straight_through`, for a sum of two quantized weights: each latent weight receives the gradient of the sum.
+
+    Args:
+        first, second: the latent weights, of one shape.
+        effective: Q(first) + Q(second), same shape, no gradient.
+        passes: as `straight_through`.
+    """
+    return apply_function(_ToBoth, first, second, effective, passes)
+
+
+class _ToBoth(Function):
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, effective: Tensor, passes: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*(() if passes is None else (passes,)))
+        ctx.dtypes = first.dtype, second.dtype
+        return effective.view_as(effective)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        for passes in ctx.saved_tensors:
+            grad = grad * passes
+        return grad.to(ctx.dtypes[0]), grad.to(ctx.dtypes[1]), None, None
 
 
 def _dealt(magnitude: Tensor, zeros: Tensor) -> Tensor:

@@ -5,16 +5,149 @@ Legend: R rows, G groups per row, K weights per group.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
-from bitstill.quant.granularity import Granularity, grid_of
+from bitstill.errors import SpecError
+from bitstill.quant.base import (
+    SCALE_DTYPES,
+    Clipped,
+    OptimizerStep,
+    ScaleDtype,
+    Split,
+    Splittable,
+    State,
+    StraightThrough,
+    clip,
+    inside,
+)
+from bitstill.quant.binary import Binary
+from bitstill.quant.gradients import straight_through, through_scale
+from bitstill.quant.granularity import Granularity, PerChannel, grid_of
 from bitstill.quant.grouping import kept, mean, to_groups
 from bitstill.quant.quantized import Plane, Quantized
 from bitstill.quant.scales import stored, usable
+from bitstill.quant.split import SECOND, SplitBinary, split_ternary
 
+CURVATURE = "curvature"
+"""Name of the curvature of the loss in the state of a loss-aware `Ternary`."""
+SMALLEST_CURVATURE = 1e-8
+"""Added, so that a row whose gradients have all been zero has means; as in Adam's denominator."""
 THRESHOLD = 0.7
 """Delta = 0.7 mean|w|: the approximate optimum for normal and uniform weights (Li, Zhang, Liu 2016, eq. 6)."""
+
+
+@dataclass(frozen=True)
+class Ternary(Splittable):
+    """-1, 0 or +1 times a scale, threshold at 0.7 of the mean magnitude (TWN): 1.6 bits per weight on disk.
+
+    Args:
+        granularity, gradient, scale_dtype, learned_scale: as for `Binary`.
+        iterations: alternating steps that fit levels and scale to the weights from there (10 in Bai et al.'s 2021 code).
+        loss_aware: these steps weigh each weight by the curvature of the loss, for which the root of Adam's second moment
+            stands (Hou and Kwok 2018, loss-aware ternarization): where the loss feels a weight more, its error counts more. The
+            curvature is kept beside the weight while it trains. A training loop of your own calls
+            `bitstill.after_optimizer_step`.
+    """
+
+    granularity: Granularity = field(default_factory=PerChannel)
+    gradient: StraightThrough | Clipped = field(default_factory=StraightThrough)
+    scale_dtype: ScaleDtype = "float32"
+    learned_scale: bool = False
+    iterations: int = 0
+    loss_aware: bool = False
+
+    def __post_init__(self) -> None:
+        if self.iterations < int(self.loss_aware):
+            wanted = "iterations of at least 1 where they are loss-aware" if self.loss_aware else "iterations of at least 0"
+            fix = "0 is the plain threshold; the published number is 10."
+            raise SpecError(wanted, given=str(self.iterations), where="Ternary", fix=fix)
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return "ternary"
+
+    def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
+        """Scales (rows, groups) float32, where they are learned, at those of the formula; the curvature, at 1 everywhere."""
+        state: dict[str, State] = {}
+        if self.learned_scale:
+            state["scale"] = State(self.quantize(weight, mask, {}).planes[0].scale_RG.clone())
+        if self.loss_aware:
+            state[CURVATURE] = State(torch.ones_like(weight), "buffer")
+        return state
+
+    def quantize(
+        self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
+    ) -> Quantized:
+        """`weight` on its three levels."""
+        dtype = SCALE_DTYPES[self.scale_dtype]
+        return ternary(
+            clip(weight, self.gradient),
+            mask,
+            granularity=self.granularity,
+            scale_dtype=dtype,
+            scale_RG=state.get("scale"),
+            iterations=self.iterations,
+            curvature=state.get(CURVATURE),
+        )
+
+    def with_gradient(
+        self, weight: Tensor, quantized: Quantized, effective: Tensor, state: Mapping[str, Tensor], passes: Tensor | None
+    ) -> Tensor:
+        """`effective` with a gradient to `weight`, and to learned scales."""
+        passes = inside(weight, self.gradient, passes)
+        if self.learned_scale:
+            return through_scale(state["scale"], weight, quantized, effective, passes)
+        return straight_through(weight, effective, passes)
+
+    def after_step(self, state: Mapping[str, Tensor], step: OptimizerStep) -> None:
+        """Set the curvature to the root of Adam's second moment.
+
+        Raises:
+            SpecError: loss-aware weights under an optimizer that has no such moment.
+        """
+        if not self.loss_aware or step.gradient is None:
+            return
+        if step.second_moment is None:
+            fix = "Train with AdamW, or with loss_aware=False."
+            wanted = "an Adam optimizer for loss-aware ternarization"
+            raise SpecError(wanted, given=step.optimizer, where=step.layer, fix=fix)
+        curvature = state[CURVATURE]
+        torch.sqrt(step.second_moment, out=curvature).add_(SMALLEST_CURVATURE)
+
+    def never_updated(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether the curvature is 1 everywhere: the loss has not been asked yet."""
+        return self.loss_aware and bool((state[CURVATURE] == 1).all())
+
+    def split(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], layer: str) -> Split:
+        """Two binary planes whose sum is the ternary weight.
+
+        Raises:
+            SpecError: the scale is learned: no two scales that follow their weights add up to it.
+        """
+        self._check_scale(f"splitting {layer}")
+        clipped, curvature = clip(weight, self.gradient), state.get(CURVATURE)
+        quantized = ternary(clipped, mask, granularity=self.granularity, iterations=self.iterations, curvature=curvature)
+        first, second = split_ternary(clipped, quantized, loss_aware=curvature is not None)
+        return Split(SplitBinary(self.granularity, self.scale_dtype), first, {SECOND: State(second, "weight")})
+
+    def one_plane(self) -> Binary:
+        """The binary quantizer of the same scales.
+
+        Raises:
+            SpecError: as `split`.
+        """
+        self._check_scale("splitting ternary weights")
+        return Binary(self.granularity, self.gradient, self.scale_dtype)
+
+    def _check_scale(self, where: str) -> None:
+        if self.learned_scale:
+            fix = "Train the ternary model with learned_scale=False."
+            raise SpecError("scales that follow the weights", given="learned ones", where=where, fix=fix)
 
 
 def ternary(

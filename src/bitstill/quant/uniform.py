@@ -6,20 +6,89 @@ Adding 0.0 turns the -0.0 that rounding can leave into +0.0, which is what the s
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from bitstill.quant.granularity import Granularity, grid_of
-from bitstill.quant.grouping import extremes, kept, mean, set_pruned, to_groups
+from bitstill.errors import SpecError
+from bitstill.quant.base import SCALE_DTYPES, ExactScale, Gradient, Quantizer, ScaleDtype, StraightThrough, clip, inside
+from bitstill.quant.gradients import apply_function, straight_through
+from bitstill.quant.granularity import Granularity, Grid, PerGroup, grid_of
+from bitstill.quant.grouping import extremes, from_groups, kept, set_pruned, to_groups
 from bitstill.quant.quantized import Plane, Quantized
 from bitstill.quant.scales import stored, usable
 
-SMALLEST_STEP = 1e-8
-"""A learned step stays above it."""
 SMALLEST_RANGE = 1e-10
 """A group whose range is smaller counts as constant (the guard of Polino et al.'s code)."""
+
+
+@dataclass(frozen=True)
+class Uniform(Quantizer):
+    """Evenly spaced levels.
+
+    Args:
+        bits: 1 to 8 (symmetric: 2 to 8).
+        symmetric: levels -n..n about zero; else from the group's minimum to its maximum.
+        granularity: which weights share a scale.
+        rounding: "stochastic" acts while training; what is frozen is always rounded to nearest.
+        gradient: what backward does.
+        scale_dtype: precision of scales and offsets, in training and on disk.
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    granularity: Granularity = PerGroup(128)
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    gradient: Gradient = field(default_factory=StraightThrough)
+    scale_dtype: ScaleDtype = "float32"
+
+    def __post_init__(self) -> None:
+        least = 2 if self.symmetric else 1
+        if not least <= self.bits <= 8:
+            raise SpecError(
+                f"bits from {least} to 8",
+                given=str(self.bits),
+                where="Uniform",
+                fix="For 1 bit use Binary, or Uniform with symmetric=False.",
+            )
+        if self.symmetric and isinstance(self.gradient, ExactScale):
+            raise SpecError(
+                "an affine quantizer for the exact-scale gradient",
+                given="symmetric=True",
+                where="Uniform",
+                fix="Set symmetric=False or use StraightThrough().",
+            )
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return f"{self.bits}-bit {'symmetric' if self.symmetric else 'affine'}"
+
+    def quantize(
+        self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
+    ) -> Quantized:
+        """`weight` on its levels; `training` lets stochastic rounding act."""
+        function = uniform_symmetric if self.symmetric else uniform_affine
+        return function(
+            clip(weight, self.gradient),
+            mask,
+            bits=self.bits,
+            granularity=self.granularity,
+            stochastic=training and self.rounding == "stochastic",
+            scale_dtype=SCALE_DTYPES[self.scale_dtype],
+        )
+
+    def with_gradient(
+        self, weight: Tensor, quantized: Quantized, effective: Tensor, state: Mapping[str, Tensor], passes: Tensor | None
+    ) -> Tensor:
+        """`effective` with a gradient to `weight`, where `passes` lets it (None: everywhere)."""
+        if isinstance(self.gradient, ExactScale):
+            return exact_scale(weight, quantized, effective, passes)
+        return straight_through(weight, effective, inside(weight, self.gradient, passes))
 
 
 def uniform_affine(
@@ -86,51 +155,44 @@ def uniform_symmetric(
     return Quantized((Plane(set_pruned(values, mask, grid, 0.0), levels, step_RG),), grid, weight.shape, mask)
 
 
-def uniform_step(
-    weight: Tensor,
-    mask: Tensor | None = None,
-    *,
-    bits: int,
-    step_RG: Tensor,
-    granularity: Granularity,
-    dead_zone: bool = True,
-    scale_dtype: torch.dtype = torch.float32,
-) -> Quantized:
-    """Quantization by a given step: q = clamp(round(w / step), -2^(bits-1), 2^(bits-1) - 1) (Esser et al. 2020, LSQ, eq. 1).
+def exact_scale(weight: Tensor, quantized: Quantized, effective: Tensor, passes: Tensor | None = None) -> Tensor:
+    """As `straight_through`, plus the exact derivative through each group's minimum and maximum.
 
-    All 2^bits levels are used, zero among them.
-
-    Args:
-        weight, mask, granularity, scale_dtype: as `uniform_affine`.
-        bits: 2 to 8.
-        step_RG: float32 (R, G), positive.
-        dead_zone: weights within half a step of zero become zero; else the level of their sign that is nearest to it.
-
-    Returns:
-        A `Quantized` of one plane with levels -2^(bits-1) .. 2^(bits-1) - 1 and no offset.
+    With v the scaled weight and q its rounded value, c = sum_j g_j (q_j - v_j): the gradient at the largest weight of a
+    group gains c and at the smallest loses c (chain rule through alpha and beta; Polino et al.'s "complicated" rule).
     """
-    grid = grid_of(weight.shape, granularity)
-    w_RGK = to_groups(weight.float(), grid)
-    step_RG = stored(step_RG, scale_dtype)
-    low, high = step_levels(bits)
-    values = (w_RGK / usable(step_RG).unsqueeze(-1)).round_().clamp_(low, high).add_(0.0)
-    if not dead_zone:
-        values = torch.where(values == 0, torch.copysign(torch.ones_like(values), w_RGK), values)
-    levels = torch.arange(low, high + 1, dtype=torch.float32, device=weight.device)
-    return Quantized((Plane(set_pruned(values, mask, grid, 0.0), levels, step_RG),), grid, weight.shape, mask)
+    return apply_function(_ExactScale, weight, effective, passes, quantized.grid)
 
 
-def step_levels(bits: int) -> tuple[int, int]:
-    """The smallest and the largest level of `uniform_step`."""
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+class _ExactScale(Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, effective: Tensor, passes: Tensor | None, grid: Grid) -> Tensor:
+        ctx.save_for_backward(weight, effective, *(() if passes is None else (passes,)))
+        ctx.grid = grid
+        return effective.view_as(effective)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, effective, *passes = ctx.saved_tensors
+        grad = grads[0] * passes[0] if passes else grads[0]
+        return _add_range_gradient(grad, weight, effective, passes[0] if passes else None, ctx.grid), None, None, None
 
 
-def initial_steps(weight: Tensor, mask: Tensor | None, *, bits: int, granularity: Granularity) -> Tensor:
-    """LSQ's start, 2 mean|w| / sqrt(2^(bits-1) - 1) of each group (Esser et al. 2020, section 2.1): (R, G), positive."""
-    grid = grid_of(weight.shape, granularity)
-    w_RGK = to_groups(weight.detach().float(), grid)
-    largest = step_levels(bits)[1]
-    return (2.0 * mean(w_RGK.abs(), kept(mask, grid, weight.device)) / math.sqrt(largest)).clamp(min=SMALLEST_STEP)
+def _add_range_gradient(grad: Tensor, weight: Tensor, effective: Tensor, keep: Tensor | None, grid: Grid) -> Tensor:
+    """Chain rule through the minimum and the maximum of each group: q - v is (effective - weight) / range."""
+    w_RGK, g_RGK = to_groups(weight.float(), grid), to_groups(grad.float(), grid)
+    error_RGK = to_groups(effective.float(), grid) - w_RGK
+    counts = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep
+    valid = to_groups(counts, grid)
+    high = torch.where(valid, w_RGK, -torch.inf)
+    low = torch.where(valid, w_RGK, torch.inf)
+    range_RG = (high.amax(-1) - low.amin(-1)).clamp(min=0)
+    flat = range_RG < 1e-10
+    c_RG = torch.where(flat, 0.0, (g_RGK * error_RGK * valid).sum(-1) / torch.where(flat, 1.0, range_RG))
+    extra = torch.zeros_like(g_RGK)
+    extra.scatter_add_(-1, high.argmax(-1, keepdim=True), c_RG.unsqueeze(-1))
+    extra.scatter_add_(-1, low.argmin(-1, keepdim=True), -c_RG.unsqueeze(-1))
+    return grad + from_groups(extra, grid, weight.shape).to(grad.dtype)
 
 
 def _round(x: Tensor, stochastic: bool) -> Tensor:

@@ -13,16 +13,17 @@ from typing import Literal
 
 from torch import nn
 
+from bitstill.data.objective import Objective
 from bitstill.errors import SpecError
 from bitstill.losses.layer_maps import LayerMap
 from bitstill.losses.logits import Reduction
 from bitstill.model.blocks import Choice
-from bitstill.model.split_layers import ternary_layers
+from bitstill.model.split_layers import splittable_layers
 from bitstill.model.width import attention_layers
 from bitstill.quant.granularity import Granularity, PerChannel
 from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput, ScaleDtype, Ternary
 from bitstill.recipes.fine_tuning import FineTuning
-from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.protocol import Models, RunContext
 from bitstill.recipes.transformer_stages import (
     Bits,
     birth,
@@ -78,7 +79,7 @@ class BinaryBERT:
             its scores cannot be compared: the quantized models then learn from the small float student (paper).
         relation_heads: compare relations within queries, keys and values, cut into that many heads, instead of attention scores
             (MiniLMv2); heads may then differ, and all models learn from the teacher itself. None compares scores (paper).
-        logit_weight: of the soft cross-entropy with the teacher in Stage II (regression: squared error; paper: 1).
+        logit_weight: of the soft cross-entropy with the teacher (or the objective's loss of that family) in Stage II (1).
         joint: both stages at once, in the time of the two and at the rate of Stage II (paper: no).
         reduction: of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does not.
         float_epochs, ternary_epochs, binary_epochs: of each model on the way, shared equally by Stage I and Stage II; the small
@@ -166,19 +167,20 @@ class BinaryBERT:
         """Part of the teacher, unless a student is given."""
         return True
 
-    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
+    def stages(self, context: RunContext) -> tuple[Stage, ...]:
         """[teacher ->] [small float student ->] [ternary ->] binary, each in Stage I and Stage II.
 
         A given student whose weights are ternary and latent, as a chain with bits="ternary" leaves it in `Result.models`, goes
         on from there; its teacher is the float student that it came from ("small" there), or one with as many heads.
         """
+        models, objective = context.models, context.objective
         depth, kept = kept_layers(self.layers, self.choice, models, "BinaryBERT")
         given = "student" in models
         found: list[Stage] = []
-        if train_teacher:
-            stage = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr).stage("teacher", regression)
-            found.append(stage)
-        ternary = given and bool(ternary_layers(models["student"]))
+        if "teacher" in context.untrained:
+            tuning = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr)
+            found.append(tuning.stage("teacher", objective))
+        ternary = given and bool(splittable_layers(models["student"]))
         if ternary and self.bits == 1 and not self.split:
             fix = "Split it: split=True; or give a float student."
             raise SpecError("a float student with split=False", given="a ternary one", where="BinaryBERT", fix=fix)
@@ -191,7 +193,7 @@ class BinaryBERT:
         teacher, own_heads = "teacher", scores and not ternary and (narrow or self.width < 1)
         matched = (kept, depth)
         if not ternary and (given or self.width < 1 or len(kept) < depth) and self.float_epochs:
-            terms = self._terms(*matched, teacher, regression, attention=not own_heads)
+            terms = self._terms(*matched, teacher, objective, attention=not own_heads)
             found += self._run("float", terms, self.float_epochs, self.float_lr, begin)
             begin = ()
         elif own_heads:
@@ -201,7 +203,7 @@ class BinaryBERT:
         if own_heads:
             begin = (*begin, Copy("student", "small"))
             teacher, matched = "small", (tuple(range(len(kept))), len(kept))
-        terms = self._terms(*matched, teacher, regression, attention=True)
+        terms = self._terms(*matched, teacher, objective, attention=True)
         if self.bits == "ternary" or (self.bits == 1 and self.split):
             begin = begin if ternary else (*begin, *self._compress("ternary", models))
             if self.ternary_epochs:
@@ -224,12 +226,12 @@ class BinaryBERT:
         return SplitWithin("student", round(1e6 * self.budget), terms, batch_size=self.batch_size)
 
     def _terms(
-        self, kept: tuple[int, ...], depth: int, teacher: str, regression: bool, *, attention: bool
+        self, kept: tuple[int, ...], depth: int, teacher: str, objective: Objective, *, attention: bool
     ) -> dict[str, tuple[Term, ...]]:
         """The terms of each stage, by the stage's name."""
         weight = self.attention_weight if attention else 0.0
         features = feature_terms(kept, depth, self.layer_map, self.hidden_weight, weight, teacher, self.relation_heads)
-        logits = logit_terms(self.logit_weight, regression, self.reduction, teacher)
+        logits = logit_terms(self.logit_weight, objective, self.reduction, teacher)
         if not features:
             fix = "Set hidden_weight above 0."
             raise SpecError("something to imitate in Stage I", given="scores of other heads", where="BinaryBERT", fix=fix)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from bitstill.data.objective import Objective
 from bitstill.errors import SpecError
 from bitstill.losses.logits import Reduction
 from bitstill.quant.granularity import Granularity, PerGroup
 from bitstill.quant.rules import Compression, Points, ScaleDtype
-from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.protocol import RunContext
 from bitstill.recipes.supervision import check_kd_weight, distillation_terms, teacher_stage
 from bitstill.schedules import Cosine, Linear
 from bitstill.train.actions import Compress, Copy, SharePoints, Skip
@@ -93,27 +94,33 @@ class DifferentiableQuantization:
         """The student is given."""
         return False
 
-    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
+    def stages(self, context: RunContext) -> tuple[Stage, ...]:
         """[teacher ->] [float student ->] points, or points and weights in turns."""
         head: list[Stage] = []
-        if train_teacher:
+        objective = context.objective
+        if "teacher" in context.untrained:
             head.append(
                 teacher_stage(
-                    self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay, self.augment, regression
+                    objective,
+                    epochs=self.teacher_epochs,
+                    batch_size=self.batch_size,
+                    lr=self.teacher_lr,
+                    weight_decay=self.weight_decay,
+                    augment=self.augment,
                 )
             )
         if self.float_epochs:
             sgd = SGD(Cosine(self.lr, warmup=0.05), weight_decay=self.weight_decay)
-            head.append(replace(self._stage("float student", "teacher", sgd, regression), epochs=self.float_epochs))
+            head.append(replace(self._stage("float student", "teacher", sgd, objective), epochs=self.float_epochs))
         optimizer = AdamW(Cosine(self.point_lr), weight_decay=0.0)
-        points = replace(self._stage("points", self.teacher, optimizer, regression), parameters="learned")
+        points = replace(self._stage("points", self.teacher, optimizer, objective), parameters="learned")
         if not self.alternate:
             epochs = self.epochs if self.steps is None else None
             return (*head, replace(points, epochs=epochs, steps=self.steps, begin=self._begin()))
         turns = max(1, round(self.epochs))
         for turn in range(turns):
             head.append(replace(points, name=f"points {turn + 1}", begin=self._begin() if turn == 0 else ()))
-            head.append(self._weights(turn, turns, regression))
+            head.append(self._weights(turn, turns, objective))
         return tuple(head)
 
     def _begin(self) -> tuple[Action, ...]:
@@ -122,18 +129,18 @@ class DifferentiableQuantization:
         share = (SharePoints("student", batch_size=self.batch_size),) if self.share_points else ()
         return (*copy, Compress("student", Compression(weight=points), self.skip), *share)
 
-    def _weights(self, turn: int, turns: int, regression: bool) -> Stage:
+    def _weights(self, turn: int, turns: int, objective: Objective) -> Stage:
         """One epoch for the weights; their learning rate falls from a tenth of `lr` to zero over all turns."""
         start, end = (0.1 * self.lr * (1 - t / turns) for t in (turn, turn + 1))
         optimizer = SGD(Linear(start, end), weight_decay=self.weight_decay)
-        return replace(self._stage(f"weights {turn + 1}", self.teacher, optimizer, regression), parameters="weights")
+        return replace(self._stage(f"weights {turn + 1}", self.teacher, optimizer, objective), parameters="weights")
 
-    def _stage(self, name: str, teacher: str, optimizer: Optimizer, regression: bool) -> Stage:
+    def _stage(self, name: str, teacher: str, optimizer: Optimizer, objective: Objective) -> Stage:
         terms = distillation_terms(
+            objective,
             temperature=self.temperature,
             kd_weight=self.kd_weight,
             reduction=self.reduction,
             teacher=teacher,
-            regression=regression,
         )
         return Stage(name, terms=terms, epochs=1, batch_size=self.batch_size, optimizer=optimizer, augment=self.augment)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.data.objective import Objective
+from bitstill.recipes.protocol import RunContext
 from bitstill.recipes.supervision import label_loss
 from bitstill.schedules import WarmupLinear
 from bitstill.train.optim import AdamW
@@ -40,16 +41,16 @@ class FineTuning:
         """The student is what is fine-tuned."""
         return False
 
-    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
+    def stages(self, context: RunContext) -> tuple[Stage, ...]:
         """One stage."""
-        return (self.stage("student", regression),)
+        return (self.stage("student", context.objective),)
 
-    def stage(self, model: str, regression: bool) -> Stage:
+    def stage(self, model: str, objective: Objective) -> Stage:
         """The stage for the model of that name."""
         return Stage(
             "fine-tuning",
             train=(model,),
-            terms=(Term(label_loss(regression), student=model),),
+            terms=(Term(label_loss(objective), student=model),),
             epochs=self.epochs if self.steps is None else None,
             steps=self.steps,
             batch_size=self.batch_size,

@@ -8,7 +8,7 @@ from typing import Literal
 from bitstill.errors import SpecError
 from bitstill.quant.granularity import Granularity, PerGroup
 from bitstill.quant.rules import Compression, Prune, QuantizeInput, ScaleDtype, quantizer
-from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.protocol import RunContext
 from bitstill.train.actions import Compress, Skip
 from bitstill.train.stage import Stage
 
@@ -53,7 +53,7 @@ class PostTraining:
         """The student is given."""
         return False
 
-    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
+    def stages(self, context: RunContext) -> tuple[Stage, ...]:
         """One stage without steps."""
         return (Stage("post-training", terms=(), begin=(Compress("student", self._rule(), self.skip),)),)
 

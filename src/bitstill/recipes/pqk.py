@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bitstill.errors import SpecError
-from bitstill.losses.logits import KL, Loss, MeanSquaredError
 from bitstill.quant.granularity import Granularity, PerChannel
 from bitstill.quant.rules import Compression, LearnedStep, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
-from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.protocol import RunContext
 from bitstill.recipes.supervision import label_loss
 from bitstill.schedules import Cosine, Cubic, Linear, Scheduled
 from bitstill.train.actions import AddDenseView, Compress, Skip
@@ -108,9 +107,9 @@ class PQK:
         """The student is given, trained or not."""
         return False
 
-    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
+    def stages(self, context: RunContext) -> tuple[Stage, ...]:
         """Pruning and quantization [-> warm-up of the dense view -> mutual learning]."""
-        labels = label_loss(regression)
+        labels = label_loss(context.objective)
         handover = self._handover()
         first = Stage(
             "prune and quantize",
@@ -137,7 +136,7 @@ class PQK:
             pruning=None,
             begin=(AddDenseView("student", "teacher", self.teacher_norms, self.teacher_head),),
         )
-        imitate: Loss = MeanSquaredError() if regression else KL(self.temperature)
+        imitate = context.objective.imitation_loss("kl", self.temperature)
         mutual = replace(
             first,
             name="mutual learning",

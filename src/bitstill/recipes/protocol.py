@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import nn
 
+from bitstill.data.objective import Objective
 from bitstill.train.stage import Stage
 
 Models = Mapping[str, nn.Module]
-NO_MODELS: Models = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a recipe knows of a run when it plans its stages.
+
+    Args:
+        objective: the task's, which is asked for losses.
+        models: who plays which role; a recipe that names layers reads their names here.
+        untrained: roles whose weights are random where they decide; such a teacher is trained first.
+    """
+
+    objective: Objective
+    models: Models = field(default_factory=dict)
+    untrained: frozenset[str] = frozenset()
 
 
 class Recipe(Protocol):
@@ -25,11 +40,9 @@ class Recipe(Protocol):
     def makes_student(self) -> bool:
         """Whether the recipe makes the student from the teacher where none is given."""
 
-    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
-        """The stages.
+    def stages(self, context: RunContext) -> tuple[Stage, ...]:
+        """The stages of a run.
 
-        Args:
-            train_teacher: put a stage in front that trains the teacher on the labels.
-            regression: the task has values instead of classes.
-            models: who plays which role; a recipe that names layers reads their names here.
+        Raises:
+            BitstillError: the recipe does not go with the models or with the objective.
         """

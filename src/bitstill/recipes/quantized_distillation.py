@@ -28,7 +28,7 @@ from bitstill.quant.rules import (
     Ternary,
     Uniform,
 )
-from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.protocol import RunContext
 from bitstill.recipes.supervision import check_kd_weight, distillation_terms, teacher_stage
 from bitstill.schedules import Cosine
 from bitstill.train.actions import Compress, ReduceWidth, Skip
@@ -138,21 +138,26 @@ class QuantizedDistillation:
         """The student is given."""
         return False
 
-    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
+    def stages(self, context: RunContext) -> tuple[Stage, ...]:
         """[teacher ->] [float student ->] quantized student."""
         terms = distillation_terms(
+            context.objective,
             temperature=self.temperature,
             kd_weight=self.kd_weight,
             reduction=self.reduction,
             pairs=self.pairs,
             pair_weight=self.pair_weight,
-            regression=regression,
         )
         optimizer = SGD(Cosine(self.lr, warmup=0.05), weight_decay=self.weight_decay)
         quantizer = self.quantizer()
         rule = None if quantizer is None else Compression(weight=quantizer, input=self.input)
         first = teacher_stage(
-            self.teacher_epochs, self.batch_size, self.teacher_lr, self.weight_decay, self.augment, regression
+            context.objective,
+            epochs=self.teacher_epochs,
+            batch_size=self.batch_size,
+            lr=self.teacher_lr,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
         )
         narrow: tuple[Action, ...] = (ReduceWidth("student", self.channels, self.multiple),) if self.channels else ()
         compress: tuple[Action, ...] = () if rule is None else (Compress("student", rule, self.skip),)
@@ -176,4 +181,4 @@ class QuantizedDistillation:
             clip_norm=self.clip_norm,
             begin=compress if self.float_epochs else (*narrow, *compress),
         )
-        return (*((first,) if train_teacher else ()), *((warm,) if self.float_epochs else ()), main)
+        return (*((first,) if "teacher" in context.untrained else ()), *((warm,) if self.float_epochs else ()), main)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from bitstill.data.objective import Objective
 from bitstill.errors import SpecError
 from bitstill.losses.features import AttentionTransfer, Pair
-from bitstill.losses.logits import KL, CrossEntropy, Loss, MeanSquaredError, Reduction
+from bitstill.losses.logits import Reduction
+from bitstill.losses.protocol import Loss
 from bitstill.schedules import Cosine
 from bitstill.train.optim import SGD
 from bitstill.train.stage import Stage, Term
 
 
 def distillation_terms(
+    objective: Objective,
     *,
     temperature: float,
     kd_weight: float,
@@ -18,24 +21,33 @@ def distillation_terms(
     pairs: tuple[Pair, ...] = (),
     pair_weight: float = 0.0,
     teacher: str = "teacher",
-    regression: bool = False,
 ) -> tuple[Term, ...]:
     """Lam T^2 KL(teacher || student) + (1 - lam) CE (Hinton et al. 2015), plus attention transfer over layer pairs.
 
-    For regression both are squared errors: a KL over one output is identically zero.
+    KL and CE are the objective's losses of these families.
     """
-    imitate: Loss = MeanSquaredError() if regression else KL(temperature, reduction)
-    terms = [Term(imitate, teacher=teacher, weight=kd_weight)] if kd_weight > 0 else []
+    terms = []
+    if kd_weight > 0:
+        terms.append(Term(objective.imitation_loss("kl", temperature, reduction), teacher=teacher, weight=kd_weight))
     if kd_weight < 1:
-        terms.append(Term(label_loss(regression), weight=1.0 - kd_weight))
+        terms.append(Term(label_loss(objective), weight=1.0 - kd_weight))
     if pairs:
         terms.append(Term(AttentionTransfer(pairs), teacher=teacher, weight=pair_weight))
     return tuple(terms)
 
 
-def label_loss(regression: bool) -> Loss:
-    """What compares a model with the labels."""
-    return MeanSquaredError() if regression else CrossEntropy()
+def label_loss(objective: Objective) -> Loss:
+    """The objective's loss on labels.
+
+    Raises:
+        SpecError: it has none.
+    """
+    loss = objective.label_loss()
+    if loss is None:
+        name = type(objective).__name__
+        fix = "Choose a recipe that learns from a teacher alone, or a task with labels."
+        raise SpecError("an objective with a loss on labels", given=f"{name}, which has none", where="recipe", fix=fix)
+    return loss
 
 
 def check_kd_weight(kd_weight: float, where: str) -> None:
@@ -49,13 +61,13 @@ def check_kd_weight(kd_weight: float, where: str) -> None:
 
 
 def teacher_stage(
-    epochs: float, batch_size: int, lr: float, weight_decay: float, augment: bool, regression: bool = False
+    objective: Objective, *, epochs: float, batch_size: int, lr: float, weight_decay: float, augment: bool
 ) -> Stage:
     """Supervised training of the teacher."""
     return Stage(
         "teacher",
         train=("teacher",),
-        terms=(Term(label_loss(regression), student="teacher"),),
+        terms=(Term(label_loss(objective), student="teacher"),),
         epochs=epochs,
         batch_size=batch_size,
         optimizer=SGD(Cosine(lr, warmup=0.05), weight_decay=weight_decay),

@@ -8,10 +8,12 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from bitstill.data.objective import Objective
 from bitstill.errors import MatchError, SpecError
 from bitstill.losses.features import AttentionRelation, AttentionScoreMSE, FeatureMSE
 from bitstill.losses.layer_maps import LayerMap, head_pairs, hidden_pairs, score_pairs
-from bitstill.losses.logits import Loss, MeanSquaredError, Reduction, SoftCrossEntropy
+from bitstill.losses.logits import Reduction
+from bitstill.losses.protocol import Loss
 from bitstill.model.blocks import Choice, blocks, check_choice, choose
 from bitstill.model.select import word_embeddings
 from bitstill.quant.granularity import PerChannel
@@ -92,10 +94,11 @@ def in_parts(whole: Stage, parts: Mapping[str, Mapping[str, Any]]) -> list[Stage
     ]
 
 
-def logit_terms(weight: float, regression: bool, reduction: Reduction, teacher: str = "teacher") -> tuple[Term, ...]:
-    """The teacher's logits: soft cross-entropy, or squared error, since over one output the former is constant."""
-    imitate: Loss = MeanSquaredError() if regression else SoftCrossEntropy(reduction)
-    return (Term(imitate, teacher=teacher, weight=weight),) if weight else ()
+def logit_terms(weight: float, objective: Objective, reduction: Reduction, teacher: str = "teacher") -> tuple[Term, ...]:
+    """Soft cross-entropy with the teacher's logits, or the objective's loss of that family; a weight of 0 leaves it out."""
+    if not weight:
+        return ()
+    return (Term(objective.imitation_loss("cross-entropy", reduction=reduction), teacher=teacher, weight=weight),)
 
 
 def feature_terms(

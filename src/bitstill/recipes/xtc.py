@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bitstill.data.objective import Objective
 from bitstill.errors import SpecError
 from bitstill.losses.layer_maps import LayerMap
 from bitstill.losses.logits import Reduction
@@ -17,7 +18,7 @@ from bitstill.model.blocks import Choice
 from bitstill.quant.granularity import Granularity, PerChannel
 from bitstill.quant.rules import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.fine_tuning import FineTuning
-from bitstill.recipes.protocol import NO_MODELS, Models
+from bitstill.recipes.protocol import Models, RunContext
 from bitstill.recipes.supervision import label_loss
 from bitstill.recipes.transformer_stages import (
     Bits,
@@ -55,7 +56,8 @@ class XTC:
         layer_map: "last" matches the student's last layer with the teacher's last, "paper" with the one it was copied from.
         schedule: "single" (paper: all terms at once); "two": hidden states and attention, then logits; "three": the same with
             all terms in between. The parts share the epochs equally.
-        logit_weight: of the soft cross-entropy with the teacher (regression: squared error); 0 leaves it out (paper: 1).
+        logit_weight: of the soft cross-entropy with the teacher, or the objective's loss of that family; 0 leaves it out
+            (paper: 1).
         hidden_weight: of the squared error of hidden states, mean over real positions and width, summed over layers (paper: 1).
         attention_weight: of the squared error of attention scores before the softmax, mean over heads and pairs of real
             positions, summed over layers (paper: 1, padding included).
@@ -139,17 +141,17 @@ class XTC:
         """The teacher itself, or some of its layers, unless a student is given."""
         return True
 
-    def stages(self, *, train_teacher: bool, regression: bool = False, models: Models = NO_MODELS) -> tuple[Stage, ...]:
+    def stages(self, context: RunContext) -> tuple[Stage, ...]:
         """[teacher ->] [float student ->] quantized student, each in one, two or three parts."""
+        models, objective = context.models, context.objective
         depth, kept = kept_layers(self.layers, self.choice, models, "XTC")
         given = "student" in models
         begin = birth(given, kept, depth, self.dropout)
-        parts = self._parts(kept, depth, regression)
+        parts = self._parts(kept, depth, objective)
         found: list[Stage] = []
-        if train_teacher:
-            found.append(
-                FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr).stage("teacher", regression)
-            )
+        if "teacher" in context.untrained:
+            tuning = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr)
+            found.append(tuning.stage("teacher", objective))
         float_epochs = self.float_epochs
         if float_epochs is None:
             float_epochs = self.epochs if len(kept) < depth and not given else 0
@@ -174,12 +176,12 @@ class XTC:
     def _all_bits(self) -> tuple[Bits, ...]:
         return () if self.bits is None else (*self.progressive, self.bits)
 
-    def _parts(self, kept: tuple[int, ...], depth: int, regression: bool) -> dict[str, tuple[Term, ...]]:
+    def _parts(self, kept: tuple[int, ...], depth: int, objective: Objective) -> dict[str, tuple[Term, ...]]:
         """The terms of each part of a stage, by the part's name."""
-        logits = logit_terms(self.logit_weight, regression, self.reduction)
+        logits = logit_terms(self.logit_weight, objective, self.reduction)
         weights = (self.hidden_weight, self.attention_weight)
         features = feature_terms(kept, depth, self.layer_map, *weights, relation_heads=self.relation_heads)
-        labels = (Term(label_loss(regression), weight=self.label_weight),) if self.label_weight else ()
+        labels = (Term(label_loss(objective), weight=self.label_weight),) if self.label_weight else ()
         together = (*logits, *features, *labels)
         return {
             "single": {"": together},

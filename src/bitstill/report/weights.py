@@ -38,7 +38,7 @@ def _read(name: str, module: nn.Module) -> LayerWeights:
     if isinstance(module, CompressedTransposedLinear):
         weight = weight.T
     # Not module.effective_weight(): in training mode that may round stochastically, and what is delivered does not.
-    return LayerWeights(name, transform.spec.name, _flat(weight), _flat(transform.quantize(weight).dequantize()))
+    return LayerWeights(name, transform.quantizer.name, _flat(weight), _flat(transform.quantize(weight).dequantize()))
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -240,9 +240,9 @@ def _teacher_row(teacher: nn.Module, task: Task) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             write_weights(Path(folder), copy.deepcopy(teacher).cpu(), {}, Storage())
             file_bytes = size_report(read(folder)).file_bytes
-        return {"metric": task.metric_name, "test": evaluate(teacher, task, task.test), "file_bytes": file_bytes}
+        return {"metric": task.objective.decides, "test": evaluate(teacher, task, task.test), "file_bytes": file_bytes}
     row = measure(teacher, task, copy.deepcopy(teacher))
-    return {"metric": task.metric_name, "test": row.metric, "file_bytes": row.size.file_bytes}
+    return {"metric": task.objective.decides, "test": row.metric, "file_bytes": row.size.file_bytes}
 
 
 def _parameters(prepared: PrepareReport) -> list[dict[str, Any]]:

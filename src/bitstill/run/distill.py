@@ -119,7 +119,7 @@ def distill_encoder(
                 "settings": encode(settings),
                 "parameters": {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()},
                 "history": history,
-                "delivered": {"metric": task.metric_name, "test": evaluate(delivered, task, task.test)},
+                "delivered": {"metric": task.objective.decides, "test": evaluate(delivered, task, task.test)},
                 "wall_seconds": time.perf_counter() - started,
                 **environment(),
             }

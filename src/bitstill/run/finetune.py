@@ -77,7 +77,7 @@ def finetune(
             "models": cast.notes,
             "history": history,
             "delivered": {
-                "metric": task.metric_name,
+                "metric": task.objective.decides,
                 "test": evaluate(delivered, task, task.test),
                 "validation": evaluate(delivered, task, task.validation),
                 "samples": len(task.test),

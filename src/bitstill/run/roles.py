@@ -24,6 +24,7 @@ from bitstill.model.select import word_embeddings
 from bitstill.model.state import stored_tensors
 from bitstill.model.weight_transform import check_finite
 from bitstill.recipes import Recipe
+from bitstill.recipes.protocol import RunContext
 from bitstill.train.stage import Stage, replay
 from bitstill.train.step import TrainingStep, run, taps
 
@@ -94,7 +95,7 @@ def stages_for(recipe: Recipe, cast: Cast, task: Task, *, untrained: bool = Fals
     """
     for name, network in cast.networks.items():
         check_model(name, network, task)
-    stages = recipe.stages(train_teacher="teacher" in cast.untrained, regression=task.classes is None, models=cast.networks)
+    stages = recipe.stages(RunContext(task.objective, cast.networks, cast.untrained))
     if not untrained:
         check_student(stages, cast)
     return stages
@@ -201,7 +202,7 @@ def _network(model: ModelLike, seed: int, role: str, task: Task) -> tuple[nn.Mod
     if isinstance(model, nn.Module):
         return copy.deepcopy(model).cpu(), False, {}
     if isinstance(model, str) and model in MODELS:
-        return build(model, seed, role, task.classes), True, {}
+        return build(model, seed, role, task.objective.width), True, {}
     if is_artifact(model):
         return _from_artifact(model, role), False, {}
     if not (Path(model).is_dir() or "input_ids" in task.train.inputs or str(model).count("/") == 1):

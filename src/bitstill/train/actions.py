@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitstill.data.shuffle import permutation
 from bitstill.data.task import Task
 from bitstill.errors import MatchError, SpecError, suggest
 from bitstill.losses.projection import Projection
-from bitstill.losses.taps import as_logits
+from bitstill.losses.taps import Output
 from bitstill.model.blocks import reduced
 from bitstill.model.compressed_layers import is_compressed
 from bitstill.model.dense_view import DenseView
@@ -26,8 +25,10 @@ from bitstill.model.select import first_and_last_tensor, layers_in_order, norms
 from bitstill.model.split_layers import split_model
 from bitstill.model.weight_transform import WeightTransform
 from bitstill.model.width import check_fraction, reduce_width
-from bitstill.quant.points import initial_points, share_points
-from bitstill.quant.rules import Compression, Points, QuantizeAttention
+from bitstill.quant.base import CountedLevels
+from bitstill.quant.inputs import QuantizeAttention
+from bitstill.quant.points import share_points
+from bitstill.quant.rules import Compression
 from bitstill.rng import derive
 
 Skip = Literal["roles", "paper", "none"]
@@ -235,7 +236,7 @@ class SetDropout:
 
 @dataclass(frozen=True)
 class SharePoints:
-    """Share learned points out again by gradient: `ops.points.share_points` (Polino et al. 2018, section 4.2).
+    """Share learned points out again by gradient: `quant.points.share_points` (Polino et al. 2018, section 4.2).
 
     The norms are those of the mean cross-entropy gradient at the quantized weights over `batches` batches.
 
@@ -252,7 +253,7 @@ class SharePoints:
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Give each layer its new number of points, at fresh initial places."""
         model = _named(models, self.model)
-        layers = [m for m in model.modules() if is_compressed(m) and _has_points(m)]
+        layers = [m for m in model.modules() if is_compressed(m) and _counted(m) is not None]
         if not layers:
             raise SpecError(
                 "a model with learned points",
@@ -262,18 +263,11 @@ class SharePoints:
             )
         weights = [layer.weight for layer in layers]
         norms = [float(g.norm()) for g in _mean_gradients(model, weights, task, seed, self.batches, self.batch_size)]  # type: ignore[arg-type]
-        transforms = [layer.weight_transform for layer in layers]
-        counts = [t.learned["points"].numel() for t in transforms if isinstance(t, WeightTransform)]
-        for layer, transform, count in zip(layers, transforms, share_points(counts, norms), strict=True):
-            assert isinstance(transform, WeightTransform) and isinstance(transform.spec, Points)
+        counted = [(layer, pair) for layer in layers if (pair := _counted(layer)) is not None]
+        counts = [quantizer.count_of(transform.state) for _, (transform, quantizer) in counted]
+        for (layer, (transform, quantizer)), count in zip(counted, share_points(counts, norms), strict=True):
             assert isinstance(layer.weight, Tensor)
-            spec = transform.spec
-            quantiles = spec.init == "quantiles"
-            transform.set_points(
-                initial_points(
-                    layer.weight.detach(), transform.mask, count=count, granularity=spec.granularity, quantiles=quantiles
-                )
-            )
+            transform.set_quantizer(quantizer, quantizer.with_count(layer.weight.detach(), transform.mask, count))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """Nothing: the checkpoint brings points of the right number."""
@@ -282,7 +276,7 @@ class SharePoints:
 def run_once_on(task: Task) -> Callable[[nn.Module], object]:
     """A function that runs a model on a small batch of the task."""
 
-    def run(model: nn.Module) -> Tensor:
+    def run(model: nn.Module) -> object:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         return task.forward(model, {name: tensor.to(device) for name, tensor in task.sample().items()})
 
@@ -295,25 +289,26 @@ def _mean_gradients(
     order = permutation(len(task.train), seed, "share points")
     device = weights[0].device
     total = [torch.zeros_like(weight) for weight in weights]
+    label_loss = task.objective.label_loss()
+    if label_loss is None:
+        given, fix = type(task.objective).__name__, "Set share_points=False."
+        raise SpecError("a task with labels to share out points", given=given, where=task.name, fix=fix)
     with evaluating(model):
         for index in range(batches):
             start = index * batch_size % max(1, len(order) - batch_size + 1)
             batch = {k: v.to(device) for k, v in task.train.take(order[start : start + batch_size]).items()}
-            logits = as_logits(task.forward(model, batch)).float()
-            labels = batch["labels"]
-            loss = (
-                F.mse_loss(logits.flatten(), labels.flatten())
-                if labels.is_floating_point()
-                else F.cross_entropy(logits, labels)
-            )
-            found = torch.autograd.grad(loss, weights, allow_unused=True)
-            total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
+            loss = label_loss(Output(task.outputs(model, batch)), None, batch["labels"], 0.0)
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            total = [t if g is None else t + g for t, g in zip(total, gradients, strict=True)]
     return total
 
 
-def _has_points(layer: nn.Module) -> bool:
+def _counted(layer: nn.Module) -> tuple[WeightTransform, CountedLevels] | None:
+    """The transform of a compressed layer and its quantizer, where that can change its number of levels."""
     transform = layer.weight_transform
-    return isinstance(transform, WeightTransform) and "points" in transform.learned
+    if isinstance(transform, WeightTransform) and isinstance(transform.quantizer, CountedLevels):
+        return transform, transform.quantizer
+    return None
 
 
 def _named(models: dict[str, nn.Module], name: str) -> nn.Module:

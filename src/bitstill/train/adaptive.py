@@ -13,10 +13,10 @@ from bitstill.data.shuffle import permutation
 from bitstill.data.task import Task
 from bitstill.errors import SpecError, TrainingError
 from bitstill.model.modes import evaluating
-from bitstill.model.split_layers import one_plane, split_model, ternary_layers
+from bitstill.model.split_layers import split_model, splittable_layers
 from bitstill.model.weight_transform import WeightTransform
+from bitstill.quant.base import Splittable
 from bitstill.quant.granularity import grid_of
-from bitstill.quant.quantizer import Ternary
 from bitstill.train.knapsack import knapsack
 from bitstill.train.stage import Stage, Term
 from bitstill.train.step import TrainingStep
@@ -54,7 +54,7 @@ class SplitWithin:
         left = self.budget - self._smallest(model)
         split: list[str] = []
         for names in _units(model):
-            cost = _plane_bytes(*ternary_layers(model)[names[0]])
+            cost = _plane_bytes(*splittable_layers(model)[names[0]])
             if cost <= left:
                 left -= cost
                 split += names
@@ -72,15 +72,15 @@ class SplitWithin:
         base = self._loss(models, task, seed)
         gains, costs = [], []
         for names in units:
-            transforms = [ternary_layers(model)[name][1] for name in names]
-            specs = [transform.spec for transform in transforms]
+            transforms = [splittable_layers(model)[name][1] for name in names]
+            quantizers = [transform.quantizer for transform in transforms]
             for transform in transforms:
-                assert isinstance(transform.spec, Ternary)
-                transform.spec = one_plane(transform.spec)
+                assert isinstance(transform.quantizer, Splittable)
+                transform.quantizer = transform.quantizer.one_plane()
             gains.append(self._loss(models, task, seed) - base)
-            for transform, spec in zip(transforms, specs, strict=True):
-                transform.spec = spec
-            costs.append(_plane_bytes(*ternary_layers(model)[names[0]]))
+            for transform, quantizer in zip(transforms, quantizers, strict=True):
+                transform.quantizer = quantizer
+            costs.append(_plane_bytes(*splittable_layers(model)[names[0]]))
         if not all(math.isfinite(gain) for gain in gains):
             fix = "Lower the learning rate of the stage before, or set clip_norm."
             raise TrainingError("a finite loss", given="NaN or infinity", where="splitting within a budget", fix=fix)
@@ -93,7 +93,7 @@ class SplitWithin:
         split_model(models[self.model], only=decision["split"])
 
     def _smallest(self, model: nn.Module) -> int:
-        layers = ternary_layers(model)
+        layers = splittable_layers(model)
         smallest = sum(_plane_bytes(*layers[names[0]]) for names in _units(model))
         if smallest > self.budget:
             given = f"{self.budget:,} bytes"
@@ -121,16 +121,16 @@ class SplitWithin:
 def _units(model: nn.Module) -> list[tuple[str, ...]]:
     """Names of the ternary layers, those that share a weight together."""
     units: dict[int, list[str]] = {}
-    for name, (layer, _) in ternary_layers(model).items():
+    for name, (layer, _) in splittable_layers(model).items():
         units.setdefault(id(layer.weight), []).append(name)
     return [tuple(names) for names in units.values()]
 
 
 def _plane_bytes(layer: nn.Module, transform: WeightTransform) -> int:
     """Codes and scales of one binary plane, as they will be stored."""
-    assert isinstance(transform.spec, Ternary) and isinstance(layer.weight, torch.Tensor)
+    assert isinstance(layer.weight, torch.Tensor)
     shape = layer.weight.shape
     flip = type(layer).__name__ == "CompressedTransposedLinear"
-    grid = grid_of(shape[::-1] if flip else shape, transform.spec.granularity)
-    scale = 2 if transform.spec.scale_dtype == "float16" else 4
+    grid = grid_of(shape[::-1] if flip else shape, transform.quantizer.granularity)
+    scale = 2 if transform.quantizer.scale_dtype == "float16" else 4
     return grid.rows * -(-grid.length // 8) + grid.rows * grid.groups * scale

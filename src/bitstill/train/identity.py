@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from bitstill.data.objective import Objective
 from bitstill.data.task import Task
 from bitstill.model.state import state_digest
 from bitstill.train.settings import Settings, hardware_identity
@@ -16,7 +18,7 @@ from bitstill.train.stage import Stage
 def identity_of(
     recipe: Any, stages: Sequence[Stage], task: Task, networks: Mapping[str, nn.Module], settings: Settings
 ) -> dict[str, Any]:
-    """Recipe, stages, every byte of data and models, seed and hardware, as plain values.
+    """Recipe, stages, objective, every byte of data and models, seed and hardware, as plain values.
 
     Args:
         recipe: as plain values.
@@ -26,6 +28,7 @@ def identity_of(
         "recipe": recipe,
         "stages": [stage.name for stage in stages],
         "task": task.name,
+        "objective": _objective(task.objective),
         "data": task.train.digest(),
         "models": {name: state_digest(network) for name, network in networks.items()},
         "seed": settings.seed,
@@ -33,3 +36,10 @@ def identity_of(
         "accumulate": settings.accumulate,
         **hardware_identity(settings),
     }
+
+
+def _objective(objective: Objective) -> dict[str, Any]:
+    """What of an objective shapes training: its loss on labels, and the metric by which weights are chosen."""
+    loss = objective.label_loss()
+    described = repr(loss) if dataclasses.is_dataclass(loss) else type(loss).__name__
+    return {"kind": type(objective).__name__, "label_loss": described, "decides": objective.decides}

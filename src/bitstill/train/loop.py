@@ -25,9 +25,9 @@ from bitstill.schedules import at
 from bitstill.train.actions import Compress, CompressAttention
 from bitstill.train.batches import make_batch, share_of
 from bitstill.train.checkpoint import Best, Checkpoint
-from bitstill.train.following import Following
 from bitstill.train.log import StageLog
 from bitstill.train.optim import parameter_groups, set_learning_rate
+from bitstill.train.optimizer_step import after_optimizer_step, quantizer_buffers
 from bitstill.train.run import Data, Run, data_for
 from bitstill.train.sampler import Sampler, steps_per_epoch
 from bitstill.train.settings import Settings, accelerator, teachers_in_bf16
@@ -118,7 +118,7 @@ def train_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
             if stage.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(trainee.parameters, stage.clip_norm)
             trainee.optimizer.step()
-            trainee.follow()
+            after_optimizer_step(trainee.module, trainee.optimizer)
             trainee.optimizer.zero_grad(set_to_none=True)
             run.position.step = step + 1
             if step < PROBED_STEPS:
@@ -145,7 +145,6 @@ class _Trainee:
     Args:
         module: forward of all terms, as several processes wrap it.
         optimizer, parameters: of what trains.
-        follow: lets the quantizers follow the optimizer.
         teachers: frozen models that are looked at.
         task: what is learned from.
     """
@@ -153,7 +152,6 @@ class _Trainee:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     parameters: list[nn.Parameter]
-    follow: Following
     teachers: Teachers
     task: Task
 
@@ -167,11 +165,10 @@ def _trainee(run: Run, stage: Stage, task: Task) -> Iterator[_Trainee]:
     with _trainable(module, stage.parameters), _synced_norms(module) if several else contextlib.nullcontext():
         named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         optimizer = stage.optimizer.build(parameter_groups(named, stage.optimizer))
-        follow = Following(module, optimizer)
         if several:  # curvatures are equal in all processes, and large: they need no broadcast with each step
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, follow.buffers)
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, quantizer_buffers(module))
             module = run.accelerator.prepare(module)
-        yield _Trainee(module, optimizer, [parameter for _, parameter in named], follow, teachers, task)
+        yield _Trainee(module, optimizer, [parameter for _, parameter in named], teachers, task)
 
 
 @dataclass(frozen=True)

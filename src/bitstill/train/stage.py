@@ -16,7 +16,7 @@ from torch import nn
 from bitstill.data.corpus import Corpus
 from bitstill.data.task import Task
 from bitstill.errors import SpecError, suggest
-from bitstill.losses.logits import Loss
+from bitstill.losses.protocol import Loss
 from bitstill.schedules import Scheduled
 from bitstill.train.optim import SGD, Optimizer
 from bitstill.train.pruning import Pruning

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bitstill.data.task import Batch, Task
 from bitstill.errors import DataError, MatchError, TrainingError
 from bitstill.losses.projection import Projection
-from bitstill.losses.taps import Output, as_logits, tap
+from bitstill.losses.taps import Output, tap
 from bitstill.schedules import at
 from bitstill.train.stage import Stage
 
@@ -75,7 +75,7 @@ class TrainingStep(nn.Module):
 def run(model: nn.Module, task: Task, batch: Batch, names: tuple[str, ...]) -> Output:
     """Run `model` on `batch` and collect its logits and the outputs of the modules `names`."""
     with tap(model, names) as features:
-        logits = as_logits(task.forward(model, batch))
+        logits = task.outputs(model, batch)
     for name in names:
         if name not in features:
             raise MatchError(

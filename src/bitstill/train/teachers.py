@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.data.task import Batch, Task
-from bitstill.losses.taps import Output, as_logits
+from bitstill.losses.taps import Output
 from bitstill.train.stage import Stage
 from bitstill.train.step import run, taps
 
@@ -63,7 +63,7 @@ class Teachers:
             for indices in split.batches(CACHE_BATCH):
                 moved = {key: value.to(self.device) for key, value in split.take(indices).items()}
                 orders.append(indices)
-                parts.append(as_logits(self.task.forward(self.models[name], moved)).float().cpu())
+                parts.append(self.task.outputs(self.models[name], moved).float().cpu())
         return torch.cat(parts)[torch.cat(orders).argsort()].clone()
 
 

@@ -17,9 +17,9 @@ from bitstill.model.lifecycle import freeze, prepare
 from bitstill.model.weight_transform import WeightTransform
 from bitstill.quant.rules import Compression, Ternary
 from bitstill.train.actions import Compress, SplitTernary
-from bitstill.train.following import Following
 from bitstill.train.loop import train
 from bitstill.train.optim import SGD, AdamW, Optimizer
+from bitstill.train.optimizer_step import after_optimizer_step, quantizer_buffers
 from bitstill.train.settings import Settings
 from bitstill.train.stage import Stage, Term
 
@@ -34,7 +34,6 @@ def test_the_curvature_is_the_root_of_the_mean_squared_gradient(kind: str) -> No
     model = nn.Sequential(nn.Linear(7, 5) if kind == "Linear" else Conv1D(5, 7))
     prepare(model, RULE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
-    follow = Following(model, optimizer)
     moment: Tensor = torch.zeros_like(model[0].weight)
     assert torch.equal(model[0].weight_transform.curvature, torch.ones(5, 7))
     for _ in range(3):
@@ -42,9 +41,9 @@ def test_the_curvature_is_the_root_of_the_mean_squared_gradient(kind: str) -> No
         gradient = model[0].weight.grad.clone()
         moment = 0.99 * moment + 0.01 * gradient**2
         optimizer.step()
-        follow()
+        after_optimizer_step(model, optimizer)
         optimizer.zero_grad()
-        follow()  # without a gradient nothing changes
+        after_optimizer_step(model, optimizer)  # without a gradient nothing changes
     found = model[0].weight_transform.curvature
     assert torch.allclose(found, (moment if kind == "Linear" else moment.T).sqrt() + 1e-8, rtol=1e-4)
 
@@ -57,7 +56,7 @@ def test_a_row_without_any_gradient_is_weighed_evenly() -> None:
     (table(torch.tensor([1, 2])) * torch.randn(8)).sum().backward()
     before = table[0].effective_weight().detach().clone()
     optimizer.step()
-    Following(table, optimizer)()
+    after_optimizer_step(table, optimizer)
     after = table[0].effective_weight().detach()
     same = [torch.allclose(a, b, atol=1e-6) for a, b in zip(before, after, strict=True)]
     assert same == [True, False, False, True, True, True]
@@ -129,14 +128,14 @@ def test_iterations_are_needed() -> None:
 def test_what_has_never_followed_an_optimizer_is_not_delivered_as_loss_aware() -> None:
     model = nn.Sequential(nn.Linear(7, 5))
     prepare(model, RULE)
-    with pytest.raises(SpecError, match=r"loss-aware weights that have followed an optimizer.*bitstill\.Following"):
+    with pytest.raises(SpecError, match=r"quantizers that have followed an optimizer.*bitstill\.after_optimizer_step"):
         freeze(model)
 
 
 def test_two_processes_need_not_send_it() -> None:
     model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 5))
     prepare(model, RULE)
-    names = Following(model, torch.optim.AdamW(model.parameters())).buffers
+    names = quantizer_buffers(model)
     assert (
         names == [f"{layer}.weight_transform.curvature" for layer in "01"] and set(names) <= dict(model.named_buffers()).keys()
     )

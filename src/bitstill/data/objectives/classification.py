@@ -1,0 +1,141 @@
+"""Classification: one class per sample, the one with the largest logit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitstill.data.metrics import accuracy, accuracy_and_f1, confusion, f1, macro_f1, matthews, precision_recall_f1
+from bitstill.data.objective import DetailTable, Imitation
+from bitstill.errors import DataError, SpecError, suggest
+from bitstill.losses.logits import KL, CrossEntropy, Reduction, SoftCrossEntropy
+from bitstill.losses.protocol import Loss
+from bitstill.losses.taps import as_logits
+from bitstill.schedules import Scheduled
+
+Metric = Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One of several classes per sample.
+
+    Args:
+        classes: how many.
+        label_names: in order; empty where they have none.
+        decides: "accuracy", "macro F1"; of two classes also "F1" (of class 1), "Matthews correlation" and "mean of accuracy and
+            F1"; or one of `extra_metrics`.
+        class_weights: of the cross-entropy on labels, one per class (`balanced_weights`); None weighs all alike.
+        label_smoothing: of that cross-entropy.
+        extra_metrics: by name, (logits (samples, classes), labels (samples,)) -> a number, larger is better.
+    """
+
+    classes: int
+    label_names: tuple[str, ...] = ()
+    decides: str = "accuracy"
+    class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    extra_metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.label_names and len(self.label_names) != self.classes:
+            given = f"{len(self.label_names)} names"
+            raise SpecError(f"{self.classes} names of classes", given=given, where="Classification", fix="Name each class.")
+        if self.decides not in self._metrics():
+            fix = suggest(self.decides, self._metrics())
+            raise SpecError("a known metric", given=repr(self.decides), where="Classification", fix=fix)
+        weights = self.class_weights
+        if weights is not None and (len(weights) != self.classes or min(weights) < 0 or not sum(weights) > 0):
+            fix = "Give one number of at least 0 per class, in the order of the classes, or 'balanced'."
+            wanted = f"{self.classes} class weights of at least 0, some above 0"
+            raise SpecError(wanted, given=str(weights), where="class_weights", fix=fix)
+
+    @property
+    def width(self) -> int:
+        """One logit per class."""
+        return self.classes
+
+    @property
+    def summary(self) -> str:
+        """The number of classes."""
+        return f"{self.classes} classes"
+
+    def check_labels(self, labels: Tensor, where: str) -> None:
+        """Labels are int64 (samples,), from 0.
+
+        Raises:
+            DataError: they are not.
+        """
+        if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
+            dtype = str(labels.dtype).removeprefix("torch.")
+            raise DataError(
+                f"int64 labels from 0 to {self.classes - 1}",
+                given=f"{dtype} from {labels.min().item()} to {labels.max().item()}",
+                where=where,
+                fix="Correct the labels or the number of classes; for values use the objective Regression.",
+            )
+
+    def read(self, output: object, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (samples, classes)."""
+        return as_logits(output)
+
+    def label_loss(self) -> Loss:
+        """Cross-entropy."""
+        return CrossEntropy(self.label_smoothing, self.class_weights)
+
+    def imitation_loss(self, kind: Imitation, temperature: Scheduled = 1.0, reduction: Reduction = "batchmean") -> Loss:
+        """KL divergence at a temperature, or soft cross-entropy."""
+        return KL(temperature, reduction) if kind == "kl" else SoftCrossEntropy(reduction)
+
+    def metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
+        """In percent, but for `extra_metrics`."""
+        return {name: metric(outputs, labels) for name, metric in self._metrics().items()}
+
+    def report(self, outputs: Tensor, labels: Tensor) -> dict[str, DetailTable]:
+        """Precision, recall and F1 of each class, and how often which class was taken for which."""
+        counts = confusion(outputs.argmax(-1), labels, self.classes)
+        names = self.label_names or tuple(map(str, range(self.classes)))
+        figures = precision_recall_f1(counts.diagonal(), counts.sum(0), counts.sum(1))
+        samples = counts.sum(1).tolist()
+        per_class = {name: (*row, count) for name, row, count in zip(names, figures, samples, strict=True)}
+        rows = {name: tuple(row) for name, row in zip(names, counts.tolist(), strict=True)}
+        return {
+            "per class": DetailTable(("precision", "recall", "F1", "samples"), per_class),
+            "confusion": DetailTable(names, rows),
+        }
+
+    def constant_output(self, labels: Tensor) -> Tensor:
+        """The most frequent class."""
+        return F.one_hot(labels.bincount(minlength=self.classes).argmax(), self.classes).float()
+
+    def head(self) -> dict[str, Any]:
+        """Names of the classes by number, and the reverse."""
+        return named_outputs(self.label_names or tuple(f"LABEL_{index}" for index in range(self.classes)))
+
+    def _metrics(self) -> dict[str, Metric]:
+        of_two: dict[str, Metric] = {"F1": f1, "Matthews correlation": matthews, "mean of accuracy and F1": accuracy_and_f1}
+        every: dict[str, Metric] = {"accuracy": accuracy, "macro F1": partial(macro_f1, classes=self.classes)}
+        return {**every, **(of_two if self.classes == 2 else {}), **self.extra_metrics}
+
+
+def balanced_weights(labels: Tensor, classes: int) -> tuple[float, ...]:
+    """Class weights inversely proportional to the classes' frequency, 1 on average over the samples.
+
+    Args:
+        labels: int64 (samples,), of the training split.
+        classes: how many there are; one that never occurs gets the weight 0.
+    """
+    counts = labels.bincount(minlength=classes).tolist()
+    occurring = sum(count > 0 for count in counts)
+    return tuple(len(labels) / (occurring * count) if count else 0.0 for count in counts)
+
+
+def named_outputs(names: tuple[str, ...]) -> dict[str, Any]:
+    """`id2label` and `label2id` of a config of transformers."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
