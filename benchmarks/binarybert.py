@@ -43,7 +43,7 @@ def binarybert(total: int, models: int = 3, **options: Any) -> Recipe:
 
 
 RECIPES: dict[str, Callable[[int], Recipe]] = {
-    "XTC": lambda total: bitstill.XTC(bits=1, steps=total, **SETTINGS),
+    "XTC": lambda total: bitstill.recipes.XTC(bits=1, steps=total, **SETTINGS),
     "float, half width": lambda total: binarybert(total, 1, bits=None),
     "ternary, half width": lambda total: binarybert(total, 2, bits="ternary"),
     "binary, not split": lambda total: binarybert(total, 1, width=1.0, split=False, binary_lr=3e-4),
@@ -73,21 +73,21 @@ class Row:
 def variants(task: str, work: Path) -> Path:
     """Variants of the task's training texts, made once; what is there is gone on with, or compared."""
     folder = work / f"{task}-variants"
-    bitstill.augment(task, minilm(), folder, method="neighbours", options=bitstill.Augmentation(variants=5))
+    bitstill.augment(task, minilm(), folder, method="neighbours", options=bitstill.data.Augmentation(variants=5))
     return folder
 
 
-def general(work: Path, settings: bitstill.Settings) -> Path:
+def general(work: Path, settings: bitstill.train.Settings) -> Path:
     """The three-layer encoder from general distillation, made once."""
     folder = work / "general-3"
     if not (folder / "report.json").exists():
-        recipe = bitstill.GeneralDistillation(layers=3, steps=GENERAL_STEPS)
+        recipe = bitstill.recipes.GeneralDistillation(layers=3, steps=GENERAL_STEPS)
         settings = replace(settings, checkpoint_every=100)
-        bitstill.distill_encoder(minilm(), str(CORPUS), folder, recipe=recipe, settings=settings, resume=True)
+        bitstill.distill(minilm(), str(CORPUS), folder, recipe=recipe, settings=settings, resume=True)
     return folder
 
 
-def run(row: Row, work: Path, teachers: Path, settings: bitstill.Settings) -> dict[str, Any]:
+def run(row: Row, work: Path, teachers: Path, settings: bitstill.train.Settings) -> dict[str, Any]:
     """Make one row, or finish it."""
     models = {"teacher": teachers / f"{row.task}-teacher-{row.seed}"}
     if row.name.endswith("general"):
@@ -149,7 +149,7 @@ def main() -> None:
         "--precision", choices=["float32", "bf16"], default="float32", help="bf16 where the processor is fast at it"
     )
     arguments = parser.parse_args()
-    settings = bitstill.Settings(precision=arguments.precision, checkpoint_every=250)
+    settings = bitstill.train.Settings(precision=arguments.precision, checkpoint_every=250)
     rows = [Row(task, name, seed) for seed in range(arguments.seeds) for task in STEPS for name in RECIPES]
     found = [row for row in rows if row.task == "sst2" or "3 layers" not in row.name]
     made = {row.key: partial(run, row, arguments.work, arguments.teachers, settings) for row in found}

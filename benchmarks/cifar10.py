@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from rows import data  # noqa: E402
 
-PAPER: dict[str, Any] = {"granularity": bitstill.Bucket(256), "scale_dtype": "float32", "skip": "none"}
+PAPER: dict[str, Any] = {"granularity": bitstill.quant.Bucket(256), "scale_dtype": "float32", "skip": "none"}
 
 
 def rows(work: Path, teacher_epochs: float, epochs: float, point_epochs: float) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -33,7 +33,7 @@ def rows(work: Path, teacher_epochs: float, epochs: float, point_epochs: float) 
     teacher = work / "teacher"
     found: dict[str, Callable[[], dict[str, Any]]] = {
         "teacher": lambda: {
-            "recipe": bitstill.QuantizedDistillation(bits=None, kd_weight=0, epochs=teacher_epochs, lr=0.01),
+            "recipe": bitstill.recipes.QuantizedDistillation(bits=None, kd_weight=0, epochs=teacher_epochs, lr=0.01),
             "models": {"student": "polino-teacher"},
         }
     }
@@ -42,21 +42,21 @@ def rows(work: Path, teacher_epochs: float, epochs: float, point_epochs: float) 
         fresh = {"teacher": teacher, "student": student}
         distilled = {"teacher": teacher, "student": work / f"{name}-float"}
         found[f"{name}-float"] = lambda fresh=fresh: {
-            "recipe": bitstill.QuantizedDistillation(bits=None, epochs=epochs), "models": fresh,
+            "recipe": bitstill.recipes.QuantizedDistillation(bits=None, epochs=epochs), "models": fresh,
         }  # fmt: skip
         for bits in (2, 4):
             found[f"{name}-ptq-{bits}"] = lambda bits=bits, distilled=distilled: {
-                "recipe": bitstill.PostTraining(bits=bits, **PAPER), "models": {"student": distilled["student"]},
+                "recipe": bitstill.recipes.PostTraining(bits=bits, **PAPER), "models": {"student": distilled["student"]},
             }  # fmt: skip
             found[f"{name}-ptq-{bits}-tensor"] = lambda bits=bits, distilled=distilled: {
-                "recipe": bitstill.PostTraining(bits=bits, **PAPER | {"granularity": bitstill.PerTensor()}),
+                "recipe": bitstill.recipes.PostTraining(bits=bits, **PAPER | {"granularity": bitstill.quant.PerTensor()}),
                 "models": {"student": distilled["student"]},
             }
             found[f"{name}-qd-{bits}"] = lambda bits=bits, fresh=fresh: {
-                "recipe": bitstill.QuantizedDistillation(bits=bits, epochs=epochs, **PAPER), "models": fresh,
+                "recipe": bitstill.recipes.QuantizedDistillation(bits=bits, epochs=epochs, **PAPER), "models": fresh,
             }  # fmt: skip
             found[f"{name}-dq-{bits}"] = lambda bits=bits, distilled=distilled: {
-                "recipe": bitstill.DifferentiableQuantization(bits=bits, epochs=point_epochs, float_epochs=0, **PAPER),
+                "recipe": bitstill.recipes.DifferentiableQuantization(bits=bits, epochs=point_epochs, float_epochs=0, **PAPER),
                 "models": distilled,
             }  # fmt: skip
     return found
@@ -98,7 +98,7 @@ def main() -> None:
         if name in results["rows"] or (arguments.only is not None and name not in arguments.only):
             continue
         started = time.perf_counter()
-        settings = bitstill.Settings(precision=arguments.precision, checkpoint_every=200)
+        settings = bitstill.train.Settings(precision=arguments.precision, checkpoint_every=200)
         result = bitstill.compress(**arguments_of(), task=task, out=arguments.work / name, settings=settings, resume=True)
         size = result.report["size"]
         results["rows"][name] = {

@@ -9,14 +9,14 @@ import json
 import tempfile
 from pathlib import Path
 
-from bitstill.run.demo import run_demo
+from bitstill.run.demo import demo
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        found = run_demo(Path(folder), say=lambda text: print(text, flush=True))
+        found = demo(Path(folder), say=lambda text: print(text, flush=True))
     RESULTS.mkdir(exist_ok=True)
     report = {"command": "bitstill demo", **found.report}
     (RESULTS / "demo.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")

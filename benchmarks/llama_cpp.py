@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 
 def measured(student: Path, folder: Path) -> dict[str, Any]:
     """Of every sentence: tokens and label, by both."""
-    report = bitstill.export_artifact(student, folder / "gguf", to="gguf")
+    report = bitstill.export(student, folder / "gguf", to="gguf")
     theirs = llama_cpp.Llama(
         str(folder / "gguf" / "model.gguf"), embedding=True, verbose=False, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_RANK
     )

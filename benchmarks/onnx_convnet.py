@@ -43,9 +43,9 @@ def artifacts(work: Path) -> dict[str, Path]:
         if not found[name].exists():
             rule: dict[str, Any] = {}
             if bits is not None:
-                rule = {"granularity": bitstill.PerChannel(), "input": bitstill.QuantizeInput(per="sample")}
-            recipe = bitstill.QuantizedDistillation(bits, kd_weight=0, steps=STEPS, **rule)
-            settings = bitstill.Settings(device="cpu")
+                rule = {"granularity": bitstill.quant.PerChannel(), "input": bitstill.quant.QuantizeInput(per="sample")}
+            recipe = bitstill.recipes.QuantizedDistillation(bits, kd_weight=0, steps=STEPS, **rule)
+            settings = bitstill.train.Settings(device="cpu")
             bitstill.compress(recipe, "cifar10", {"student": STUDENT}, out=found[name], settings=settings)
     return found
 
@@ -65,7 +65,7 @@ def main() -> None:
     images, true = task.forward(torch.nn.Identity(), pictures).numpy(), pictures["labels"].numpy()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        bitstill.export_artifact(made["float"], folder / "float")
+        bitstill.export(made["float"], folder / "float")
         session(folder / "float" / "model.onnx", 1, folded=folder / "folded.onnx")
         quantize_dynamic(folder / "folded.onnx", folder / "int8.onnx", weight_type=QuantType.QInt8)
         files = {"float32": folder / "float" / "model.onnx", BASE: folder / "int8.onnx"}
@@ -73,7 +73,7 @@ def main() -> None:
         for name in ("1 bit", "4 bits"):
             for activations in ("trained", "per-tensor"):
                 row = f"{name}, inputs {'as trained' if activations == 'trained' else 'per tensor'}"
-                bitstill.export_artifact(made[name], folder / row, activations=activations)
+                bitstill.export(made[name], folder / row, activations=activations)
                 files[row], origin[row] = folder / row / "model.onnx", made[name]
         sessions = {row: session(path, arguments.threads) for row, path in files.items()}
         sizes = {row: path.stat().st_size for row, path in files.items()}

@@ -70,7 +70,7 @@ def files(student: Path, teacher: Path, folder: Path) -> dict[str, Path]:
     for name, activations in (("1 bit, inputs as trained", "trained"), ("1 bit, inputs per tensor", "per-tensor")):
         for opset in (21, 23):
             out = folder / f"{activations}-{opset}"
-            bitstill.export_artifact(student, out, activations=activations, opset=opset)
+            bitstill.export(student, out, activations=activations, opset=opset)
             found[name if opset == 21 else f"{name}, opset {opset}"] = out / "model.onnx"
     return found
 

@@ -117,7 +117,7 @@ def rows() -> list[Row]:
 def recipe_of(row: Row) -> Recipe:
     """How the row is made."""
     network = row.network
-    whole = bitstill.PQK(
+    whole = bitstill.recipes.PQK(
         bits=row.bits if row.bits < 32 else 4,
         sparsity=row.sparsity,
         epochs=network.first,
@@ -128,9 +128,9 @@ def recipe_of(row: Row) -> Recipe:
     )
     match row.method:
         case "float" if whole.optimizer == "adamw":
-            return bitstill.FineTuning(epochs=network.total, batch_size=whole.batch_size, lr=whole.lr)
+            return bitstill.recipes.FineTuning(epochs=network.total, batch_size=whole.batch_size, lr=whole.lr)
         case "float":
-            return bitstill.QuantizedDistillation(
+            return bitstill.recipes.QuantizedDistillation(
                 bits=None,
                 kd_weight=0,
                 epochs=network.total,
@@ -139,7 +139,7 @@ def recipe_of(row: Row) -> Recipe:
                 weight_decay=whole.weight_decay,
             )
         case "after training":
-            prune = bitstill.Prune(row.sparsity, scope=whole.scope)
+            prune = bitstill.quant.Prune(row.sparsity, scope=whole.scope)
             return PostTraining(bits=row.bits, granularity=whole.granularity, prune=prune)
         case "phase 1":
             return replace(whole, epochs=network.total, warmup_epochs=0, mutual_epochs=0)
@@ -154,7 +154,7 @@ def run(row: Row, work: Path) -> dict[str, Any]:
     trained = str(work / Row(row.network, "float", 32, 0.0, row.seed).key)
     recipe = recipe_of(row)
     student = trained if row.method == "after training" else row.network.source
-    settings = bitstill.Settings(seed=row.seed, device="cpu")
+    settings = bitstill.train.Settings(seed=row.seed, device="cpu")
     report = bitstill.compress(
         recipe, row.network.task, {"student": student}, out=work / row.key, settings=settings, resume=True
     ).report

@@ -37,7 +37,7 @@ from bitstill.train.teachers import Teachers
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
-GRANULARITIES = {"bucket 256": bitstill.Bucket(256), "group 128": bitstill.PerGroup(128)}
+GRANULARITIES = {"bucket 256": bitstill.quant.Bucket(256), "group 128": bitstill.quant.PerGroup(128)}
 SETTINGS = {
     "float32": ((2, "bucket 256"),),
     "bf16": ((2, "bucket 256"), (4, "group 128"), (1, "group 128")),

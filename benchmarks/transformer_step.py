@@ -63,7 +63,7 @@ def plain_steps(teacher: nn.Module, task: Task) -> dict[str, Step]:
     return {"unavoidable": unavoidable, "fine-tuning": fine_tuning}
 
 
-def xtc_step(teacher: nn.Module, task: Task, recipe: bitstill.XTC) -> Step:
+def xtc_step(teacher: nn.Module, task: Task, recipe: bitstill.recipes.XTC) -> Step:
     """Bitstill's own training step, without the optimizer."""
     models = {"teacher": teacher}
     (stage,) = recipe.stages(RunContext(task.objective, models))
@@ -155,8 +155,8 @@ def main() -> None:
     task = task_for("sst2", {"teacher": minilm()})
     teacher = load_pretrained(minilm(), task, "teacher").model
     steps = plain_steps(teacher, task)
-    steps["XTC, 1 bit"] = xtc_step(teacher, task, bitstill.XTC(steps=1))
-    steps["XTC, ternary"] = xtc_step(teacher, task, bitstill.XTC(bits="ternary", steps=1))
+    steps["XTC, 1 bit"] = xtc_step(teacher, task, bitstill.recipes.XTC(steps=1))
+    steps["XTC, ternary"] = xtc_step(teacher, task, bitstill.recipes.XTC(bits="ternary", steps=1))
     other = deepspeed_step(teacher)
     if other is not None:
         steps["DeepSpeed 0.19.6, 1 bit"] = other

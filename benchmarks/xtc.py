@@ -76,18 +76,18 @@ def rows(seeds: int) -> list[Row]:
     return first + small
 
 
-def run(row: Row, work: Path, model: str, settings: bitstill.Settings) -> dict[str, Any]:
+def run(row: Row, work: Path, model: str, settings: bitstill.train.Settings) -> dict[str, Any]:
     """Make one row, or finish it."""
     budget, folder = BUDGETS[row.task], work / row.key.replace(" ", "-").replace(",", "")
     settings = replace(settings, seed=row.seed)
     if row.bits is None:
         if not (folder / "report.json").exists():
-            recipe = bitstill.FineTuning(epochs=budget.teacher)
+            recipe = bitstill.recipes.FineTuning(epochs=budget.teacher)
             bitstill.finetune(model, row.task, folder, recipe=recipe, settings=settings, resume=True)
         report = json.loads((folder / "report.json").read_text())
         size = {"file_bytes": (folder / "model.safetensors").stat().st_size, "stored_bits": 32, "ratio": 1.0}
     else:
-        recipe = bitstill.XTC(epochs=budget.student, **SETTINGS, **row.options)
+        recipe = bitstill.recipes.XTC(epochs=budget.student, **SETTINGS, **row.options)
         teacher = work / f"{row.task}-teacher-{row.seed}"
         report = bitstill.compress(
             recipe, row.task, {"teacher": teacher}, out=folder, settings=settings, storage=STORAGE, resume=True
@@ -139,7 +139,7 @@ def main() -> None:
         "--precision", choices=["float32", "bf16"], default="float32", help="bf16 where the processor is fast at it"
     )
     arguments = parser.parse_args()
-    settings = bitstill.Settings(precision=arguments.precision, checkpoint_every=250)
+    settings = bitstill.train.Settings(precision=arguments.precision, checkpoint_every=250)
     made = {row.key: partial(run, row, arguments.work, minilm(), settings) for row in rows(arguments.seeds)}
     about = {"command": f"python benchmarks/xtc.py --precision {arguments.precision}", "model": "all-MiniLM-L6-v2"}
     fill(made, arguments.result, table, about=about, only=arguments.only)

@@ -1,9 +1,10 @@
-"""The public names: complete, sorted, loaded when first used."""
+"""The public names: each in one list, loaded when first used, typed for whoever installs bitstill."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -11,45 +12,106 @@ from pathlib import Path
 import pytest
 
 import bitstill
+from bitstill._lazy import public_names
+from bitstill.cli.main import app
+
+PACKAGES = ("bitstill", *(f"bitstill.{name}" for name in ("data", "losses", "quant", "recipes", "train")))
+NAMES = [(package, name) for package in PACKAGES for name in public_names(importlib.import_module(package).__file__)]
+LIGHT = "import sys, {0}; print(sorted({{'torch', 'numpy', 'transformers'}} & set(sys.modules)))"
 
 
-def test_all_is_sorted_and_complete():
-    assert bitstill.__all__ == sorted(bitstill.__all__)
-    assert len(set(bitstill.__all__)) == len(bitstill.__all__)
-    assert set(bitstill.__all__) == {*bitstill._HOMES, "__version__"}
-    assert dir(bitstill) == sorted(bitstill.__all__)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_stub_holds_imports_under_their_own_names_and_nothing_else(package):
+    """Else a type checker would see a name that is not there at run time, or the other way round."""
+    stub = Path(importlib.import_module(package).__file__).with_suffix(".pyi")
+    docstring, *imports = ast.parse(stub.read_text(encoding="utf-8")).body
+    assert isinstance(docstring, ast.Expr)
+    for node in imports:
+        assert isinstance(node, ast.ImportFrom) and not node.level, ast.dump(node)
+        for alias in node.names:
+            assert alias.asname == alias.name
 
 
-@pytest.mark.parametrize("name", bitstill.__all__)
-def test_every_name_resolves_to_the_object_at_its_home(name):
-    value = getattr(bitstill, name)
-    if name != "__version__":
-        assert value is getattr(importlib.import_module(bitstill._HOMES[name]), name)
-        assert value.__name__ == name
-        assert value.__doc__, "public names are documented"
+@pytest.mark.parametrize("package", PACKAGES)
+def test_all_and_dir_list_what_the_stub_lists(package):
+    module = importlib.import_module(package)
+    assert module.__all__ == dir(module) == sorted(public_names(module.__file__))
 
 
-def test_what_type_checkers_see_is_what_is_loaded():
-    tree = ast.parse(Path(bitstill.__file__).read_text(encoding="utf-8"))
-    guarded = next(node for node in tree.body if isinstance(node, ast.If))
-    seen = {
-        (alias.asname or alias.name): node.module
-        for node in ast.walk(guarded)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert seen == {**bitstill._HOMES, "__version__": "bitstill._version"}
+@pytest.mark.parametrize(("package", "name"), NAMES, ids=lambda part: part.removeprefix("bitstill."))
+def test_every_name_is_the_object_at_its_origin(package, name):
+    module = importlib.import_module(package)
+    origin, attribute = public_names(module.__file__)[name]
+    value = getattr(module, name)
+    assert value is getattr(importlib.import_module(origin), attribute)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert value.__name__ == name and value.__doc__, "public names are documented"
+    assert origin == package or not package.startswith("bitstill.") or _height(origin) <= _height(package)
+
+
+def _height(module: str) -> int:
+    from tests.test_imports import FOLDERS
+
+    folder = module.split(".")[1]
+    return FOLDERS.index(folder) if folder in FOLDERS else -1
+
+
+def test_no_name_is_public_twice():
+    places: dict[str, set[str]] = {}
+    for package, name in NAMES:
+        places.setdefault(name, set()).add(package)
+    assert not {name: packages for name, packages in places.items() if len(packages) > 1}
+
+
+def test_the_command_line_has_the_verbs_of_the_library():
+    commands = {command.callback.__name__ for command in app.registered_commands} - {"recipes"}
+    for command in commands:
+        assert inspect.isfunction(getattr(bitstill, command)), command
 
 
 def test_unknown_names_are_attribute_errors():
-    with pytest.raises(AttributeError, match="no attribute 'comress'"):
+    with pytest.raises(AttributeError, match="module 'bitstill' has no attribute 'comress'"):
         bitstill.comress  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Binry'"):
+        from bitstill.quant import Binry  # noqa: F401
 
 
-def test_importing_bitstill_alone_imports_no_torch():
-    code = "import sys, bitstill; bitstill.__version__; print(sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_imports_neither_torch_nor_numpy(package):
+    done = subprocess.run([sys.executable, "-c", LIGHT.format(package)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_names_that_need_torch_say_so_where_it_is_missing():
+    code = (
+        "import sys; sys.modules['torch'] = None\nimport bitstill\n"
+        "bitstill.quant.PerGroup(4), bitstill.read, bitstill.inspect\n"
+        "try:\n    bitstill.train.Stage\nexcept bitstill.BitstillError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("bitstill.train.Stage: wanted torch, got no package 'torch'. Install it with: pip install")
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_names(tmp_path):
+    """What a user with mypy --strict gets from py.typed: types of attributes of packages, and errors for what is not there."""
+    script = tmp_path / "user.py"
+    script.write_text(
+        "import bitstill\n"
+        "from bitstill.quant import Binary\n"
+        "reveal_type(bitstill.quant.PerGroup(128).size)\n"
+        "reveal_type(Binary().learned_scale)\n"
+        "reveal_type(bitstill.__version__)\n"
+        "bitstill.comress\n"
+        "bitstill.train.Stge\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", tmp_path / "cache", script]
+    done = subprocess.run([*map(str, command), "--follow-imports=silent"], capture_output=True, text=True, cwd=tmp_path)
+    lines = [line.partition(": ")[2] for line in done.stdout.splitlines()]
+    assert lines[:3] == [f'note: Revealed type is "{kind}"' for kind in ("int", "bool", "str")]
+    assert len(lines) == 5
+    for line, name in zip(lines[3:], ("comress", "Stge"), strict=True):
+        assert line.startswith(f'error: Module has no attribute "{name}"')
 
 
 def test_the_version_is_the_one_that_is_installed():

@@ -21,7 +21,7 @@ def networks(tmp_path_factory):
     model.save_pretrained(folder / "teacher")
     bitstill.prepare(model, Compression(weight=Binary(), targets=("*.layer.*",)))
     bitstill.save(model, folder / "student")
-    bitstill.export_artifact(folder / "student", folder / "onnx")
+    bitstill.export(folder / "student", folder / "onnx")
     picture = build("digits-student")
     bitstill.prepare(picture, Compression(weight=Binary()))
     bitstill.save(picture.eval(), folder / "digits")
@@ -30,7 +30,7 @@ def networks(tmp_path_factory):
 
 def test_float_networks_artifacts_and_exports_are_timed_in_turns(networks):
     names = ["teacher", "student", "onnx"]
-    found = bench([networks / name for name in names], batches=(1, 2), lengths=(6,), threads=1, turns=3, progress=False)
+    found = bench([networks / name for name in names], batch=(1, 2), length=(6,), threads=1, turns=3, progress=False)
     assert (
         [row["name"] for row in found["rows"]] == ["teacher", "student", "student", "student", "onnx"]
         and found["threads"] == 1
@@ -54,15 +54,15 @@ def test_float_networks_artifacts_and_exports_are_timed_in_turns(networks):
 
 
 def test_pictures_have_no_length(networks):
-    rows = bench([networks / "digits"], batches=(3,), threads=1, turns=1, progress=False)["rows"]
+    rows = bench([networks / "digits"], batch=(3,), threads=1, turns=1, progress=False)["rows"]
     assert [list(row["points"]) for row in rows] == [["3"]] * 3
 
 
 def test_what_cannot_be_timed(networks, tmp_path):
     for options, message in (
         ({"turns": 0}, "turns of at least 1"),
-        ({"batches": ()}, "batch of at least 1"),
-        ({"lengths": (0,)}, "length of at least 1"),
+        ({"batch": ()}, "batch of at least 1"),
+        ({"length": (0,)}, "length of at least 1"),
         ({"folders": [networks / "student", networks / "digits"]}, "networks that take the same inputs.*Time them in two"),
     ):
         with pytest.raises(SpecError, match=message):

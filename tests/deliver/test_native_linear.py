@@ -34,7 +34,7 @@ def linear(folder, kind="binary", which="token", granularity=None):
 
 @pytest.mark.parametrize("which", INPUTS)
 @pytest.mark.parametrize("kind", ["binary", "ternary", "split", "points5", "affine3", "symmetric8"])
-@pytest.mark.parametrize("granularity", [None, bitstill.Bucket(7)], ids=["groups", "buckets"])
+@pytest.mark.parametrize("granularity", [None, bitstill.quant.Bucket(7)], ids=["groups", "buckets"])
 def test_a_layer_says_the_same(kind, which, granularity, tmp_path):
     packed, native = linear(tmp_path, kind, which, granularity)
     assert isinstance(native[0], NativeLinear)

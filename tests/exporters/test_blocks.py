@@ -62,7 +62,7 @@ def test_what_does_not_fit_stays_as_it_is(weight, tmp_path):
 
 def test_an_encoder(tmp_path):
     encoder_artifact("bert", tmp_path / "a", QuantizeInput())
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", activations="blocks")
+    report = bitstill.export(tmp_path / "a", tmp_path / "o", activations="blocks")
     assert list(report["arithmetic"].values()).count("packed blocks") == 18
     assert report["inputs_quantized"][0]["by"] == "MatMulNBits" and report["compared"]["largest_difference"] > 0
     model = onnx.load(tmp_path / "o" / "model.onnx")
@@ -72,5 +72,5 @@ def test_an_encoder(tmp_path):
 def test_a_network_without_such_layers(tmp_path):
     network_artifact("digits-student", 4, tmp_path / "a")
     with pytest.raises(ArtifactError, match="wanted a layer that fits blocks, got none"):
-        bitstill.export_artifact(tmp_path / "a", tmp_path / "o", activations="blocks")
+        bitstill.export(tmp_path / "a", tmp_path / "o", activations="blocks")
     assert not (tmp_path / "o").exists()

@@ -64,7 +64,7 @@ def test_transformers_loads_it(name, tmp_path):
     words = replace(RULES[name], targets=("*word_embeddings",), input=None)
     bitstill.prepare(model, [replace(RULES[name], targets=("*.layer.*",)), words])
     bitstill.save(model, tmp_path / "a")
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to="compressed-tensors")
+    report = bitstill.export(tmp_path / "a", tmp_path / "o", to="compressed-tensors")
     assert report["file_bytes"] == (tmp_path / "o" / "model.safetensors").stat().st_size
     assert (
         len(report["inputs_no_longer_quantized"]) == (18 if "inputs" in name else 0)
@@ -72,7 +72,7 @@ def test_transformers_loads_it(name, tmp_path):
         and len(report["in_float"]) == 1
     )
     assert report == json.loads((tmp_path / "o" / "export.json").read_text())
-    plain = bitstill.export_artifact(tmp_path / "a", tmp_path / "t", to="torch")
+    plain = bitstill.export(tmp_path / "a", tmp_path / "t", to="torch")
     assert report["file_bytes"] < plain["file_bytes"]
     loaded, float_model = (AutoModelForSequenceClassification.from_pretrained(tmp_path / way).eval() for way in ("o", "t"))
     ids = torch.randint(5, 50, (2, 6))
@@ -95,7 +95,7 @@ def test_what_it_cannot_say_is_named(rule, width, message, tmp_path):
 def test_only_models_of_transformers_and_their_kinds_of_layers(tmp_path):
     bitstill.save(nn.Sequential(nn.Linear(4, 4)), tmp_path / "a")
     with pytest.raises(ArtifactError, match="wanted a model of transformers"):
-        bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to="compressed-tensors")
+        bitstill.export(tmp_path / "a", tmp_path / "o", to="compressed-tensors")
     network = nn.Sequential(nn.Conv2d(3, 4, 3))
     bitstill.prepare(network, Compression(weight=Binary()))
     bitstill.save(network, tmp_path / "b")

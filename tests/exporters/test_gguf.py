@@ -108,7 +108,7 @@ def encoder(folder, weight=None, **config):
 
 def test_a_file_holds_the_whole_network(tmp_path):
     archive = bitstill.read(encoder(tmp_path / "a"))
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to="gguf")
+    report = bitstill.export(tmp_path / "a", tmp_path / "o", to="gguf")
     assert report == json.loads((tmp_path / "o" / "export.json").read_text())
     reader = gguf.GGUFReader(tmp_path / "o" / "model.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -136,7 +136,7 @@ def test_a_file_holds_the_whole_network(tmp_path):
     (Ternary(), "Q4_0"), (Uniform(4), "Q4_1"), (Uniform(8, symmetric=True), "Q8_0"), (Uniform(2, symmetric=True), "Q4_0"),
 ])  # fmt: skip
 def test_other_weights(weight, kind, tmp_path):
-    report = bitstill.export_artifact(encoder(tmp_path / "a", weight), tmp_path / "o", to="gguf")
+    report = bitstill.export(encoder(tmp_path / "a", weight), tmp_path / "o", to="gguf")
     assert kind in report["block_types"].values() and report["largest_change_of_a_weight"] <= ROUNDING
 
 
@@ -157,7 +157,7 @@ def test_what_llama_cpp_cannot_run(settings, message, tmp_path):
         gguf_types(replace(archive, config={**archive.config, **settings}))
     change(tmp_path / "a", **settings)
     with pytest.raises(ArtifactError, match=message):
-        bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to="gguf")
+        bitstill.export(tmp_path / "a", tmp_path / "o", to="gguf")
     assert not (tmp_path / "o").exists() and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -167,10 +167,10 @@ def test_a_tokenizer_it_does_not_know(tmp_path):
     changed["model"]["type"] = "Unigram"
     path.write_text(json.dumps(changed))
     with pytest.raises(ArtifactError, match="wanted a WordPiece tokenizer for gguf, got Unigram"):
-        bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to="gguf")
+        bitstill.export(tmp_path / "a", tmp_path / "o", to="gguf")
     path.unlink()
     with pytest.raises(ArtifactError, match=r"wanted a tokenizer.json for gguf, got FileNotFoundError"):
-        bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to="gguf")
+        bitstill.export(tmp_path / "a", tmp_path / "o", to="gguf")
 
 
 def test_options_of_onnx_are_refused(tmp_path):
@@ -179,12 +179,12 @@ def test_options_of_onnx_are_refused(tmp_path):
         ({"opset": 22}, "an opset with to='onnx'"),
     ):
         with pytest.raises(SpecError, match=message):
-            bitstill.export_artifact(encoder(tmp_path / "a"), tmp_path / "o", to="gguf", **options)
+            bitstill.export(encoder(tmp_path / "a"), tmp_path / "o", to="gguf", **options)
 
 
 def test_inspect_says_whether_it_fits(tmp_path):
-    from bitstill.deliver.inspect import inspect_artifact
+    from bitstill.deliver.inspect import inspect
 
-    assert inspect_artifact(encoder(tmp_path / "a"))["gguf"] == {"fits": True, "block_types": {"Q1_0": 19}}
-    narrow = inspect_artifact(encoder(tmp_path / "b", hidden_size=48))["gguf"]
+    assert inspect(encoder(tmp_path / "a"))["gguf"] == {"fits": True, "block_types": {"Q1_0": 19}}
+    narrow = inspect(encoder(tmp_path / "b", hidden_size=48))["gguf"]
     assert not narrow["fits"] and "wanted rows and groups of whole blocks of 32 for gguf, got rows of 48" in narrow["why_not"]

@@ -41,7 +41,7 @@ def encoder_artifact(kind, folder, input=BYTES, **config):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_an_encoder_says_the_same(kind, input, tmp_path):
     encoder_artifact(kind, tmp_path / "a", input)
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o")
+    report = bitstill.export(tmp_path / "a", tmp_path / "o")
     compared = report["compared"]
     assert compared["largest_difference"] <= (1e-4 if input is None else 0.05) * compared["largest_output"]
     assert report == json.loads((tmp_path / "o" / "export.json").read_text())
@@ -54,7 +54,7 @@ def test_an_encoder_says_the_same(kind, input, tmp_path):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_padding_changes_nothing(kind, opset, tmp_path):
     encoder_artifact(kind, tmp_path / "a")
-    bitstill.export_artifact(tmp_path / "a", tmp_path / "o", opset=opset)
+    bitstill.export(tmp_path / "a", tmp_path / "o", opset=opset)
     session = onnxruntime.InferenceSession(tmp_path / "o" / "model.onnx", providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(0).integers(5, 50, (2, 7))
     names = [given.name for given in session.get_inputs()]
@@ -73,7 +73,7 @@ def test_padding_changes_nothing(kind, opset, tmp_path):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_convolutional_network_says_the_same(name, bits, tmp_path):
     network_artifact(name, bits, tmp_path / "a")
-    compared = bitstill.export_artifact(tmp_path / "a", tmp_path / "o")["compared"]
+    compared = bitstill.export(tmp_path / "a", tmp_path / "o")["compared"]
     assert compared["samples"] == parity.SAMPLES and compared["same_label"] == 1.0
     assert compared["largest_difference"] <= 1e-4 * compared["largest_output"]
 
@@ -91,50 +91,50 @@ def network_artifact(name, bits, folder):
 
 def test_the_file_is_hardly_larger_than_the_artifact(tmp_path):
     encoder_artifact("bert", tmp_path / "a", hidden_size=128, intermediate_size=512, vocab_size=5000, initializer_range=0.02)
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o")
+    report = bitstill.export(tmp_path / "a", tmp_path / "o")
     assert report["file_bytes"] < 1.1 * report["artifact_bytes"]
 
 
 def test_a_change_of_the_rule_for_inputs_is_said(tmp_path):
     encoder_artifact("bert", tmp_path / "a")
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", activations="per-tensor")
+    report = bitstill.export(tmp_path / "a", tmp_path / "o", activations="per-tensor")
     assert report["activations"] == "per-tensor" and report["compared"]["largest_difference"] > 0
     assert report["inputs_quantized"] == [{"bits": 8, "symmetric": False, "per": "tensor", "range": "dynamic"}]
-    plain = bitstill.export_artifact(tmp_path / "a", tmp_path / "p")
+    plain = bitstill.export(tmp_path / "a", tmp_path / "p")
     assert plain["inputs_quantized"] == [{"bits": 8, "symmetric": True, "per": "token", "range": "dynamic"}]
 
 
 def test_pairs_of_operators_instead_of_integer_products(tmp_path):
     encoder_artifact("bert", tmp_path / "a")
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", activations="qdq")
+    report = bitstill.export(tmp_path / "a", tmp_path / "o", activations="qdq")
     assert list(report["arithmetic"].values()).count("dequantized") == 18 and report["activations"] == "qdq"
-    plain = bitstill.export_artifact(tmp_path / "a", tmp_path / "p", activations="per-tensor")
+    plain = bitstill.export(tmp_path / "a", tmp_path / "p", activations="per-tensor")
     assert report["inputs_quantized"] == plain["inputs_quantized"]
     assert report["compared"]["largest_difference"] == pytest.approx(plain["compared"]["largest_difference"], rel=1e-3)
 
 
 def test_a_float_state_dict_for_anyone(tmp_path):
     model = encoder_artifact("bert", tmp_path / "a", None)
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "t", to="torch")
+    report = bitstill.export(tmp_path / "a", tmp_path / "t", to="torch")
     assert report["inputs_no_longer_quantized"] == []
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "t").eval()
     ids = torch.randint(5, 50, (2, 6))
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
     encoder_artifact("bert", tmp_path / "b")
-    assert len(bitstill.export_artifact(tmp_path / "b", tmp_path / "u", to="torch")["inputs_no_longer_quantized"]) == 18
+    assert len(bitstill.export(tmp_path / "b", tmp_path / "u", to="torch")["inputs_no_longer_quantized"]) == 18
 
 
 @pytest.mark.parametrize("attention", [None, QuantizeAttention()])
 def test_a_split_encoder_of_half_the_width(attention, tmp_path):
     data, teacher = tiny.write_csv(tmp_path / "data"), str(tiny.saved(tmp_path / "teacher", "bert"))
-    recipe = bitstill.BinaryBERT(steps=1, validations=1, batch_size=8, teacher_epochs=0.1, attention=attention)
-    text = bitstill.TextOptions(max_length=tiny.LIMIT)
+    recipe = bitstill.recipes.BinaryBERT(steps=1, validations=1, batch_size=8, teacher_epochs=0.1, attention=attention)
+    text = bitstill.data.TextOptions(max_length=tiny.LIMIT)
     bitstill.compress(recipe, "text", {"teacher": teacher}, data=data, text=text, settings=tiny.QUIET, out=tmp_path / "a")
-    floats = bitstill.export_artifact(tmp_path / "a", tmp_path / "t", to="torch")
+    floats = bitstill.export(tmp_path / "a", tmp_path / "t", to="torch")
     assert floats["narrower_than_config"] and len(floats["attention_no_longer_quantized"]) == (3 if attention else 0)
     assert "bitstill_attention" not in json.loads((tmp_path / "t" / "config.json").read_text())
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o")
+    report = bitstill.export(tmp_path / "a", tmp_path / "o")
     assert list(report["arithmetic"].values()).count("integer") == 18
 
 
@@ -143,7 +143,7 @@ def test_a_network_that_says_something_else_is_not_written(tmp_path, monkeypatch
     real = lower.weights.row_numbers
     monkeypatch.setattr(lower.weights, "row_numbers", lambda *arguments: 1.5 * real(*arguments))
     with pytest.raises(ArtifactError, match=r"outputs that differ by at most 0.05 of the largest.*Nothing was written"):
-        bitstill.export_artifact(tmp_path / "a", tmp_path / "o")
+        bitstill.export(tmp_path / "a", tmp_path / "o")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -157,8 +157,8 @@ def test_ranges_that_rows_do_not_stand_for_are_refused_and_can_be_exchanged(tmp_
         ("texts", r"layer.0.attention.self.query: wanted inputs quantized per token or tensor, got per sample"),
     ):
         with pytest.raises(ArtifactError, match=message):
-            bitstill.export_artifact(tmp_path / name, tmp_path / "o")
-        bitstill.export_artifact(tmp_path / name, tmp_path / f"{name}-onnx", activations="per-tensor")
+            bitstill.export(tmp_path / name, tmp_path / "o")
+        bitstill.export(tmp_path / name, tmp_path / f"{name}-onnx", activations="per-tensor")
 
 
 def test_what_cannot_be_exported(tmp_path):
@@ -171,7 +171,7 @@ def test_what_cannot_be_exported(tmp_path):
         ({"out": tmp_path / "full"}, "a new or an empty folder"),
     ):
         with pytest.raises(SpecError, match=message):
-            bitstill.export_artifact(tmp_path / "a", **{"out": tmp_path / "o", **options})
+            bitstill.export(tmp_path / "a", **{"out": tmp_path / "o", **options})
     archive = bitstill.read(tmp_path / "a")
     for change, message in (
         ({"model_type": "deberta-v2"}, "an encoder of bert, roberta, electra, distilbert, got deberta-v2"),
@@ -185,19 +185,19 @@ def test_what_cannot_be_exported(tmp_path):
     bitstill.prepare(other, Compression(weight=Binary()))
     bitstill.save(other, tmp_path / "mine")
     with pytest.raises(ArtifactError, match="an encoder of transformers, or one of conv-net, resnet, res8"):
-        bitstill.export_artifact(tmp_path / "mine", tmp_path / "o")
+        bitstill.export(tmp_path / "mine", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
 def test_a_newer_operator_set_says_the_same(tmp_path):
     encoder_artifact("bert", tmp_path / "a")
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", opset=23)
+    report = bitstill.export(tmp_path / "a", tmp_path / "o", opset=23)
     written = onnx.load(tmp_path / "o" / "model.onnx")
     assert written.opset_import[0].version == report["opset"] == 23
     assert sum(node.op_type == "Attention" for node in written.graph.node) == 3
     for opset in (0, 13, 20, 999):
         with pytest.raises(SpecError, match=f"opset: wanted an opset from 21 to .*, got {opset}"):
-            bitstill.export_artifact(tmp_path / "a", tmp_path / "p", opset=opset)
+            bitstill.export(tmp_path / "a", tmp_path / "p", opset=opset)
     assert not (tmp_path / "p").exists()
 
 
@@ -210,5 +210,5 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporting, "write_file", full)
     with pytest.raises(ArtifactError, match="wanted a folder that can be written, got No space left"):
-        bitstill.export_artifact(tmp_path / "a", tmp_path / "o")
+        bitstill.export(tmp_path / "a", tmp_path / "o")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

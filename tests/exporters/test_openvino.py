@@ -86,11 +86,11 @@ def test_pruned_convolutions(kind, tmp_path):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_an_encoder_says_the_same(kind, tmp_path):
     encoder_artifact(kind, tmp_path / "a")
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to="openvino")
+    report = bitstill.export(tmp_path / "a", tmp_path / "o", to="openvino")
     assert report["compared"]["largest_difference"] <= 0.05 * report["compared"]["largest_output"]
     assert set(report["constants"].values()) == {"u1"}
     assert report["file_bytes"] == sum((tmp_path / "o" / f"model.{end}").stat().st_size for end in ("xml", "bin"))
-    left = bitstill.export_artifact(tmp_path / "a", tmp_path / "f", to="openvino", activations="float")
+    left = bitstill.export(tmp_path / "a", tmp_path / "f", to="openvino", activations="float")
     assert left["inputs_quantized"] == [] and report["inputs_quantized"] and left["activations"] == "float"
     assert left == json.loads((tmp_path / "f" / "export.json").read_text())
 
@@ -98,7 +98,7 @@ def test_an_encoder_says_the_same(kind, tmp_path):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_convolutional_network_says_the_same(name, tmp_path):
     network_artifact(name, 4, tmp_path / "a")
-    compared = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to="openvino")["compared"]
+    compared = bitstill.export(tmp_path / "a", tmp_path / "o", to="openvino")["compared"]
     assert compared["same_label"] == 1.0 and compared["largest_difference"] <= 1e-4 * compared["largest_output"]
 
 
@@ -111,4 +111,4 @@ def test_a_convolutional_network_says_the_same(name, tmp_path):
 def test_options_that_it_does_not_have(options, message, tmp_path):
     encoder_artifact("bert", tmp_path / "a")
     with pytest.raises(SpecError, match=message):
-        bitstill.export_artifact(tmp_path / "a", tmp_path / "o", **{"to": "openvino", **options})
+        bitstill.export(tmp_path / "a", tmp_path / "o", **{"to": "openvino", **options})

@@ -26,7 +26,12 @@ from transformers.pytorch_utils import Conv1D
 
 import bitstill
 import bitstill.runtime
-from bitstill import (
+from bitstill import Storage
+from bitstill.data.networks import ConvNet, ConvNetConfig
+from bitstill.hf import attention_scores
+from bitstill.model.quantize_attention import quantize_attention
+from bitstill.model.width import reduce_width
+from bitstill.quant import (
     Binary,
     Bucket,
     Compression,
@@ -39,14 +44,9 @@ from bitstill import (
     QuantizeAttention,
     QuantizeInput,
     SplitBinary,
-    Storage,
     Ternary,
     Uniform,
 )
-from bitstill.data.networks import ConvNet, ConvNetConfig
-from bitstill.hf import attention_scores
-from bitstill.model.quantize_attention import quantize_attention
-from bitstill.model.width import reduce_width
 from bitstill.runtime import model as runtime_model
 
 HALF = "float16"

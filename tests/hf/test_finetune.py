@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import bitstill
-from bitstill import FineTuning, TextOptions
+from bitstill.data import TextOptions
 from bitstill.data.task import evaluate
 from bitstill.deliver.load_task import task_for
 from bitstill.errors import BitstillError, CheckpointError, DataError, SpecError
 from bitstill.hf.models import load_pretrained
-from bitstill.recipes import XTC
+from bitstill.recipes import XTC, FineTuning
 from bitstill.run.finetune import finetune
 from bitstill.train.step import TrainingStep
 
@@ -211,7 +211,7 @@ def interrupted(monkeypatch, step):
 
 
 def test_a_stopped_run_continues_to_the_same_bytes(made, saved, data, tmp_path, monkeypatch):
-    settings = bitstill.Settings(progress=False, device="cpu", teacher_precision="float32", checkpoint_every=2)
+    settings = bitstill.train.Settings(progress=False, device="cpu", teacher_precision="float32", checkpoint_every=2)
     with monkeypatch.context() as patch:
         interrupted(patch, 5)
         with pytest.raises(KeyboardInterrupt):

@@ -32,18 +32,18 @@ from bitstill.model.packed_layers import is_packed
 from . import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:datasets.*")
-TEXT = bitstill.TextOptions(max_length=tiny.LIMIT)
+TEXT = bitstill.data.TextOptions(max_length=tiny.LIMIT)
 SMALL = bitstill.Storage(leftovers="float16", entropy_coding=True)
-POST = bitstill.PostTraining
+POST = bitstill.recipes.PostTraining
 RUNS = {
-    "xtc": ("bert", bitstill.XTC(steps=2, validations=1, batch_size=4), bitstill.Storage()),
-    "xtc small": ("bert", bitstill.XTC("ternary", layers=2, steps=2, validations=1, batch_size=4), SMALL),
+    "xtc": ("bert", bitstill.recipes.XTC(steps=2, validations=1, batch_size=4), bitstill.Storage()),
+    "xtc small": ("bert", bitstill.recipes.XTC("ternary", layers=2, steps=2, validations=1, batch_size=4), SMALL),
     "4 bits small": ("bert", POST(4), SMALL),
-    "8-bit inputs": ("bert", POST(2, input=bitstill.QuantizeInput()), bitstill.Storage()),
-    "roberta": ("roberta", POST("ternary", granularity=bitstill.PerChannel()), bitstill.Storage()),
+    "8-bit inputs": ("bert", POST(2, input=bitstill.quant.QuantizeInput()), bitstill.Storage()),
+    "roberta": ("roberta", POST("ternary", granularity=bitstill.quant.PerChannel()), bitstill.Storage()),
     "distilbert": ("distilbert", POST(1, skip="none"), bitstill.Storage()),
     "electra": ("electra", POST(3), SMALL),
-    "deberta-v3": ("deberta-v3", POST(5, granularity=bitstill.PerTensor()), bitstill.Storage()),
+    "deberta-v3": ("deberta-v3", POST(5, granularity=bitstill.quant.PerTensor()), bitstill.Storage()),
     "albert": ("albert", POST(4), bitstill.Storage()),
     "gpt2": ("gpt2", POST(4), bitstill.Storage()),
     "vit": ("vit", POST(4), bitstill.Storage(leftovers="float16")),

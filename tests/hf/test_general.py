@@ -46,7 +46,7 @@ def corpus(tmp_path_factory):
 
 
 def distil(teacher, corpus, out, **options):
-    return bitstill.distill_encoder(teacher, corpus, out, **{"recipe": SHORT, "settings": tiny.QUIET, **options})
+    return bitstill.distill(teacher, corpus, out, **{"recipe": SHORT, "settings": tiny.QUIET, **options})
 
 
 def test_the_stage_is_the_published_one():
@@ -79,8 +79,8 @@ def test_the_smaller_encoder_learns_and_loads_anywhere(teacher, corpus, tmp_path
 def test_it_can_be_the_student_of_a_task(teacher, corpus, tmp_path):
     distil(teacher, corpus, tmp_path / "small")
     data = tiny.write_csv(tmp_path / "data")
-    text = bitstill.TextOptions(max_length=tiny.LIMIT)
-    recipe = bitstill.BinaryBERT(steps=1, validations=1, batch_size=8)
+    text = bitstill.data.TextOptions(max_length=tiny.LIMIT)
+    recipe = bitstill.recipes.BinaryBERT(steps=1, validations=1, batch_size=8)
     models = {"teacher": teacher, "student": str(tmp_path / "small")}
     result = bitstill.compress(recipe, "text", models, data=data, text=text, settings=tiny.QUIET)
     assert result.model.config.num_hidden_layers == 2 and result.report["size"]["nominal_bits"] == 2.0

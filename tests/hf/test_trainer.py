@@ -28,7 +28,9 @@ TERMS = (
     Term(AttentionScoreMSE(score_pairs(LAYERS)), teacher="teacher"),
     Term(CrossEntropy(), weight=0.5),
 )
-RULE = bitstill.Compression(weight=bitstill.Ternary(iterations=3, loss_aware=True), targets=("bert.encoder.layer.*",))
+RULE = bitstill.quant.Compression(
+    weight=bitstill.quant.Ternary(iterations=3, loss_aware=True), targets=("bert.encoder.layer.*",)
+)
 
 
 def pair():

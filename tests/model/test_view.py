@@ -204,8 +204,8 @@ def test_a_model_without_norms_is_refused_unless_told():
 
 
 def test_nothing_of_the_teacher_is_delivered(tmp_path):
-    recipe = bitstill.PQK(epochs=1, warmup_epochs=1, mutual_epochs=1, batch_size=16, validations=1)
-    settings: Any = bitstill.Settings(progress=False, device="cpu")
+    recipe = bitstill.recipes.PQK(epochs=1, warmup_epochs=1, mutual_epochs=1, batch_size=16, validations=1)
+    settings: Any = bitstill.train.Settings(progress=False, device="cpu")
     models: dict[str, nn.Module] = {"student": Net()}
     result = bitstill.compress(recipe, data(), models, out=tmp_path / "out", settings=settings)
     archive = bitstill.read(tmp_path / "out")

@@ -84,7 +84,7 @@ def test_a_fresh_network_is_resized_by_the_record(name):
 @pytest.mark.parametrize("bits", [4, None])
 def test_a_narrow_student_is_delivered_and_read_back_by_name_and_again_compressed(tmp_path, bits):
     recipe = QuantizedDistillation(bits=bits, epochs=0.25, channels=0.5, float_epochs=0.25, kd_weight=0.5)
-    settings = bitstill.Settings(progress=False, device="cpu")
+    settings = bitstill.train.Settings(progress=False, device="cpu")
     models: dict[str, Any] = {"teacher": build("digits-teacher"), "student": build("digits-student")}
     bitstill.compress(recipe, "digits", models, out=tmp_path / "out", settings=settings)
     model = bitstill.load(tmp_path / "out")
@@ -122,7 +122,7 @@ def test_heads_and_inner_neurons_of_transformers_leave_and_nothing_else(family, 
     wide = getattr(config, "intermediate_size", None) or config.hidden_dim
     assert {module.out_features for module in narrow.values()} == {config.hidden_size // 2, wide // 2, config.hidden_size}
     pattern = f"{blocks(model).name}.*"
-    bitstill.prepare(model, bitstill.Compression(weight=bitstill.Ternary(), targets=(pattern,)))
+    bitstill.prepare(model, bitstill.quant.Compression(weight=bitstill.quant.Ternary(), targets=(pattern,)))
     with torch.no_grad():
         wanted = model(**batch).logits
         name = next(name for name in narrow if model.get_submodule(name).out_features == wide // 2)

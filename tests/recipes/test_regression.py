@@ -15,7 +15,8 @@ from bitstill.data.task import evaluate, predict
 from bitstill.errors import DataError, TrainingError
 from bitstill.losses.features import AttentionScoreMSE, FeatureMSE
 from bitstill.losses.logits import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy
-from bitstill.recipes import RECIPES, DifferentiableQuantization, QuantizedDistillation
+from bitstill.recipes import DifferentiableQuantization, QuantizedDistillation
+from bitstill.recipes.catalogue import RECIPES
 from bitstill.recipes.protocol import RunContext
 from bitstill.run.roles import needed_roles, rehearse
 from bitstill.train.loop import train
@@ -31,7 +32,7 @@ SHORT = {"steps": 3, "batch_size": 16}
 CASES: dict[str, dict[str, Any]] = {
     "binarybert": {**SHORT, "width": 1.0, "validations": 1},
     "binarybert, not split": {**SHORT, "width": 1.0, "split": False, "joint": True, "validations": 1},
-    "differentiable-quantization": {**SHORT, "float_epochs": 0.5, "granularity": bitstill.PerChannel()},
+    "differentiable-quantization": {**SHORT, "float_epochs": 0.5, "granularity": bitstill.quant.PerChannel()},
     "differentiable-quantization by labels": {**SHORT, "float_epochs": 0, "kd_weight": 0, "share_points": True},
     "differentiable-quantization under the teacher": {**SHORT, "teacher": "teacher", "float_epochs": 0, "kd_weight": 0.5},
     "fine-tuning": {**SHORT, "lr": 1e-3},

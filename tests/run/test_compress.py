@@ -17,14 +17,16 @@ from torch import nn
 import bitstill
 import bitstill.report.page
 import bitstill.run.compress
-from bitstill import PostTraining, QuantizedDistillation, Settings, Split, Storage, Task
+from bitstill import Storage
+from bitstill.data import Split, Task
 from bitstill.data.networks import build
 from bitstill.data.objectives import Classification, Regression
 from bitstill.decode import encode
 from bitstill.errors import ArtifactError, DataError, SpecError
 from bitstill.quant.rules import Compression, Uniform
-from bitstill.recipes import DifferentiableQuantization
+from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation
 from bitstill.run.run_file import read_run
+from bitstill.train import Settings
 from bitstill.train.actions import Compress
 from bitstill.train.stage import Stage
 

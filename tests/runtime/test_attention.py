@@ -128,13 +128,13 @@ def test_exports_say_the_same(which, tmp_path):
         folder = tmp_path / f"a{seed}"
         artifact("bert", folder, which, which, inputs, seed)
         for target, options in (("onnx", {}), ("onnx", {"opset": 23}), ("openvino", {})):
-            report = bitstill.export_artifact(folder, tmp_path / f"{target}{len(options)}{seed}", to=target, **options)
+            report = bitstill.export(folder, tmp_path / f"{target}{len(options)}{seed}", to=target, **options)
             assert len(report["attention_quantized"]) == 3 and report["compared"]["tolerance"] > 0.001
 
 
 def test_operands_stay_in_float_on_demand(tmp_path):
     artifact("bert", tmp_path / "a", input=BYTES)
-    plain = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to="openvino", activations="float")
+    plain = bitstill.export(tmp_path / "a", tmp_path / "o", to="openvino", activations="float")
     assert plain["attention_quantized"] == {} and plain["inputs_quantized"] == []
 
 

@@ -84,7 +84,7 @@ def test_what_cannot_be_pooled_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_they_can_be_exported(kind, to, tmp_path):
     bare_artifact(kind, tmp_path / "a", None)
-    report = bitstill.export_artifact(tmp_path / "a", tmp_path / "o", to=to)
+    report = bitstill.export(tmp_path / "a", tmp_path / "o", to=to)
     compared = report["compared"]
     assert compared["largest_difference"] <= 1e-4 * compared["largest_output"]
     if to == "onnx":

@@ -57,7 +57,7 @@ def test_a_convolution(kind, which, engine, tmp_path):
 def test_whatever_the_shape_and_the_granularity_are(kind, granularity, which, inputs, outputs, pruned, rows, seed):
     torch.manual_seed(seed)
     network, x = nn.Sequential(nn.Linear(inputs, outputs)), torch.randn(rows, inputs)
-    cut = bitstill.PerGroup(32) if granularity == "group32" else GRANULARITIES[granularity]
+    cut = bitstill.quant.PerGroup(32) if granularity == "group32" else GRANULARITIES[granularity]
     prune = Prune(0.5) if pruned and inputs * outputs > 1 else None
     rule = Compression(weight=QUANTIZERS[kind](granularity=cut), input=INPUTS[which], prune=prune)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ def test_whatever_the_shape_and_the_granularity_are(kind, granularity, which, in
 def test_groups_of_inputs_with_a_scale_each_are_multiplied_as_integers(kind, which, engine, tmp_path):
     torch.manual_seed(0)
     network, x = nn.Sequential(nn.Linear(96 + 20, 21)), torch.randn(40, 96 + 20)
-    rule = Compression(weight=QUANTIZERS[kind](granularity=bitstill.PerGroup(32)), input=INPUTS[which])
+    rule = Compression(weight=QUANTIZERS[kind](granularity=bitstill.quant.PerGroup(32)), input=INPUTS[which])
     archive, packed = delivered(network, tmp_path / "a", rule, x)
     model = Model(archive, linear_program(116), 2)
     close(model(x.numpy()), packed(x).detach())
@@ -89,7 +89,7 @@ def test_inputs_that_are_next_to_a_tie_between_two_codes(engine, tmp_path):
     for _ in range(3):  # to the left or the right of it, or where it is
         x = np.nextafter(x, rng.choice([-np.inf, np.inf], x.shape).astype(np.float32))
     x[:, :1] = most
-    given, rule = torch.from_numpy(x), Compression(weight=bitstill.Binary(), input=BYTES)
+    given, rule = torch.from_numpy(x), Compression(weight=bitstill.quant.Binary(), input=BYTES)
     archive, packed = delivered(network, tmp_path / "a", rule, given)
     close(Model(archive, linear_program(inputs), 1)(x), packed(given).detach())
 
@@ -99,9 +99,9 @@ def test_sums_that_32_bits_cannot_hold(kind, engine, tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(40_000, 2))
     nn.init.uniform_(network[0].weight, 0.5, 1.0)
-    eight = bitstill.Uniform(8, granularity=PerChannel())
+    eight = bitstill.quant.Uniform(8, granularity=PerChannel())
     quantizer = {"symmetric8": replace(eight, symmetric=True), "affine8": replace(eight, symmetric=False)}
-    rule = Compression(weight=quantizer.get(kind, QUANTIZERS["binary"]()), input=bitstill.QuantizeInput(symmetric=False))
+    rule = Compression(weight=quantizer.get(kind, QUANTIZERS["binary"]()), input=bitstill.quant.QuantizeInput(symmetric=False))
     x = torch.ones(3, 40_000)
     archive, packed = delivered(network, tmp_path / "a", rule, x)
     close(Model(archive, linear_program(40_000), 2)(x.numpy()), packed(x).detach())

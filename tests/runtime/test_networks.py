@@ -98,7 +98,7 @@ def test_a_convolutional_network_says_the_same(name, bits, engine, tmp_path):
 
 def test_what_has_no_operation_is_refused(engine, tmp_path):
     network = torch.nn.Sequential(torch.nn.Linear(4, 2))
-    bitstill.prepare(network, bitstill.Compression(weight=bitstill.Binary()))
+    bitstill.prepare(network, bitstill.quant.Compression(weight=bitstill.quant.Binary()))
     bitstill.save(network, tmp_path / "a")
     with pytest.raises(ArtifactError, match="wanted an encoder of transformers, or one of conv-net, resnet, res8, got"):
         bitstill.runtime.load(tmp_path / "a")

@@ -43,9 +43,9 @@ if kind == "timer":
         return real(*arguments)
     loop.train_stage = run
 
-recipe = bitstill.QuantizedDistillation(bits=2, steps=24, teacher_epochs=2, batch_size=100)
+recipe = bitstill.recipes.QuantizedDistillation(bits=2, steps=24, teacher_epochs=2, batch_size=100)
 models = {"teacher": "digits-teacher", "student": "digits-student"}
-settings = bitstill.Settings(progress=False, device="cpu", checkpoint_every=2)
+settings = bitstill.train.Settings(progress=False, device="cpu", checkpoint_every=2)
 bitstill.compress(recipe, "digits", models, out=out, settings=settings, resume=True)
 """
 
@@ -94,8 +94,8 @@ def test_killed_again_and_again(tmp_path: Path, uninterrupted: bytes) -> None:
 @pytest.mark.slow
 def test_killed_while_replacing_an_older_artifact(tmp_path: Path, uninterrupted: bytes) -> None:
     out = tmp_path / "artifact"
-    recipe = bitstill.QuantizedDistillation(bits=1, steps=1, kd_weight=0)
-    quiet = bitstill.Settings(progress=False, device="cpu")
+    recipe = bitstill.recipes.QuantizedDistillation(bits=1, steps=1, kd_weight=0)
+    quiet = bitstill.train.Settings(progress=False, device="cpu")
     bitstill.compress(recipe, "digits", {"student": "digits-student"}, out=out, settings=quiet)
     older = {path.name: path.read_bytes() for path in out.iterdir()}
     # The whole run needs about 30 flushes; the last ones belong to the artifact.

@@ -32,7 +32,7 @@ out, accumulate = sys.argv[1], int(sys.argv[2])
 teacher = network(1, 12)
 student = network(2)
 student.insert(1, nn.BatchNorm1d(8))
-rule = Compression(weight=bitstill.Uniform(bits=8, granularity=bitstill.PerChannel()))
+rule = Compression(weight=bitstill.quant.Uniform(bits=8, granularity=bitstill.quant.PerChannel()))
 stage = Stage(
     "s", terms=(Term(KL(), teacher="teacher"), Term(CrossEntropy(), weight=0.5)), steps=12, batch_size=24,
     begin=(Compress("student", rule),),
@@ -42,7 +42,7 @@ train([stage], {"teacher": teacher, "student": student}, task(augmented=True), s
 # Two views over shared weights, and masks that move.
 pruned = {"student": network(3)}
 pruned["student"].insert(1, nn.BatchNorm1d(8))
-pqk = bitstill.PQK(
+pqk = bitstill.recipes.PQK(
     bits=8, skip="none", sparsity=0.4, every=2, epochs=1, warmup_epochs=1, mutual_epochs=1, batch_size=24, lr=0.02
 )
 train(pqk.stages(RunContext(task().objective)), pruned, task(augmented=True), settings)
@@ -92,7 +92,7 @@ folder = Path(sys.argv[1])
 datasets.config.HF_DATASETS_CACHE = folder / "cache"
 recipe = GeneralDistillation(layers=2, steps=4, batch_size=8, validations=2)
 corpus = Corpus(str(folder / "text.txt"), length=16)
-bitstill.distill_encoder(str(folder / "teacher"), corpus, folder / sys.argv[2], recipe=recipe, settings=tiny.QUIET)
+bitstill.distill(str(folder / "teacher"), corpus, folder / sys.argv[2], recipe=recipe, settings=tiny.QUIET)
 """
 
 

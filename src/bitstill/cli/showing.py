@@ -24,9 +24,9 @@ def demo(
 ) -> None:
     """Compare float, post-training and trained low-bit networks on handwritten digits, all read back from their files."""
     from bitstill.report.tables import rich_table
-    from bitstill.run.demo import run_demo
+    from bitstill.run.demo import demo as run
 
-    result = run_demo(folder, recipe=recipe, seed=seed, epochs=epochs, say=lambda text: err.print(text, highlight=False))
+    result = run(folder, recipe=recipe, seed=seed, epochs=epochs, say=lambda text: err.print(text, highlight=False))
     if as_json:
         print_json(result.report)
         return
@@ -41,14 +41,14 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure an artifact on its task."""
-    from bitstill.deliver.evaluate import evaluate_artifact
+    from bitstill.deliver.evaluate import evaluate as run
 
-    found = evaluate_artifact(folder, None if data is None else Path(data), split)
+    measured = run(folder, data=data, split=split)
     if as_json:
-        print_json(found)
+        print_json(measured)
         return
     out.print(
-        f"{found['metric']} on {found['samples']:,} {found['task']} {split} samples: [bold]{found['value']:.2f}[/]",
+        f"{measured['metric']} on {measured['samples']:,} {measured['task']} {split} samples: [bold]{measured['value']:.2f}[/]",
         highlight=False,
     )
 
@@ -57,10 +57,10 @@ def inspect(
     folder: Annotated[Path, typer.Argument(help="An artifact, or owner/name on the hub.")], as_json: JsonFlag = False
 ) -> None:
     """Show every layer of an artifact: what was done to it, its bits and its bytes."""
-    from bitstill.deliver.inspect import inspect_artifact
+    from bitstill.deliver.inspect import inspect as run
     from bitstill.report.tables import size_table
 
-    found = inspect_artifact(folder)
+    found = run(folder)
     if as_json:
         print_json(found)
         return
@@ -92,9 +92,9 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write an artifact for another runtime, and check that it says the same there."""
-    from bitstill.deliver.export import export_artifact
+    from bitstill.deliver.export import export as run
 
-    found = export_artifact(folder, target, to=to, activations=activations, opset=opset, on_task=on_task, data=data)
+    found = run(folder, target, to=to, activations=activations, opset=opset, on_task=on_task, data=data)
     if as_json:
         print_json(found)
         return
@@ -114,7 +114,7 @@ def bench(
     from bitstill.deliver.bench import bench as run
     from bitstill.report.latency import latency_page, latency_tables
 
-    found = run(folders, batches=batch or (1, 8), lengths=length or (16, 128), threads=threads, turns=turns)
+    found = run(folders, batch=batch or (1, 8), length=length or (16, 128), threads=threads, turns=turns)
     if page is not None:
         write_page(page, latency_page(found))
     if as_json:

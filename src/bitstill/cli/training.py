@@ -181,7 +181,7 @@ def distill(
     """Distil an encoder into a smaller one on plain text, for any task: an ordinary Hugging Face folder."""
     from bitstill.data.corpus import Corpus
     from bitstill.recipes.general_distillation import GeneralDistillation
-    from bitstill.run.distill import distill_encoder as run
+    from bitstill.run.distill import distill as run
     from bitstill.run.run_file import read_run
 
     check_duration(epochs, steps, "distill")

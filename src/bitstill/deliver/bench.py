@@ -57,8 +57,8 @@ class Network:
 def bench(
     folders: Sequence[str | Path],
     *,
-    batches: Sequence[int] = (1, 8),
-    lengths: Sequence[int] = (16, 128),
+    batch: Sequence[int] = (1, 8),
+    length: Sequence[int] = (16, 128),
     threads: int | None = None,
     turns: int = 40,
     progress: bool = True,
@@ -68,10 +68,10 @@ def bench(
     Args:
         folders: artifacts, which take part in `bitstill.runtime` and in torch; exports to ONNX or OpenVINO; or Hugging Face
             folders of float encoders. Others are compared with the first.
-        batches: texts or pictures at once.
-        lengths: of texts, in tokens; pictures have none.
-        threads: for each; None is all there are.
-        turns: how often each is timed at each point, after a run that is not.
+        batch: batch sizes: texts or images at once.
+        length: lengths of texts in tokens; images have none.
+        threads: of each network; None is all there are.
+        turns: how often each network is timed at each batch size and length, after an untimed run.
         progress: show a progress bar.
 
     Returns:
@@ -83,7 +83,7 @@ def bench(
         SpecError: numbers below 1, or networks that take different inputs.
     """
     networks = [network for folder in folders for network in networks_in(Path(folder))]
-    return race(networks, batches, lengths, threads=threads, turns=turns, progress=progress)
+    return race(networks, batch, length, threads=threads, turns=turns, progress=progress)
 
 
 def race(

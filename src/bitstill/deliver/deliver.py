@@ -177,7 +177,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "versions": {
-            "bitstill": _version.VERSION,
+            "bitstill": _version.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": numpy.__version__,

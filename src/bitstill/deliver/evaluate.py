@@ -8,7 +8,8 @@ from typing import Any
 from bitstill.artifact.hub import located
 from bitstill.artifact.reader import read_config
 from bitstill.data.catalogue import TASKS, TEXT
-from bitstill.data.task import Task, evaluate
+from bitstill.data.task import Task
+from bitstill.data.task import evaluate as metric_of
 from bitstill.data.text import TextOptions
 from bitstill.decode import decode
 from bitstill.deliver.load import load
@@ -16,25 +17,33 @@ from bitstill.deliver.load_task import task_for
 from bitstill.errors import ArtifactError, SpecError, suggest
 
 
-def evaluate_artifact(folder: str | Path, data: Path | None = None, split: str = "test") -> dict[str, Any]:
-    """The metric of the artifact in `folder` on its own task.
+def evaluate(folder: str | Path, *, data: str | Path | None = None, split: str = "test") -> dict[str, Any]:
+    """Metric of an artifact on its own task.
+
+    Args:
+        folder: an artifact, or "owner/name" on the hub.
+        data: folder with local files for the task.
+        split: "test" or "validation".
+
+    Returns:
+        Task, split, number of samples, name of the metric and its value.
 
     Raises:
         ArtifactError: the artifact is damaged, or its task is not one of bitstill's.
         SpecError: unknown split.
     """
     if split not in ("test", "validation"):
-        raise SpecError("a known split", given=repr(split), where="--split", fix=suggest(split, ("test", "validation")))
+        raise SpecError("a known split", given=repr(split), where="split", fix=suggest(split, ("test", "validation")))
     folder = located(folder)
     task, model = task_of(folder, data), load(folder)
     part = task.test if split == "test" else task.validation
     return {
         "task": task.name, "split": split, "samples": len(part), "metric": task.objective.decides,
-        "value": evaluate(model, task, part),
+        "value": metric_of(model, task, part),
     }  # fmt: skip
 
 
-def task_of(folder: Path, data: Path | None = None) -> Task:
+def task_of(folder: Path, data: str | Path | None = None) -> Task:
     """The task that the artifact in `folder` was made for, read as it was then.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from bitstill._version import VERSION
+from bitstill._version import __version__
 from bitstill.artifact.config_keys import ATTENTION, RESIZED, TRANSFORMERS_WEIGHTS
 from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import CONFIG, TOKENIZER_FILES, WEIGHTS
@@ -55,7 +55,7 @@ class Options:
     data: Path | None = None
 
 
-def export_artifact(
+def export(
     folder: str | Path,
     out: str | Path,
     *,
@@ -107,7 +107,7 @@ def export_artifact(
         for name in TOKENIZER_FILES:
             if (archive.folder / name).is_file():
                 write_file(beside / name, (archive.folder / name).read_bytes())
-        about = {"written_by": VERSION, "to": to, "artifact_bytes": (archive.folder / WEIGHTS).stat().st_size}
+        about = {"written_by": __version__, "to": to, "artifact_bytes": (archive.folder / WEIGHTS).stat().st_size}
         report = {**about, **notes}
         write_file(beside / NOTES, json.dumps(report, indent=1, sort_keys=True).encode())
     return report

@@ -14,8 +14,11 @@ from bitstill.exporters.gguf import gguf_types
 from bitstill.program.from_artifact import program_of
 
 
-def inspect_artifact(folder: str | Path) -> dict[str, Any]:
-    """Every packed layer and every leftover of the artifact in `folder`, with bytes. Needs no torch model.
+def inspect(folder: str | Path) -> dict[str, Any]:
+    """Every packed layer and every leftover of an artifact, with bytes. Needs no torch.
+
+    Args:
+        folder: an artifact, or "owner/name" on the hub.
 
     Raises:
         ArtifactError: as `artifact.reader.read`.

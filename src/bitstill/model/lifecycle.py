@@ -238,7 +238,7 @@ def _check_updated(model: nn.Module) -> None:
     following = [m for m in model.modules() if isinstance(m, WeightTransform) and m.buffer_names]
     if following and all(transform.never_updated for transform in following):
         given = f"{following[0].quantizer.name} ones that never have"
-        fix = "In a loop of your own, call bitstill.after_optimizer_step(model, optimizer) after each step."
+        fix = "In a loop of your own, call bitstill.train.after_optimizer_step(model, optimizer) after each step."
         raise SpecError("quantizers that have followed an optimizer", given=given, where="freeze", fix=fix)
 
 

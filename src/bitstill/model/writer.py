@@ -67,7 +67,7 @@ def write_weights(folder: Path, packed: nn.Module, config: dict[str, Any], stora
     settings = {
         "quant_method": "bitstill",
         "version": FORMAT_VERSION,
-        "written_by": _version.VERSION,
+        "written_by": _version.__version__,
         "weights_sha256": hashlib.sha256(data).hexdigest(),
         "leftovers": storage.leftovers,
         "layers": records,

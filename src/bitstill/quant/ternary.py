@@ -50,7 +50,7 @@ class Ternary(Splittable):
         loss_aware: these steps weigh each weight by the curvature of the loss, for which the root of Adam's second moment
             stands (Hou and Kwok 2018, loss-aware ternarization): where the loss feels a weight more, its error counts more. The
             curvature is kept beside the weight while it trains. A training loop of your own calls
-            `bitstill.after_optimizer_step`.
+            `bitstill.train.after_optimizer_step`.
     """
 
     granularity: Granularity = field(default_factory=PerChannel)

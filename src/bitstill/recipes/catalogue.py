@@ -1,4 +1,4 @@
-"""What each recipe is and which options it has, read from the recipes themselves."""
+"""Recipes by name: a recipe is called as the module it lives in, with dashes. Their options are read from the recipes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,41 @@ import inspect
 import re
 from typing import Any
 
+from bitstill import recipes
+from bitstill._lazy import public_names
 from bitstill.decode import encode
-from bitstill.recipes import RECIPES, recipe_class
+from bitstill.errors import SpecError, suggest
+from bitstill.recipes.protocol import Recipe
+
+
+def _published() -> dict[str, type[Recipe]]:
+    origins = sorted(public_names(recipes.__file__).items(), key=lambda item: item[1].module)
+    classes = [(origin.module.rpartition(".")[2], getattr(recipes, name)) for name, origin in origins]
+    return {module.replace("_", "-"): cls for module, cls in classes if cls is not Recipe and hasattr(cls, "stages")}
+
+
+RECIPES = _published()
+
+
+def recipe_class(name: str) -> type[Recipe]:
+    """The class of the recipe `name`.
+
+    Raises:
+        SpecError: unknown name.
+    """
+    if name not in RECIPES:
+        raise SpecError("a known recipe", given=repr(name), where="recipe", fix=suggest(name, RECIPES))
+    return RECIPES[name]
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """The name under which `recipe` is known, or its class's name if it is a user's own."""
+    return next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
 
 
 def describe_all() -> list[dict[str, Any]]:
     """Name, summary and teacher requirement of every recipe."""
-    return [
-        {"name": name, "summary": _summary(cls), "needs_teacher": cls().needs_teacher} for name, cls in sorted(RECIPES.items())
-    ]
+    return [{"name": name, "summary": _summary(cls), "needs_teacher": cls().needs_teacher} for name, cls in RECIPES.items()]
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -24,7 +50,7 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         SpecError: unknown name.
     """
-    cls = recipe_class(name)
+    cls: Any = recipe_class(name)
     default = cls()
     meanings = _meanings(cls)
     options = [

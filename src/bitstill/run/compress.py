@@ -32,7 +32,8 @@ from bitstill.errors import ArtifactError, SpecError
 from bitstill.model.lifecycle import PrepareReport, report, uncompressed
 from bitstill.model.packed_layers import is_packed
 from bitstill.model.writer import Storage, write_weights
-from bitstill.recipes import Recipe, recipe_name, recipe_named
+from bitstill.recipes.catalogue import recipe_class, recipe_name
+from bitstill.recipes.protocol import Recipe
 from bitstill.run.roles import ModelLike, rehearse, resolve_models, stages_for
 from bitstill.run.run_file import RunFile
 from bitstill.train.checkpoint import checkpoint_beside
@@ -123,9 +124,9 @@ def compress(
 
     Example:
         >>> import bitstill
-        >>> recipe = bitstill.QuantizedDistillation(bits=2, epochs=1, teacher_epochs=1)
+        >>> recipe = bitstill.recipes.QuantizedDistillation(bits=2, epochs=1, teacher_epochs=1)
         >>> models = {"teacher": "digits-teacher", "student": "digits-student"}
-        >>> result = bitstill.compress(recipe, "digits", models, settings=bitstill.Settings(progress=False))
+        >>> result = bitstill.compress(recipe, "digits", models, settings=bitstill.train.Settings(progress=False))
         >>> result.report["size"]["nominal_bits"]
         2.0
     """
@@ -134,7 +135,7 @@ def compress(
     started = time.perf_counter()
     settings, storage = settings or Settings(), storage or Storage()
     _check_arguments(task, out, resume, data or augmented, each_stage)
-    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipe_class(recipe)() if isinstance(recipe, str) else recipe
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))
     check_target(target)

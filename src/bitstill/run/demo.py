@@ -38,18 +38,18 @@ class DemoResult:
     report: dict[str, Any]
 
 
-def run_demo(
-    folder: Path,
+def demo(
+    out: str | Path,
     *,
     recipe: str = "quantized-distillation",
     seed: int = 0,
     epochs: float | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> DemoResult:
-    """Train, deliver and compare; everything is written under `folder`.
+    """Train, deliver and compare; everything is written under `out`.
 
     Args:
-        folder: made if it is not there; artifacts of an earlier demonstration in it are replaced.
+        out: folder, made if it is not there; artifacts of an earlier demonstration in it are replaced.
         recipe: what is demonstrated, a key of `DEMONSTRATIONS`.
         seed: of everything random.
         epochs: of each row that trains; None is the demonstration's own.
@@ -59,7 +59,7 @@ def run_demo(
         SpecError: there is no such demonstration.
         BitstillError: if the folder cannot be written.
     """
-    started = time.perf_counter()
+    started, folder = time.perf_counter(), Path(out)
     if recipe not in DEMONSTRATIONS:
         fix = suggest(recipe, DEMONSTRATIONS)
         raise SpecError("a recipe with a demonstration", given=repr(recipe), where="demo", fix=fix)

@@ -18,8 +18,9 @@ from bitstill.decode import encode
 from bitstill.deliver.deliver import environment
 from bitstill.errors import SpecError, need_package
 from bitstill.model.state import state_digest
-from bitstill.recipes import XTC, AnyRecipe, BinaryBERT
+from bitstill.recipes import XTC, BinaryBERT
 from bitstill.recipes.general_distillation import GeneralDistillation
+from bitstill.recipes.protocol import Recipe
 from bitstill.recipes.transformer_stages import birth, kept_layers
 from bitstill.run.roles import check_rows, readable_tokens, rehearse
 from bitstill.run.run_file import RunFile
@@ -29,7 +30,7 @@ from bitstill.train.loop import train
 from bitstill.train.settings import Settings, accelerator
 
 
-def distill_encoder(
+def distill(
     teacher: str,
     corpus: Corpus | str,
     out: str | Path,
@@ -129,7 +130,7 @@ def distill_encoder(
     return report or dict(json.loads((target / REPORT).read_text()))
 
 
-def with_general(run: RunFile, recipe: AnyRecipe, resume: bool) -> dict[str, str]:
+def with_general(run: RunFile, recipe: Recipe, resume: bool) -> dict[str, str]:
     """The models of a run; where it names a corpus, the student is what general distillation on that has made, or makes now.
 
     It is kept beside what the run delivers, in `out`-general, and taken from there if this run would make the same.
@@ -140,7 +141,7 @@ def with_general(run: RunFile, recipe: AnyRecipe, resume: bool) -> dict[str, str
         resume: continue a distillation that was stopped.
 
     Raises:
-        BitstillError: the recipe makes no smaller transformer, a student is given, or what `distill_encoder` raises.
+        BitstillError: the recipe makes no smaller transformer, a student is given, or what `distill` raises.
     """
     models = run.models(recipe)
     if run.corpus is None:
@@ -157,7 +158,7 @@ def with_general(run: RunFile, recipe: AnyRecipe, resume: bool) -> dict[str, str
         general = replace(general, layers=recipe.layers, choice=recipe.choice)
     folder = Path(f"{run.out}-general")
     again = resume or (folder / REPORT).exists()
-    distill_encoder(source, run.corpus, folder, recipe=general, settings=run.settings, resume=again)
+    distill(source, run.corpus, folder, recipe=general, settings=run.settings, resume=again)
     return {**models, "student": str(folder)}
 
 

@@ -28,8 +28,9 @@ from bitstill.data.text import TextOptions
 from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
 from bitstill.model.writer import Storage
-from bitstill.recipes import AnyRecipe, recipe_class
+from bitstill.recipes.catalogue import recipe_class
 from bitstill.recipes.general_distillation import GeneralDistillation
+from bitstill.recipes.protocol import Recipe
 from bitstill.train.settings import Settings
 
 
@@ -68,7 +69,7 @@ class RunFile:
     storage: Storage = field(default_factory=Storage)
     out: str | None = None
 
-    def build_recipe(self) -> AnyRecipe:
+    def build_recipe(self) -> Recipe:
         """The recipe with its options.
 
         Raises:
@@ -76,7 +77,7 @@ class RunFile:
         """
         return decode(recipe_class(self.recipe), self.options, f"options of {self.recipe}")
 
-    def models(self, recipe: AnyRecipe) -> dict[str, str]:
+    def models(self, recipe: Recipe) -> dict[str, str]:
         """Networks by role, as `compress` takes them."""
         roles = {"student": self.student or self.model, "teacher": self.teacher or self.model}
         if recipe.makes_student:

@@ -1,0 +1,34 @@
+"""The verbs, which are those of the command line, and the folders with the nouns."""
+
+from bitstill import data as data
+from bitstill import errors as errors
+from bitstill import losses as losses
+from bitstill import quant as quant
+from bitstill import recipes as recipes
+from bitstill import runtime as runtime
+from bitstill import train as train
+from bitstill._version import __version__ as __version__
+from bitstill.artifact.hub import push as push
+from bitstill.artifact.reader import Archive as Archive
+from bitstill.artifact.reader import read as read
+from bitstill.deliver.bench import bench as bench
+from bitstill.deliver.compare import Comparison as Comparison
+from bitstill.deliver.compare import compare as compare
+from bitstill.deliver.deliver import save as save
+from bitstill.deliver.evaluate import evaluate as evaluate
+from bitstill.deliver.export import export as export
+from bitstill.deliver.inspect import inspect as inspect
+from bitstill.deliver.load import load as load
+from bitstill.deliver.load_task import text_task as text_task
+from bitstill.errors import BitstillError as BitstillError
+from bitstill.model.lifecycle import freeze as freeze
+from bitstill.model.lifecycle import pack as pack
+from bitstill.model.lifecycle import prepare as prepare
+from bitstill.model.lifecycle import unpack as unpack
+from bitstill.model.writer import Storage as Storage
+from bitstill.run.augment import augment as augment
+from bitstill.run.compress import Result as Result
+from bitstill.run.compress import compress as compress
+from bitstill.run.demo import demo as demo
+from bitstill.run.distill import distill as distill
+from bitstill.run.finetune import finetune as finetune

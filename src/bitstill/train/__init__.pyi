@@ -1,0 +1,31 @@
+"""What a stage is made of: terms, actions, an optimizer, schedules; and the settings of a run."""
+
+from bitstill.schedules import Constant as Constant
+from bitstill.schedules import Cosine as Cosine
+from bitstill.schedules import Cubic as Cubic
+from bitstill.schedules import Linear as Linear
+from bitstill.schedules import Schedule as Schedule
+from bitstill.schedules import Scheduled as Scheduled
+from bitstill.schedules import WarmupLinear as WarmupLinear
+from bitstill.train.actions import AddDenseView as AddDenseView
+from bitstill.train.actions import AddProjection as AddProjection
+from bitstill.train.actions import Compress as Compress
+from bitstill.train.actions import CompressAttention as CompressAttention
+from bitstill.train.actions import Copy as Copy
+from bitstill.train.actions import ReduceLayers as ReduceLayers
+from bitstill.train.actions import ReduceWidth as ReduceWidth
+from bitstill.train.actions import SetDropout as SetDropout
+from bitstill.train.actions import SharePoints as SharePoints
+from bitstill.train.actions import SplitTernary as SplitTernary
+from bitstill.train.actions import Uncompress as Uncompress
+from bitstill.train.adaptive import SplitWithin as SplitWithin
+from bitstill.train.optim import SGD as SGD
+from bitstill.train.optim import AdamW as AdamW
+from bitstill.train.optim import Optimizer as Optimizer
+from bitstill.train.optimizer_step import after_optimizer_step as after_optimizer_step
+from bitstill.train.pruning import Pruning as Pruning
+from bitstill.train.settings import Settings as Settings
+from bitstill.train.stage import Action as Action
+from bitstill.train.stage import Deciding as Deciding
+from bitstill.train.stage import Stage as Stage
+from bitstill.train.stage import Term as Term
