@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +30,7 @@ from bitstill.quant.rules import (
     Ternary,
     Uniform,
 )
+from tests.pairwise import pairwise
 
 QUANTIZERS: dict[str, Quantizer] = {
     **{f"affine{b}": Uniform(b) for b in range(1, 9)},
@@ -95,21 +95,22 @@ def check_one_life(model, skeleton, inputs, folder, write_artifact, exact) -> No
             assert exact(unpack(reloaded)(*inputs)) == exact(outputs)
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_every_quantizer_and_granularity(name, granularity, make_zoo, ids, tmp_path, write_artifact, exact):
-    for index, (prune, dtype) in enumerate(itertools.product([None, Prune(0.6)], ["float32", "float16"])):
-        model = make_zoo()
-        with torch.no_grad():
-            model.head.weight[0] = 0.0
-            model.head.weight[1] = 0.25
-            model.head.weight[2] *= 1e-32
-            model.conv2.weight[0] *= 1e-38
-        model(ids)  # running statistics of the norm layer
-        spec = _spec(name, GRANULARITIES[granularity], dtype)
-        report = prepare(model, Compression(weight=spec, prune=prune))
-        assert len([name for name in report.quantized if name.endswith(".weight")]) == 4
-        check_one_life(model, make_zoo(), (ids,), tmp_path / str(index), write_artifact, exact)
+@pytest.mark.parametrize(
+    ("name", "granularity", "sparsity", "dtype"),
+    pairwise(list(QUANTIZERS), list(GRANULARITIES), [0.6, 0.0], ["float16", "float32"]),
+)
+def test_every_quantizer_and_granularity(name, granularity, sparsity, dtype, make_zoo, ids, tmp_path, write_artifact, exact):
+    model = make_zoo()
+    with torch.no_grad():
+        model.head.weight[0] = 0.0
+        model.head.weight[1] = 0.25
+        model.head.weight[2] *= 1e-32
+        model.conv2.weight[0] *= 1e-38
+    model(ids)  # running statistics of the norm layer
+    prune = Prune(sparsity) if sparsity else None
+    report = prepare(model, Compression(weight=_spec(name, GRANULARITIES[granularity], dtype), prune=prune))
+    assert len([name for name in report.quantized if name.endswith(".weight")]) == 4
+    check_one_life(model, make_zoo(), (ids,), tmp_path / "a", write_artifact, exact)
 
 
 @st.composite
@@ -176,13 +177,12 @@ def _arguments(layer: nn.Module) -> dict[str, object]:
     return {name: getattr(layer, name) for name in names} | bias
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(
-    ("range_", "per"),
-    [("dynamic", "token"), ("dynamic", "sample"), ("dynamic", "tensor"), ("clip", "tensor"), ("step", "tensor")],
-)
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_quantized_inputs_come_back_too(bits, range_, per, symmetric, make_zoo, ids, tmp_path, write_artifact, exact):
+RANGES = [("dynamic", "token"), ("dynamic", "sample"), ("dynamic", "tensor"), ("clip", "tensor"), ("step", "tensor")]
+
+
+@pytest.mark.parametrize(("range_and_scope", "bits", "symmetric"), pairwise(RANGES, [4, 8], [True, False]))
+def test_quantized_inputs_come_back_too(range_and_scope, bits, symmetric, make_zoo, ids, tmp_path, write_artifact, exact):
+    range_, per = range_and_scope
     model = make_zoo()
     inputs = QuantizeInput(bits, symmetric=symmetric, per=per, range=range_)
     prepare(model, Compression(weight=Uniform(4), input=inputs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -74,11 +76,10 @@ def test_f1_where_class_one_is_absent_is_zero():
 
 
 @pytest.mark.parametrize("metric", [pearson, spearman, pearson_and_spearman])
-@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -2.7, 1e-6, 1e6])
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 1500])
-def test_a_constant_side_correlates_with_nothing(metric, value, count):
-    constant, other = torch.full((count,), value), torch.arange(count).float() ** 2
-    assert metric(constant, other) == 0 == metric(other, constant) == metric(constant, constant)
+def test_a_constant_side_correlates_with_nothing(metric):
+    for value, count in itertools.product([0.0, 0.1, 1 / 3, -2.7, 1e-6, 1e6], [1, 2, 3, 7, 1500]):
+        constant, other = torch.full((count,), value), torch.arange(count).float() ** 2
+        assert metric(constant, other) == 0 == metric(other, constant) == metric(constant, constant), (value, count)
 
 
 @pytest.mark.parametrize("metric", [pearson, spearman, pearson_and_spearman])

@@ -19,6 +19,7 @@ from bitstill.runtime.library import library
 from tests.exporters.test_layers import INPUTS, QUANTIZERS, delivered
 from tests.exporters.test_networks import encoder_artifact
 from tests.hf import tiny
+from tests.pairwise import pairwise
 
 pytestmark = pytest.mark.skipif(library() is None, reason="installed without a C compiler: there is no native library")
 
@@ -32,9 +33,12 @@ def linear(folder, kind="binary", which="token", granularity=None):
     return packed, use_kernels(bitstill.load(folder / "a", model=nn.Sequential(nn.Linear(70, 21))), archive)
 
 
-@pytest.mark.parametrize("which", INPUTS)
-@pytest.mark.parametrize("kind", ["binary", "ternary", "split", "points5", "affine3", "symmetric8"])
-@pytest.mark.parametrize("granularity", [None, bitstill.quant.Bucket(7)], ids=["groups", "buckets"])
+@pytest.mark.parametrize(
+    ("which", "kind", "granularity"),
+    pairwise(
+        list(INPUTS), ["binary", "ternary", "split", "points5", "affine3", "symmetric8"], [None, bitstill.quant.Bucket(7)]
+    ),
+)
 def test_a_layer_says_the_same(kind, which, granularity, tmp_path):
     packed, native = linear(tmp_path, kind, which, granularity)
     assert isinstance(native[0], NativeLinear)

@@ -18,6 +18,7 @@ from bitstill.model.packed_layers import is_packed
 from bitstill.model.weight_transform import WeightTransform, check_finite
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor
 from bitstill.quant.rules import Binary, Compression, ExactScale, Points, Prune, QuantizeInput, Ternary, Uniform
+from tests.pairwise import pairwise
 
 W4 = Compression(weight=Uniform(4))
 
@@ -165,9 +166,14 @@ def test_embedding_with_a_scale_across_rows_uses_the_whole_table(compression, id
     assert exact(packed.emb(ids)) == exact(packed.emb.weight[ids]) == exact(zoo.emb(ids))
 
 
-@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(), PerGroup(3), Bucket(4)])
-@pytest.mark.parametrize("prune", [None, Prune(0.4)])
-@pytest.mark.parametrize("spec", [Uniform(3), Uniform(5, symmetric=True), Binary(), Ternary(), Points(6)])
+@pytest.mark.parametrize(
+    ("spec", "granularity", "prune"),
+    pairwise(
+        [Uniform(3), Uniform(5, symmetric=True), Binary(), Ternary(), Points(6)],
+        [PerTensor(), PerChannel(), PerGroup(3), Bucket(4)],
+        [None, Prune(0.4)],
+    ),
+)
 def test_packed_rows_equal_rows_of_the_packed_table(spec, prune, granularity, zoo, exact):
     prepare(zoo, Compression(targets=("emb",), weight=type(spec)(**{**spec.__dict__, "granularity": granularity}), prune=prune))
     packed = pack(freeze(zoo)).emb.packed

@@ -17,6 +17,7 @@ from bitstill.quant.gradients import straight_through
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor, grid_of
 from bitstill.quant.inputs import round_ste, scale_gradient
 from bitstill.quant.rules import Binary, Clipped, ExactScale, LearnedStep, Points, Prune, Quantizer, Ternary, Uniform
+from tests.pairwise import pairwise
 from tests.quant import oracles
 
 GRANULARITIES = [PerTensor(), PerChannel(), PerGroup(3), Bucket(4), Bucket(1000)]
@@ -44,9 +45,10 @@ def test_a_dense_gradient_reaches_pruned_weights_too(spec):
     assert torch.equal(found, upstream)
 
 
-@pytest.mark.parametrize("prune", [None, Prune(0.3), Prune(0.3, gradient="dense")])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("dead_zone", [True, False])
+@pytest.mark.parametrize(
+    ("granularity", "prune", "dead_zone"),
+    pairwise(GRANULARITIES, [None, Prune(0.3), Prune(0.3, gradient="dense")], [True, False]),
+)
 def test_learned_steps_have_the_published_gradients(granularity, prune, dead_zone):
     """Esser et al. (2020), eqs. 3 and 5, written out over every weight."""
     w, upstream = torch.randn(4, 7), torch.randn(4, 7)
@@ -88,9 +90,7 @@ def test_no_gradient_reaches_a_pruned_weight(spec):
     assert torch.equal(found, upstream * transform.mask)
 
 
-@pytest.mark.parametrize("prune", [None, Prune(0.3)])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("kind", [Binary, Ternary])
+@pytest.mark.parametrize(("granularity", "prune", "kind"), pairwise(GRANULARITIES, [None, Prune(0.3)], [Binary, Ternary]))
 def test_learned_scales_start_at_the_formula_and_gain_the_sum_over_their_group(kind, granularity, prune):
     w, upstream = torch.randn(4, 7), torch.randn(4, 7)
     spec = kind(granularity=granularity, learned_scale=True)
