@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import bitstill
-from bitstill.model.writer import Storage, write_weights
+from bitstill.artifact.writer import Storage
+from bitstill.artifact.writer import write as write_artifact_files
+from bitstill.model.contents import contents_of
 
 hypothesis.settings.register_profile(
     "bitstill",
@@ -58,11 +60,11 @@ def zoo_ids() -> Tensor:
 
 
 def write(folder: Path, model: nn.Module, storage: Storage | None = None) -> Path:
-    """Freeze, pack and write `model`, as a delivery does."""
+    """Freeze and write `model`, as a delivery does."""
     storage = storage or Storage()
     folder.mkdir(parents=True, exist_ok=True)
-    packed = bitstill.pack(bitstill.freeze(model, storage.dtype))
-    write_weights(folder, packed, {"architecture": type(model).__name__}, storage)
+    frozen = bitstill.freeze(model, storage.leftovers)
+    write_artifact_files(folder, contents_of(frozen), {"architecture": type(model).__name__}, storage)
     return folder
 
 

@@ -11,6 +11,7 @@ from bitstill._version import __version__ as __version__
 from bitstill.artifact.hub import push as push
 from bitstill.artifact.reader import Archive as Archive
 from bitstill.artifact.reader import read as read
+from bitstill.artifact.writer import Storage as Storage
 from bitstill.deliver.bench import bench as bench
 from bitstill.deliver.compare import Comparison as Comparison
 from bitstill.deliver.compare import compare as compare
@@ -25,7 +26,6 @@ from bitstill.model.lifecycle import freeze as freeze
 from bitstill.model.lifecycle import pack as pack
 from bitstill.model.lifecycle import prepare as prepare
 from bitstill.model.lifecycle import unpack as unpack
-from bitstill.model.writer import Storage as Storage
 from bitstill.run.augment import augment as augment
 from bitstill.run.compress import Result as Result
 from bitstill.run.compress import compress as compress

@@ -81,8 +81,9 @@ def test_a_full_or_forbidden_disk_is_a_clear_error(tmp_path, number):
 
 
 def test_a_disk_that_fills_while_weights_are_written(tmp_path, zoo, monkeypatch):
-    from bitstill.model.lifecycle import freeze, pack
-    from bitstill.model.writer import Storage, write_weights
+    from bitstill.artifact.writer import Storage, write
+    from bitstill.model.contents import contents_of
+    from bitstill.model.lifecycle import freeze
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -91,7 +92,7 @@ def test_a_disk_that_fills_while_weights_are_written(tmp_path, zoo, monkeypatch)
     _fill(target, "old")
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ArtifactError, match="No space left"), replaced_folder(target) as folder:
-        write_weights(folder, pack(freeze(zoo)), {}, Storage())
+        write(folder, contents_of(freeze(zoo)), {}, Storage())
     assert (target / "report.html").read_text() == "old"
     assert _names(tmp_path) == ["out"]
 

@@ -20,10 +20,11 @@ from bitstill.artifact import coding
 from bitstill.artifact.entropy import huffman_bits
 from bitstill.artifact.format import CONFIG, WEIGHTS, LayerRecord
 from bitstill.artifact.size import check_size, size_report, to_json
+from bitstill.artifact.writer import Storage, encode
 from bitstill.errors import ArtifactError, SpecError
+from bitstill.model.contents import contents_of
 from bitstill.model.lifecycle import freeze, pack, prepare
 from bitstill.model.restore import load_into
-from bitstill.model.writer import Storage, collect
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup
 from bitstill.quant.rules import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, Quantizer, Ternary, Uniform
 
@@ -282,12 +283,21 @@ def test_the_same_model_gives_the_same_bytes(zoo, tmp_path, write_artifact):
             assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
-def test_only_packed_models_are_written(zoo):
+def test_latent_weights_are_not_written(zoo):
     prepare(zoo, Compression(weight=Uniform(2)))
-    for model in (zoo, freeze(zoo)):
-        with pytest.raises(SpecError, match=r"emb: wanted a packed model.*pack\(freeze\(model\)\)"):
-            collect(model, Storage())
-    assert len(collect(pack(freeze(zoo)), Storage())[1]) == 4
+    with pytest.raises(SpecError, match=r"emb: wanted a frozen model.*freeze\(model\)"):
+        contents_of(zoo)
+
+
+@pytest.mark.parametrize("storage", [Storage(), Storage(entropy_coding=True)])
+@pytest.mark.parametrize("weight", [Ternary(), Points(5), Binary()], ids=repr)
+def test_frozen_and_packed_models_give_the_same_tensors(weight, storage, zoo):
+    prepare(zoo, Compression(weight=weight, prune=Prune(0.4)))
+    frozen = freeze(zoo)
+    ours, theirs = (encode(contents_of(model), storage) for model in (frozen, pack(frozen)))
+    assert ours[1] == theirs[1] and ours[0].keys() == theirs[0].keys()
+    for name, tensor in ours[0].items():
+        np.testing.assert_array_equal(tensor, theirs[0][name], strict=True)
 
 
 def test_a_float_model_is_stored_whole(zoo, ids, tmp_path, write_artifact, make_zoo, exact):
@@ -342,11 +352,6 @@ def test_artifacts_are_read_where_torch_is_not(storage, zoo, tmp_path, write_art
     wanted = b"".join(exact(zoo.get_submodule(name).effective_weight()) for name in ("emb", "conv1", "conv2", "head"))
     assert done.stdout == wanted
     assert int(done.stderr) == os.path.getsize(folder / WEIGHTS)
-
-
-def test_storage_names_its_dtype():
-    assert Storage().dtype == torch.float32
-    assert Storage("float16").dtype == torch.float16
 
 
 def test_folder_may_be_text_or_path(zoo, tmp_path, write_artifact):

@@ -165,12 +165,14 @@ def test_a_teacher_of_other_classes(cli, older, tmp_path):
 
 
 def write(folder, model):
+    from bitstill.artifact.writer import Storage
+    from bitstill.artifact.writer import write as write_artifact_files
     from bitstill.data.networks import architecture_of
-    from bitstill.model.writer import Storage, write_weights
+    from bitstill.model.contents import contents_of
 
     folder.mkdir()
     packed = model.eval()
-    write_weights(folder, packed, {**architecture_of(model), "task": "digits"}, Storage())
+    write_artifact_files(folder, contents_of(packed), {**architecture_of(model), "task": "digits"}, Storage())
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -273,7 +275,7 @@ DAMAGED = {
     flipped: "wanted the weights that config.json describes",
     no_weights: "got no model.safetensors",
     broken_config: "wanted a quantization_config written by bitstill",
-    newer: "wanted format version 1, got 99.*Upgrade bitstill",
+    newer: "wanted format version 1 or 2, got 99.*Upgrade bitstill",
     foreign: "wanted quant_method 'bitstill', got 'gptq'",
     edited_layer: "wanted the layers that were delivered",
 }

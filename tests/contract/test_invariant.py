@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bitstill
+from bitstill.artifact.writer import Storage, write
 from bitstill.model.compressed_layers import is_compressed
+from bitstill.model.contents import contents_of
 from bitstill.model.lifecycle import freeze, pack, prepare, unpack
 from bitstill.model.restore import load_into
-from bitstill.model.writer import Storage, write_weights
 from bitstill.quant.granularity import Bucket, Granularity, PerChannel, PerGroup, PerTensor
 from bitstill.quant.rules import (
     Binary,
@@ -155,10 +156,11 @@ def test_any_layer_with_any_weights(pair, name, granularity, sparsity, dtype, en
     model, skeleton = nn.Sequential(layer), nn.Sequential(type(layer)(**_arguments(layer)))
     prune = None if sparsity is None else Prune(sparsity)
     prepare(model, Compression(weight=_spec(name, granularity, dtype), prune=prune))
+    follow(model)
     bits = exact(model[0].effective_weight())
     assert np.isfinite(np.frombuffer(bits, np.float32)).all()
     model.eval()
-    write_weights(tmp_path, pack(freeze(model)), {}, Storage(entropy_coding=entropy))
+    write(tmp_path, contents_of(freeze(model)), {}, Storage(entropy_coding=entropy))
     archive = bitstill.read(tmp_path)
     reloaded = load_into(skeleton, archive)
     assert exact(archive.weight("0")) == exact(reloaded[0].packed()) == bits

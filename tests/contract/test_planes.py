@@ -10,9 +10,10 @@ from torch import nn
 
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report
+from bitstill.artifact.writer import Storage, write
+from bitstill.model.contents import contents_of
 from bitstill.model.lifecycle import freeze, pack, prepare, unpack
 from bitstill.model.restore import load_into
-from bitstill.model.writer import Storage, write_weights
 from bitstill.quant.binary import binary
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup
 from bitstill.quant.quantized import Quantized
@@ -44,7 +45,7 @@ def test_two_planes_survive_everything(
         frozen[index].weight_transform.quantized = quantized
         frozen[index].weight.data = quantized.dequantize()
     packed = pack(frozen)
-    write_weights(tmp_path, packed, {}, Storage(entropy_coding=entropy_coding))
+    write(tmp_path, contents_of(packed), {}, Storage(entropy_coding=entropy_coding))
     archive = read(tmp_path)
     reloaded = load_into(blank, archive)
     x = torch.randn(2, 3, 4, 4)

@@ -10,11 +10,12 @@ from torch import nn
 
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report
+from bitstill.artifact.writer import Storage, write
 from bitstill.errors import DataError, SpecError
-from bitstill.model.lifecycle import freeze, pack, prepare, report, uncompressed
+from bitstill.model.contents import contents_of
+from bitstill.model.lifecycle import freeze, prepare, report, uncompressed
 from bitstill.model.restore import load_into
 from bitstill.model.split_layers import split_model
-from bitstill.model.writer import Storage, write_weights
 from bitstill.quant.granularity import PerChannel, PerGroup
 from bitstill.quant.rules import Binary, Clipped, Compression, Prune, QuantizeInput, SplitBinary, Ternary
 from bitstill.train.optim import AdamW, parameter_groups
@@ -112,7 +113,7 @@ def test_it_packs_as_two_planes_of_one_bit_and_the_size_says_so(tmp_path):
     blank = copy.deepcopy(model)
     prepare(model, Compression(weight=Ternary(scale_dtype="float16")))
     split_model(model)
-    write_weights(tmp_path, pack(freeze(model)), {}, Storage())
+    write(tmp_path, contents_of(freeze(model)), {}, Storage())
     archive = read(tmp_path)
     reloaded, x = load_into(blank, archive), torch.randn(3, 64)
     assert torch.equal(reloaded(x), model.eval()(x))

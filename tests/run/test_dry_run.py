@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
+from bitstill.artifact.writer import Storage
 from bitstill.data.networks import build
 from bitstill.errors import MatchError, SpecError
 from bitstill.losses.features import Pair
-from bitstill.model.writer import Storage
 from bitstill.quant.granularity import PerGroup
 from bitstill.recipes import PQK, DifferentiableQuantization, PostTraining, QuantizedDistillation
 from bitstill.run.dry_run import dry_run

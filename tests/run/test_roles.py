@@ -37,6 +37,6 @@ def test_buffers_that_are_not_stored_are_left_alone_when_freezing() -> None:
             self.register_buffer("causal", torch.full((3, 3), -torch.inf).triu(1), persistent=False)
             self.register_buffer("table", torch.full((3,), 1 / 3), persistent=False)
 
-    frozen = freeze(Masked(), torch.float16)
+    frozen = freeze(Masked(), "float16")
     assert bool(torch.isinf(frozen.causal).any())
     assert torch.equal(frozen.table, torch.full((3,), 1 / 3))

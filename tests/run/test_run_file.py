@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from bitstill.artifact.writer import Storage
 from bitstill.decode import encode
 from bitstill.errors import SpecError
 from bitstill.losses.features import Pair
-from bitstill.model.writer import Storage
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor
 from bitstill.quant.rules import Clipped, ExactScale, QuantizeInput
 from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation

@@ -1,4 +1,4 @@
-"""The packed format, version 1: what the files of an artifact say. No torch, no tensors.
+"""The packed format, versions 1 and 2: what the files of an artifact say. No torch, no tensors.
 
 A folder holds `model.safetensors` (tensors), `config.json` (the architecture, and `quantization_config` with one record per
 packed layer), `recipe.yaml`, `report.json`, `report.html`, `README.md` and the preprocessor's files. A packed layer `L`
@@ -11,6 +11,9 @@ has the tensors
     L.mask      uint8   one bit per weight; only where no level means zero
 
 and, for a second plane, `L.codes_1`, `L.scale_1` and so on. Every other tensor is a leftover under its own name.
+Version 2 adds the field `stored_as` to a layer's record: the name that takes the place of `L` in the names above. Layers that
+share one weight share its tensors, and so that name; and where a leftover already has one of these names (a user's own buffer
+called `scale`), the packed layer is stored as `L.packed`. A file that needs neither is written as version 1.
 Codes of pruned layers may be coded as a bitmap: one bit per weight in memory order, low bits first, set where the level is
 not zero, in whole bytes; then, as one packed row, the codes of those weights counted without the level zero.
 `config.json` holds the SHA-256 of `model.safetensors`, so that files of two artifacts are never mixed and a flipped bit is
@@ -30,7 +33,8 @@ from bitstill.errors import ArtifactError
 from bitstill.quant.granularity import Bucket, Granularity, Grid, PerChannel, PerGroup, PerTensor, grid_of
 from bitstill.quant.layouts import Layout
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Those that can be read."""
 METADATA = "bitstill_layers_sha256"
 """The one metadata key of `model.safetensors`."""
 WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD = (
@@ -88,6 +92,7 @@ class LayerRecord:
         planes: one or more, added up.
         mask: whether there is a mask tensor.
         input: settings of the input quantizer (the fields of `QuantizeInput`), or None.
+        stored_as: what the names of its tensors begin with.
     """
 
     name: str
@@ -99,6 +104,7 @@ class LayerRecord:
     planes: tuple[PlaneRecord, ...]
     mask: bool
     input: dict[str, Any] | None
+    stored_as: str
 
     @property
     def grid(self) -> Grid:
@@ -112,7 +118,7 @@ class LayerRecord:
 
     def tensor(self, kind: str, plane: int = 0) -> str:
         """Name of one of the layer's tensors in the file."""
-        return f"{self.name}.{kind}" + (f"_{plane}" if plane else "")
+        return f"{self.stored_as}.{kind}" + (f"_{plane}" if plane else "")
 
     def tensors(self) -> dict[str, str]:
         """Every tensor this layer has in the file: name -> "codes", "scale", "offset", "levels" or "mask"."""
@@ -126,6 +132,8 @@ class LayerRecord:
         """The record as `config.json` holds it."""
         record = asdict(self)
         del record["name"]
+        if self.stored_as == self.name:
+            del record["stored_as"]
         record["granularity"] = _granularity_to_json(self.granularity)
         return record
 
@@ -141,6 +149,7 @@ class LayerRecord:
             fields["granularity"] = _granularity_from_json(fields["granularity"])
             fields["shape"] = tuple(int(n) for n in fields["shape"])
             fields["planes"] = tuple(PlaneRecord(**plane) for plane in fields["planes"])
+            fields.setdefault("stored_as", name)
             layer = cls(name=name, **fields)
             _check(layer)
             return layer
@@ -164,7 +173,7 @@ def _check(layer: LayerRecord) -> None:
         "planes": bool(layer.planes),
         **{f"planes[{number}] {plane}": _is_plane(plane) for number, plane in enumerate(layer.planes)},
         "mask": type(layer.mask) is bool,
-        "kind, quantizer": isinstance(layer.kind, str) and isinstance(layer.quantizer, str),
+        "kind, quantizer, stored_as": all(isinstance(text, str) for text in (layer.kind, layer.quantizer, layer.stored_as)),
         "granularity": isinstance(getattr(layer.granularity, "size", 1), int),
         "input": layer.input is None or is_rule(layer.input),
     }
@@ -201,6 +210,11 @@ def is_rule(rule: Any) -> bool:
         and rule["range"] in ("dynamic", "clip", "step")
         and (rule["range"] == "dynamic" or rule["per"] == "tensor")
     )
+
+
+def format_version(layers: Iterable[LayerRecord]) -> int:
+    """The lowest version that says all of it, so that older releases read what they can."""
+    return 2 if any(layer.stored_as != layer.name for layer in layers) else 1
 
 
 def records_digest(records: dict[str, Any]) -> str:

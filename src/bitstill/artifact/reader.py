@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitstill.artifact import codes as packing
 from bitstill.artifact import coding
-from bitstill.artifact.format import CONFIG, FORMAT_VERSION, METADATA, WEIGHTS, LayerRecord, records_digest
+from bitstill.artifact.format import CONFIG, FORMAT_VERSIONS, METADATA, WEIGHTS, LayerRecord, records_digest
 from bitstill.errors import ArtifactError
-from bitstill.quant.layouts import TRITS_PER_BYTE, Layout, bits_for, packed_length
+from bitstill.quant.layouts import Layout, packed_length
 
 Array = npt.NDArray[Any]
 DAMAGED = "The file is damaged; deliver the model again."
@@ -44,6 +45,14 @@ class Archive:
     tensors: dict[str, Array]
 
     @property
+    def stored_weights(self) -> dict[str, LayerRecord]:
+        """One layer for each quantized weight, by module name: the first of those that share it."""
+        first: dict[str, LayerRecord] = {}
+        for layer in self.layers.values():
+            first.setdefault(layer.stored_as, layer)
+        return {layer.name: layer for layer in first.values()}
+
+    @property
     def leftovers(self) -> dict[str, Array]:
         """The tensors that belong to no packed layer, by parameter or buffer name."""
         packed = {name for layer in self.layers.values() for name in layer.tensors()}
@@ -63,13 +72,13 @@ class Archive:
 
         Args:
             layer, plane: which.
-            unpack: does what `_unpacked` does, quickly; None is that.
+            unpack: does what `artifact.codes.unpack` does, quickly; None is that.
         """
         record, where = layer.planes[plane], f"{WEIGHTS}: {layer.tensor('codes', plane)}"
         if record.coding == "bitmap":
             codes = self._from_bitmap(layer, plane, where)
         else:
-            codes = (unpack or _unpacked)(self.packed_codes(layer, plane), layer.grid.length, record.levels, record.layout)
+            codes = (unpack or packing.unpack)(self.packed_codes(layer, plane), layer.grid.length, record.levels, record.layout)
         if codes.size and int(codes.max()) >= record.levels:
             raise _damaged_codes(f"codes below {record.levels}", str(int(codes.max())), where)
         return codes
@@ -84,7 +93,7 @@ class Archive:
         kept, wanted = int(there.sum()), packed_length(int(there.sum()), record.levels - 1, record.layout)
         if len(stored) != size + wanted:
             raise _damaged_codes(f"{wanted} bytes of codes after the bitmap", str(len(stored) - size), where)
-        rest = _unpacked(stored[None, size:], kept, record.levels - 1, record.layout)[0]
+        rest = packing.unpack(stored[None, size:], kept, record.levels - 1, record.layout)[0]
         codes = np.full(layer.weights, zero[0], np.uint8)
         codes[there] = rest + (rest >= zero[0])
         return codes.reshape(layer.grid.rows, layer.grid.length)
@@ -137,20 +146,6 @@ class Archive:
             kept = np.unpackbits(self.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :row]
             weight = np.where(kept.reshape(layer.shape).astype(bool), weight, np.float32(0))
         return np.ascontiguousarray(weight)
-
-
-def _unpacked(packed: Array, length: int, levels: int, layout: Layout) -> Array:
-    """Packed codes (rows, bytes) to codes (rows, length), uint8."""
-    if layout == "bytes":
-        return packed
-    if layout == "trits":
-        powers = 3 ** np.arange(TRITS_PER_BYTE, dtype=np.uint8)
-        digits: Array = packed[..., None] // powers % 3
-        return digits.reshape(len(packed), -1)[:, :length]
-    bits = bits_for(levels)
-    stream = np.unpackbits(packed, axis=-1, bitorder="little")[:, : length * bits]
-    codes: Array = np.packbits(stream.reshape(len(packed), length, bits), axis=-1, bitorder="little")[..., 0]
-    return codes
 
 
 def _damaged_codes(wanted: str, given: str, where: str) -> ArtifactError:
@@ -211,9 +206,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             where=str(folder / CONFIG),
             fix="Load it with the library that wrote it.",
         )
-    if version != FORMAT_VERSION:
+    if version not in FORMAT_VERSIONS:
         raise ArtifactError(
-            f"format version {FORMAT_VERSION}",
+            f"format version {' or '.join(map(str, FORMAT_VERSIONS))}",
             given=repr(version),
             where=str(folder / CONFIG),
             fix="Upgrade bitstill: the artifact was written by another version.",

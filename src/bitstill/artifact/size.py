@@ -54,7 +54,7 @@ class SizeReport:
         float_bytes: the same network with every parameter in float32.
         paper_bytes: Polino et al.'s (2018) formula: 4 N_float + N b / 8 + 8 N / k.
         paper_huffman_bytes: the same with b replaced by the mean length of one Huffman code over all quantized weights.
-        layers: one entry per packed layer.
+        layers: one entry per quantized weight; layers that share one are named by the first of them.
         largest_leftover: name and bytes of the largest tensor that stayed in float.
     """
 
@@ -79,7 +79,7 @@ class SizeReport:
 def size_report(archive: Archive) -> SizeReport:
     """Account for every byte of an artifact that has been read."""
     file_bytes = (archive.folder / WEIGHTS).stat().st_size
-    layers = tuple(_layer_size(layer, archive) for layer in archive.layers.values())
+    layers = tuple(_layer_size(layer, archive) for layer in archive.stored_weights.values())
     leftovers = {name: tensor.nbytes for name, tensor in archive.leftovers.items()}
     by_kind = Counter(dict.fromkeys(("codes", "scales", "levels", "masks"), 0))
     for layer in layers:
@@ -97,7 +97,7 @@ def size_report(archive: Archive) -> SizeReport:
         by_kind=dict(by_kind),
         arithmetic_bytes=arithmetic,
         row_padding_bytes=padding,
-        nominal_bits=sum(_nominal(layer) * layer.weights for layer in archive.layers.values()) / max(1, weights),
+        nominal_bits=sum(_nominal(layer) * layer.weights for layer in archive.stored_weights.values()) / max(1, weights),
         stored_bits=8 * quantized_bytes / max(1, weights),
         float_bytes=4 * (weights + floats),
         paper_bytes=paper,
@@ -150,7 +150,7 @@ def _arithmetic_bytes(archive: Archive) -> tuple[int, int]:
     header = HEADER_BASE + sum(HEADER_PER_TENSOR + len(name) for name in archive.tensors)
     codes = packed = 0.0
     others = sum(tensor.nbytes for tensor in archive.tensors.values())
-    for layer in archive.layers.values():
+    for layer in archive.stored_weights.values():
         for index, plane in enumerate(layer.planes):
             bits = 1.6 if plane.levels == 3 else bits_for(plane.levels)
             codes += bits * layer.weights / 8
@@ -163,7 +163,7 @@ def _paper_bytes(archive: Archive, floats: int) -> tuple[float, float]:
     pooled: Counter[int] = Counter()
     fixed = huffman_free = 4.0 * floats
     weights = 0
-    for layer in archive.layers.values():
+    for layer in archive.stored_weights.values():
         size = layer.granularity.size if isinstance(layer.granularity, Bucket) else layer.grid.size
         overhead = 8 * layer.weights / size
         fixed += layer.weights * _nominal(layer) / 8 + overhead

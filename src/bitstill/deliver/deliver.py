@@ -26,13 +26,14 @@ from bitstill.artifact.files import replaced_folder, write_file
 from bitstill.artifact.format import CARD, RECIPE, REPORT
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import SizeReport, check_size, size_report, to_json
+from bitstill.artifact.writer import Storage, write
 from bitstill.data.task import Task, evaluate
 from bitstill.deliver.architecture import architecture_of, can_rebuild, from_architecture
 from bitstill.errors import ArtifactError
-from bitstill.model.lifecycle import freeze, pack, uncompressed
+from bitstill.model.contents import contents_of
+from bitstill.model.lifecycle import freeze, uncompressed
 from bitstill.model.packed_layers import is_packed
 from bitstill.model.restore import load_into
-from bitstill.model.writer import Storage, write_weights
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def write_network(
     about: Mapping[str, Any] = MappingProxyType({}),
     skeleton: nn.Module | None = None,
 ) -> tuple[nn.Module, SizeReport]:
-    """Freeze and pack `model`, write it into the existing `folder`, reload it from there and check every weight and its size.
+    """Freeze `model`, write its codes into the existing `folder`, reload it from there and check every weight and its size.
 
     Args:
         folder: an empty folder.
@@ -89,9 +90,9 @@ def write_network(
     Raises:
         ArtifactError: if what was read back differs from what was written, or is larger than its arithmetic.
     """
-    frozen = freeze(model, storage.dtype).cpu()
+    frozen = freeze(model, storage.leftovers).cpu()
     architecture = architecture_of(model)
-    write_weights(folder, pack(frozen), {**architecture, **about}, storage)
+    write(folder, contents_of(frozen), {**architecture, **about}, storage)
     archive = read(folder)
     # Where a file says how to build its network, that is how it will be loaded, and so how it is checked.
     if can_rebuild(architecture):
@@ -203,7 +204,7 @@ def _check_parity(frozen: nn.Module, reloaded: nn.Module, folder: Path) -> None:
         wanted = trained[name].weight
         found = module.packed()
         assert isinstance(wanted, torch.Tensor) and isinstance(found, torch.Tensor)
-        transposed = wanted.shape != found.shape or module.packed.spec.kind == "TransposedLinear"
+        transposed = wanted.shape != found.shape or module.kind == "TransposedLinear"
         if not torch.equal(wanted.T if transposed else wanted, found):
             raise ArtifactError(
                 "the weights that were trained, bit for bit",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from bitstill.artifact.files import check_target
+from bitstill.artifact.writer import Storage
 from bitstill.deliver.deliver import save
-from bitstill.model.writer import Storage
 
 if TYPE_CHECKING:
     from bitstill.hf.trainer import QuantizerCallback

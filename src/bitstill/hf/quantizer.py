@@ -17,14 +17,14 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bitstill.artifact.config_keys import ATTENTION, POOLER, RESIZED, TRANSFORMERS_WEIGHTS
-from bitstill.artifact.format import FORMAT_VERSION, LayerRecord
+from bitstill.artifact.format import FORMAT_VERSIONS, LayerRecord
 from bitstill.artifact.reader import Archive, read
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.hf import attention_scores
 from bitstill.model.attention import attention_record, restore_transforms
 from bitstill.model.compressed_layers import adopt
 from bitstill.model.resize import resize
-from bitstill.model.restore import original_layers, restored_layer
+from bitstill.model.restore import original_layers, restored_layers
 from bitstill.model.swap import swap
 
 METHOD = "bitstill"
@@ -38,9 +38,9 @@ class BitstillConfig(QuantizationConfigMixin):
 
     def __init__(self, **settings: Any) -> None:
         self.__dict__.update({**settings, "quant_method": METHOD})
-        if settings.get("version") != FORMAT_VERSION:
+        if settings.get("version") not in FORMAT_VERSIONS:
             raise ArtifactError(
-                f"artifact version {FORMAT_VERSION}",
+                f"artifact version {' or '.join(map(str, FORMAT_VERSIONS))}",
                 given=repr(settings.get("version")),
                 where="config.json: quantization_config",
                 fix="Upgrade bitstill: the artifact was written by another version.",
@@ -92,19 +92,22 @@ class BitstillQuantizer(HfQuantizer):
         resize(model, self.archive.config.get(RESIZED))
         restore_transforms(model, self.archive.config.get(ATTENTION))
         originals = original_layers(model, self.archive)
-        slots = {original: _slot(original, self.archive.layers[name], self.archive) for name, original in originals.items()}
-        swap(model, slots)
+        own = self.archive.stored_weights
+        swap(model, {original: _slot(original, own.get(name), self.archive) for name, original in originals.items()})
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         slots = {name: module for name, module in model.named_modules() if isinstance(module, _Slot)}
-        replacements: dict[nn.Module, nn.Module] = {}
+        own = self.archive.stored_weights
+        devices: dict[str, torch.device] = {}
+        for name, record in own.items():
+            devices[record.stored_as] = next(tensor.device for tensor in slots[name].buffers() if tensor.device.type != "meta")
         for name, slot in slots.items():
-            record = self.archive.layers[name]
-            device = next(slot.buffers()).device
-            for tensor in (*record.tensors(), f"{name}.weight"):
-                slot._buffers.pop(tensor.removeprefix(f"{name}."))
-            replacements[slot] = restored_layer(slot, record, self.archive).to(device)
-        swap(model, replacements)
+            stored = own[name].tensors() if name in own else {}
+            for tensor in (*stored, f"{name}.weight"):
+                slot._buffers.pop(tensor.removeprefix(f"{name}."), None)
+        layers = restored_layers(slots, self.archive)
+        places = {slot: devices[self.archive.layers[name].stored_as] for name, slot in slots.items()}
+        swap(model, {slot: layer.to(places[slot]) for slot, layer in layers.items()})  # type: ignore[index]
         if attention_record(model):
             attention_scores.use(model)
         return model.eval().requires_grad_(False)
@@ -131,12 +134,19 @@ def _check_class(model: nn.Module, archive: Archive) -> None:
         )
 
 
-def _slot(original: nn.Module, layer: LayerRecord, archive: Archive) -> _Slot:
+def _slot(original: nn.Module, layer: LayerRecord | None, archive: Archive) -> _Slot:
+    """A slot for the tensors of `layer`; for none where another layer holds the weight that they share."""
     slot = adopt(original, _Slot)
     slot._parameters.pop("weight")
-    for name in layer.tensors():
+    for name in {} if layer is None else layer.tensors():
+        assert layer is not None
+        *inner, leaf = name.removeprefix(f"{layer.name}.").split(".")
+        place: nn.Module = slot
+        for part in inner:
+            place.add_module(part, place._modules.get(part) or nn.Module())
+            place = place.get_submodule(part)
         stored = torch.from_numpy(archive.tensors[name])
-        slot.register_buffer(name.removeprefix(f"{layer.name}."), torch.empty_like(stored, device="meta"))
+        place.register_buffer(leaf, torch.empty_like(stored, device="meta"))
     slot.register_buffer("weight", torch.empty(0, device="meta"), persistent=False)
     return slot
 

@@ -185,6 +185,11 @@ def is_compressed(module: nn.Module) -> bool:
     return isinstance(module, tuple(COMPRESSED_KINDS.values()))
 
 
+def compressed_kind(layer: nn.Module) -> str:
+    """The kind of a compressed layer, a key of `COMPRESSED_KINDS`."""
+    return next(kind for kind, cls in COMPRESSED_KINDS.items() if type(layer) is cls)
+
+
 def pruning_transform(module: nn.Module) -> WeightTransform | None:
     """The weight transform of a compressed layer that has a mask; None for every other module."""
     if not is_compressed(module):
@@ -194,6 +199,6 @@ def pruning_transform(module: nn.Module) -> WeightTransform | None:
 
 
 __all__ = [
-    "COMPRESSED_KINDS", "CompressedLayer", "FrozenWeight", "adopt", "compress_layer", "is_compressed", "kind_of",
-    "pruning_transform",
+    "COMPRESSED_KINDS", "CompressedLayer", "FrozenWeight", "adopt", "compress_layer", "compressed_kind", "is_compressed",
+    "kind_of", "pruning_transform",
 ]  # fmt: skip

@@ -21,22 +21,23 @@ from torch import Tensor, nn
 from bitstill.errors import DataError, MatchError, SpecError
 from bitstill.model.attention import attention_record, remove_transforms
 from bitstill.model.compressed_layers import (
-    COMPRESSED_KINDS,
     CompressedLayer,
     CompressedTransposedLinear,
     FrozenWeight,
     adopt,
     compress_layer,
+    compressed_kind,
     is_compressed,
     kind_of,
 )
 from bitstill.model.input_transform import InputTransform
-from bitstill.model.packed_layers import PackedLayer, PackedSpec, is_packed, pack_weight, packed_layer
+from bitstill.model.packed_layers import PackedLayer, PackedSpec, PackedWeight, is_packed, pack_weight, packed_layer
 from bitstill.model.prune import move_masks
 from bitstill.model.select import RunOnce, select
 from bitstill.model.state import stored_tensors
 from bitstill.model.swap import swap
 from bitstill.model.weight_transform import WeightTransform, belongs_to_quantizer, check_finite
+from bitstill.quant.base import SCALE_DTYPES, ScaleDtype
 from bitstill.quant.rules import Compression
 
 
@@ -135,7 +136,7 @@ def report(model: nn.Module) -> PrepareReport:
     return PrepareReport(tuple(rows))
 
 
-def freeze(model: nn.Module, leftovers: torch.dtype = torch.float32) -> nn.Module:
+def freeze(model: nn.Module, leftovers: ScaleDtype = "float32") -> nn.Module:
     """A copy of `model` whose weights are the effective ones, for good. The copy is in eval mode and needs no gradient.
 
     Stochastic rounding ends here: frozen weights are rounded to nearest.
@@ -151,15 +152,18 @@ def freeze(model: nn.Module, leftovers: torch.dtype = torch.float32) -> nn.Modul
     """
     _check_updated(model)
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    done: dict[nn.Parameter, CompressedLayer] = {}
     owned: set[int] = set()
     for name, module in frozen.named_modules():
         if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
-            _freeze_layer(name, module)
+            latent = module.weight
+            _freeze_layer(name, module, done.get(latent))
+            done.setdefault(latent, module)
             owned.add(id(module.weight))
     for name, tensor in stored_tensors(frozen).items():
         if tensor.is_floating_point() and id(tensor) not in owned:
             check_finite(tensor, name)
-            tensor.data = _rounded(tensor.data, leftovers, name)
+            tensor.data = _rounded(tensor.data, SCALE_DTYPES[leftovers], name)
     return frozen
 
 
@@ -170,6 +174,7 @@ def pack(frozen: nn.Module) -> nn.Module:
         SpecError: if `frozen` still trains.
     """
     packed = copy.deepcopy(frozen)
+    weights: dict[int, PackedWeight] = {}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in packed.named_modules():
         if not is_compressed(module):
@@ -178,7 +183,10 @@ def pack(frozen: nn.Module) -> nn.Module:
         if isinstance(transform, WeightTransform):
             raise SpecError("a frozen model", given="latent weights", where=name, fix="Call freeze(model) first.")
         if isinstance(transform, FrozenWeight):
-            replacements[module] = _packed(module, transform)
+            key = id(transform.quantized)
+            if key not in weights:
+                weights[key] = _packed_weight(transform)
+            replacements[module] = packed_layer(module, compressed_kind(module), weights[key], module.input_transform)
     swap(packed, replacements)
     return packed
 
@@ -190,6 +198,7 @@ def unpack(packed: nn.Module) -> nn.Module:
         SpecError: if a layer quantizes its input, which an ordinary layer cannot.
     """
     plain = copy.deepcopy(packed)
+    weights: dict[int, nn.Parameter] = {}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in plain.named_modules():
         if is_packed(module):
@@ -200,7 +209,10 @@ def unpack(packed: nn.Module) -> nn.Module:
                     where=name,
                     fix="Keep the packed model, whose layers quantize their inputs.",
                 )
-            replacements[module] = _plain(module)
+            key = id(module.packed)
+            if key not in weights:
+                weights[key] = nn.Parameter(module.packed(), requires_grad=False)
+            replacements[module] = _plain(module, weights[key])
     if attention_record(plain):
         fix = "Keep the packed model, which quantizes them."
         where = next(iter(attention_record(plain)))
@@ -253,7 +265,8 @@ def _join_latents(module: nn.Module) -> None:
         weight.copy_(joined.T if flip else joined)
 
 
-def _freeze_layer(name: str, module: CompressedLayer) -> None:
+def _freeze_layer(name: str, module: CompressedLayer, tied: CompressedLayer | None) -> None:
+    """Freeze one layer; with `tied`, a frozen layer that had the same latent weight, it shares what became alike."""
     transform = module.weight_transform
     assert isinstance(transform, WeightTransform)
     transposed = isinstance(module, CompressedTransposedLinear)
@@ -262,6 +275,14 @@ def _freeze_layer(name: str, module: CompressedLayer) -> None:
     for kept, tensor in transform.state.items():
         check_finite(tensor, f"{name}, {kept} of its quantizer")
     quantized = transform.quantize(latent.T if transposed else latent)
+    if tied is not None:
+        other = tied.weight_transform
+        assert isinstance(other, FrozenWeight)
+        if other.quantizer == transform.quantizer and other.quantized.equals(quantized):
+            quantized = other.quantized
+            if transposed == isinstance(tied, CompressedTransposedLinear):
+                module.weight, module.weight_transform = tied.weight, FrozenWeight(quantized, transform.quantizer)
+                return
     effective = quantized.dequantize()
     module.weight = nn.Parameter(effective.T.contiguous() if transposed else effective, requires_grad=False)
     module.weight_transform = FrozenWeight(quantized, transform.quantizer)
@@ -279,31 +300,30 @@ def _rounded(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return rounded
 
 
-def _packed(module: CompressedLayer, transform: FrozenWeight) -> PackedLayer:
-    quantized = transform.quantized
-    kind = next(kind for kind, cls in COMPRESSED_KINDS.items() if type(module) is cls)
+def _packed_weight(frozen: FrozenWeight) -> PackedWeight:
+    quantized, quantizer = frozen.quantized, frozen.quantizer
     spec = PackedSpec(
-        kind=kind,
         shape=tuple(quantized.shape),
-        granularity=transform.quantizer.granularity,
-        name=transform.quantizer.name,
-        scale_dtype=transform.quantizer.scale_dtype,
+        granularity=quantizer.granularity,
+        name=quantizer.name,
+        scale_dtype=quantizer.scale_dtype,
         pruned=quantized.mask is not None,
     )
-    return packed_layer(module, pack_weight(quantized, spec), module.input_transform)
+    return pack_weight(quantized, spec)
 
 
-def _plain(module: PackedLayer) -> nn.Module:
+def _plain(module: PackedLayer, weight: nn.Parameter) -> nn.Module:
     kinds: dict[str, type[nn.Module]] = {
         "Linear": nn.Linear, "TransposedLinear": nn.Linear, "Conv1d": nn.Conv1d, "Conv2d": nn.Conv2d,
         "Embedding": nn.Embedding,
     }  # fmt: skip
     spec = module.packed.spec
-    plain = adopt(module, kinds[spec.kind])
+    plain = adopt(module, kinds[module.kind])
+    del plain.__dict__["kind"]
     for name in ("packed", "input_transform"):
         plain._modules.pop(name, None)
-    plain.register_parameter("weight", nn.Parameter(module.packed(), requires_grad=False))
-    if spec.kind == "TransposedLinear":
+    plain.register_parameter("weight", weight)
+    if module.kind == "TransposedLinear":
         plain.__dict__.update(in_features=spec.shape[1], out_features=spec.shape[0])
     return plain
 

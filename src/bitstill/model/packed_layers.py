@@ -25,7 +25,6 @@ class PackedSpec:
     """The shape of a packed weight, which its tensors do not tell.
 
     Args:
-        kind: the layer's kind, a key of `PACKED_KINDS`.
         shape: the weight's shape, rows first.
         granularity: which weights share a scale.
         name: how reports call the quantizer.
@@ -33,7 +32,6 @@ class PackedSpec:
         pruned: whether zeros are worth a thought when codes are stored.
     """
 
-    kind: str
     shape: tuple[int, ...]
     granularity: Granularity
     name: str
@@ -106,6 +104,10 @@ class PackedWeight(nn.Module):
         row = torch.Size(self.spec.shape[1:])
         return bitpack.unpack(packed, row.numel(), 2, "bits").bool().reshape(packed.shape[0], *row)
 
+    def whole_mask(self) -> Tensor | None:
+        """The mask, bool of the spec's shape; None where nothing is pruned or levels say it."""
+        return self._mask(None)
+
     def extra_repr(self) -> str:
         return f"{self.spec.name}, {self.spec.shape}"
 
@@ -113,6 +115,7 @@ class PackedWeight(nn.Module):
 class PackedLinear(nn.Module):
     """`nn.Linear` from bits: x (..., in) -> (..., out). Serves Hugging Face's `Conv1D` too."""
 
+    kind: str
     packed: PackedWeight
     input_transform: nn.Module
     bias: Tensor | None
@@ -131,6 +134,7 @@ class PackedLinear(nn.Module):
 class PackedConv1d(nn.Conv1d):
     """`nn.Conv1d` from bits: x (N, in, L) -> (N, out, L')."""
 
+    kind: str
     packed: PackedWeight
     input_transform: nn.Module
 
@@ -142,6 +146,7 @@ class PackedConv1d(nn.Conv1d):
 class PackedConv2d(nn.Conv2d):
     """`nn.Conv2d` from bits: x (N, in, H, W) -> (N, out, H', W')."""
 
+    kind: str
     packed: PackedWeight
     input_transform: nn.Module
 
@@ -153,6 +158,7 @@ class PackedConv2d(nn.Conv2d):
 class PackedEmbedding(nn.Module):
     """`nn.Embedding` from bits: ids (...) -> (..., dim). Only the rows in use are unpacked."""
 
+    kind: str
     packed: PackedWeight
     padding_idx: int | None
 
@@ -187,14 +193,22 @@ def pack_weight(quantized: Quantized, spec: PackedSpec) -> PackedWeight:
         packed = bitpack.pack(rows, count, natural_layout(count))
         planes.append(PackedPlane(packed, plane.levels, plane.scale_RG, plane.offset_RG))
     mask = quantized.mask
-    if mask is None or _zeros_are_levels(quantized):
+    if mask is None or zeros_are_levels(quantized):
         return PackedWeight(spec, planes, None)
     return PackedWeight(spec, planes, bitpack.pack(mask.reshape(mask.shape[0], -1).to(torch.uint8), 2, "bits"))
 
 
-def packed_layer(original: nn.Module, packed: PackedWeight, input_transform: nn.Module) -> PackedLayer:
-    """The packed layer that takes the place of `original`, keeping everything of it but its weight."""
-    layer = adopt(original, PACKED_KINDS[packed.spec.kind])
+def packed_layer(original: nn.Module, kind: str, packed: PackedWeight, input_transform: nn.Module) -> PackedLayer:
+    """The packed layer that takes the place of `original`, keeping everything of it but its weight.
+
+    Args:
+        original: a layer of any stage.
+        kind: its kind, a key of `PACKED_KINDS`.
+        packed: the weight, perhaps shared with another layer.
+        input_transform: its input quantizer, or the identity.
+    """
+    layer = adopt(original, PACKED_KINDS[kind])
+    layer.kind = kind
     for registry in (layer._parameters, layer._buffers):
         registry.pop("weight", None)
     for old in ("weight_transform", "input_transform"):
@@ -210,6 +224,7 @@ def is_packed(module: nn.Module) -> bool:
     return isinstance(module, tuple(PACKED_KINDS.values()))
 
 
-def _zeros_are_levels(quantized: Quantized) -> bool:
+def zeros_are_levels(quantized: Quantized) -> bool:
+    """Whether every plane has a level that means zero, so that what is pruned needs no mask."""
     # A pruned weight then decodes to 0 * scale = +0 by itself.
     return all(plane.offset_RG is None and bool((plane.levels == 0).any()) for plane in quantized.planes)

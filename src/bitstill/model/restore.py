@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -37,8 +39,7 @@ def load_into(model: nn.Module, archive: Archive) -> nn.Module:
     resize(model, archive.config.get(RESIZED))
     attention.restore_transforms(model, archive.config.get(ATTENTION))
     model.float().cpu()  # what was delivered computes in float32 on the CPU, wherever this network was built
-    originals = original_layers(model, archive)
-    swap(model, {original: restored_layer(original, archive.layers[name], archive) for name, original in originals.items()})
+    swap(model, restored_layers(original_layers(model, archive), archive))
     _load_leftovers(model, archive)
     return model.eval().requires_grad_(False)
 
@@ -59,10 +60,17 @@ def original_layers(model: nn.Module, archive: Archive) -> dict[str, nn.Module]:
     return {name: modules[name] for name in archive.layers}
 
 
-def restored_layer(original: nn.Module, layer: LayerRecord, archive: Archive) -> nn.Module:
-    """The packed layer that takes the place of `original`, with the archive's bits."""
-    spec = None if layer.input is None else QuantizeInput(**layer.input)
-    return packed_layer(original, _packed_weight(layer, archive), input_transform(spec))
+def restored_layers(originals: Mapping[str, nn.Module], archive: Archive) -> dict[nn.Module, nn.Module]:
+    """The packed layers that take the places of `originals` (by name), with the archive's bits; shared weights stay shared."""
+    weights: dict[str, PackedWeight] = {}
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, original in originals.items():
+        layer = archive.layers[name]
+        if layer.stored_as not in weights:
+            weights[layer.stored_as] = _packed_weight(layer, archive)
+        spec = None if layer.input is None else QuantizeInput(**layer.input)
+        replacements[original] = packed_layer(original, layer.kind, weights[layer.stored_as], input_transform(spec))
+    return replacements
 
 
 def _packed_weight(layer: LayerRecord, archive: Archive) -> PackedWeight:
@@ -78,7 +86,7 @@ def _packed_weight(layer: LayerRecord, archive: Archive) -> PackedWeight:
         levels = torch.from_numpy(archive.levels(layer, index).copy())
         shift = None if offset is None else torch.from_numpy(offset.copy()).float()
         planes.append(PackedPlane(codes, levels, scale, shift))
-    spec = PackedSpec(layer.kind, layer.shape, layer.granularity, layer.quantizer, layer.scale_dtype)
+    spec = PackedSpec(layer.shape, layer.granularity, layer.quantizer, layer.scale_dtype)
     mask = torch.from_numpy(archive.tensors[layer.tensor("mask")].copy()) if layer.mask else None
     return PackedWeight(spec, planes, mask)
 

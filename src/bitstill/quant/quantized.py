@@ -102,9 +102,27 @@ class Quantized:
             groups = groups + plane.dequantize()
         return apply_mask(from_groups(groups, self.grid, self.shape), self.mask)
 
+    def equals(self, other: Quantized) -> bool:
+        """Whether both are stored as the same bytes."""
+        return (
+            (self.grid, self.shape, len(self.planes)) == (other.grid, other.shape, len(other.planes))
+            and _equal(self.mask, other.mask)
+            and all(
+                torch.equal(ours.values_RGK, theirs.values_RGK)
+                and torch.equal(ours.levels, theirs.levels)
+                and torch.equal(ours.scale_RG, theirs.scale_RG)
+                and _equal(ours.offset_RG, theirs.offset_RG)
+                for ours, theirs in zip(self.planes, other.planes, strict=True)
+            )
+        )
+
     def codes(self) -> tuple[Tensor, ...]:
         """For each plane, the codes as uint8 of `shape`."""
         return tuple(from_groups(plane.codes_RGK(), self.grid, self.shape) for plane in self.planes)
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
 
 
 def dequantize_levels(values_RGK: Tensor, scale_RG: Tensor, offset_RG: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from bitstill.artifact.format import REPORT
 from bitstill.artifact.hub import push
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report
+from bitstill.artifact.writer import Storage, write
 from bitstill.data.task import Task, evaluate
 from bitstill.data.text import TextOptions
 from bitstill.decode import encode
@@ -29,9 +30,9 @@ from bitstill.deliver.deliver import deliver, environment, measure
 from bitstill.deliver.load import load
 from bitstill.deliver.load_task import task_for
 from bitstill.errors import ArtifactError, SpecError
+from bitstill.model.contents import contents_of
 from bitstill.model.lifecycle import PrepareReport, report, uncompressed
 from bitstill.model.packed_layers import is_packed
-from bitstill.model.writer import Storage, write_weights
 from bitstill.recipes.catalogue import recipe_class, recipe_name
 from bitstill.recipes.protocol import Recipe
 from bitstill.run.roles import ModelLike, rehearse, resolve_models, stages_for
@@ -239,7 +240,7 @@ def _own_folder(out: str) -> Path:
 def _teacher_row(teacher: nn.Module, task: Task) -> dict[str, Any]:
     if any(is_packed(module) for module in teacher.modules()):  # it came from an artifact: it is the delivered form already
         with tempfile.TemporaryDirectory() as folder:
-            write_weights(Path(folder), copy.deepcopy(teacher).cpu(), {}, Storage())
+            write(Path(folder), contents_of(copy.deepcopy(teacher).cpu()), {}, Storage())
             file_bytes = size_report(read(folder)).file_bytes
         return {"metric": task.objective.decides, "test": evaluate(teacher, task, task.test), "file_bytes": file_bytes}
     row = measure(teacher, task, copy.deepcopy(teacher))

@@ -9,11 +9,12 @@ from typing import Any
 
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report, to_json
+from bitstill.artifact.writer import Storage, write
 from bitstill.data.text import TextOptions
 from bitstill.decode import encode
 from bitstill.deliver.load_task import task_for
-from bitstill.model.lifecycle import freeze, pack, report
-from bitstill.model.writer import Storage, write_weights
+from bitstill.model.contents import contents_of
+from bitstill.model.lifecycle import freeze, report
 from bitstill.recipes import Recipe
 from bitstill.run.roles import ModelLike, rehearse, resolve_models, stages_for
 from bitstill.train.settings import Settings
@@ -45,7 +46,7 @@ def dry_run(
     stages = stages_for(recipe, cast, task, untrained=True)
     student = rehearse(stages, cast.networks, task)["student"]
     with tempfile.TemporaryDirectory() as folder:
-        write_weights(Path(folder), pack(freeze(student, storage.dtype)), {}, storage)
+        write(Path(folder), contents_of(freeze(student, storage.leftovers)), {}, storage)
         size = size_report(read(folder))
     return {
         "recipe": encode(recipe),

@@ -23,11 +23,11 @@ from typing import Any
 
 import yaml
 
+from bitstill.artifact.writer import Storage
 from bitstill.data.corpus import Corpus
 from bitstill.data.text import TextOptions
 from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
-from bitstill.model.writer import Storage
 from bitstill.recipes.catalogue import recipe_class
 from bitstill.recipes.general_distillation import GeneralDistillation
 from bitstill.recipes.protocol import Recipe
