@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
+from bitstill.losses import KL, CrossEntropy, Loss
+from bitstill.quant import LearnedStep, Quantizer, SplitBinary
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor
 from bitstill.quant.rules import (
     Binary,
@@ -28,6 +31,7 @@ from bitstill.quant.rules import (
     Uniform,
 )
 from bitstill.schedules import Constant, Cosine, Cubic, Linear, Scheduled, WarmupLinear
+from bitstill.train import SGD, Action, AdamW, Copy, Optimizer, SetDropout
 
 granularities = st.one_of(
     st.just(PerTensor()), st.just(PerChannel()), st.integers(1, 999).map(PerGroup), st.integers(1, 999).map(Bucket)
@@ -135,3 +139,122 @@ def test_every_dataclass_says_its_kind():
     assert plain["kind"] == "Compression"
     assert plain["weight"]["granularity"] == {"kind": "PerGroup", "size": 3}
     assert set(plain["weight"]) == {"kind", *(field.name for field in dataclasses.fields(Uniform))}
+
+
+# Classes of one's own, named by `package.module:Name`
+
+MODULE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from bitstill.quant import Binary, Granularity, PerChannel, Quantizer
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+@dataclass(frozen=True)
+class Sign(Quantizer):
+    granularity: Granularity = PerChannel()
+    scale_dtype: Any = "float32"
+    shift: float = 0.0
+    name = "sign"
+    def quantize(self, weight, mask, state, *, training=False):
+        return Binary(self.granularity).quantize(weight + self.shift, mask, state)
+
+@dataclass(frozen=True)
+class Half(Quantizer):
+    granularity: Granularity = PerChannel()
+    scale_dtype: Any = "float32"
+    name = "half"
+
+class Plain(Sign): ...
+class Loose(Sign):
+    def __init__(self): ...
+
+@dataclass(frozen=True)
+class Halved:
+    weight: float = 0.5
+    needs_teacher = True
+    def __call__(self, student, target, labels, progress): return self.weight * student.logits.sum()
+    def taps(self): return (), ()
+
+@dataclass(frozen=True)
+class Hidden(Halved):
+    part: Fraction | None = None
+
+sign = Sign()
+"""
+
+
+@dataclass(frozen=True)
+class Open:
+    quantizer: Quantizer | None = None
+    loss: Loss = dataclasses.field(default_factory=CrossEntropy)
+    optimizer: Optimizer = dataclasses.field(default_factory=SGD)
+    actions: tuple[Action, ...] = ()
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The name of a module in the current directory, which is no place that Python searches by itself."""
+    name = f"own_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_own_classes_come_by_their_path_and_go_by_it(own):
+    plain = {"quantizer": {"kind": f"{own}:Sign", "shift": 0.5}, "loss": {"kind": f"{own}:Halved"}}
+    box = decode(Open, plain, imports=True)
+    assert (box.quantizer.shift, box.loss.weight, type(box.quantizer).__module__) == (0.5, 0.5, own)
+    encoded = encode(box)
+    assert encoded["quantizer"] == {"kind": f"{own}:Sign", "granularity": {"kind": "PerChannel"}, "scale_dtype": "float32",
+                                    "shift": 0.5}  # fmt: skip
+    assert decode(Open, json.loads(json.dumps(encoded)), imports=True) == box
+
+
+def test_own_classes_are_imported_only_where_that_is_allowed(own):
+    with pytest.raises(SpecError, match="Only run files, command lines and Python code may name classes to import"):
+        decode(Open, {"quantizer": {"kind": f"{own}:Sign"}})
+    assert own not in sys.modules
+
+
+@pytest.mark.parametrize("cls", [Uniform, Binary, Ternary, SplitBinary, Points, LearnedStep])
+def test_bitstills_quantizers_go_by_their_names(cls):
+    assert decode(Open, {"quantizer": {"kind": cls.__name__}}).quantizer == cls()
+
+
+def test_losses_optimizers_and_actions_of_bitstill_go_by_their_names():
+    box = Open(None, KL(3.0), AdamW(1e-3), (Copy("a", "b"), SetDropout("b", 0.1)))
+    assert decode(Open, encode(box)) == box
+
+
+@pytest.mark.parametrize(("field", "kind", "message"), [
+    ("quantizer", "Sign", r"Open\.quantizer: wanted a known kind, got 'Sign'.*Binary.*Uniform"),
+    ("quantizer", "CrossEntropy", r"Open\.quantizer: wanted a known kind, got 'CrossEntropy'"),
+    ("quantizer", "no_such_module:Sign", "wanted a module, got none called 'no_such_module'. Run from the folder"),
+    ("quantizer", "OWN:Sin", "wanted a name in .*, got 'Sin'. Did you mean 'Sign'?"),
+    ("quantizer", "OWN:sign", "wanted the class of a Quantizer, got 'own.*:sign', which is none"),
+    ("quantizer", "OWN:Half", "wanted a Quantizer, got 'own.*:Half', without quantize"),
+    ("quantizer", "OWN:Halved", "wanted a Quantizer, got .*:Halved', which is not derived from Quantizer"),
+    ("loss", "OWN:Sign", "wanted a Loss, got .*:Sign', without needs_teacher, __call__, taps. .*losses.protocol.Loss"),
+    ("loss", "json:JSONDecoder", "wanted a Loss, got 'json:JSONDecoder', without needs_teacher"),
+    ("loss", "OWN:Hidden", "wanted types of Hidden that are there at run time, got name 'Fraction' is not defined"),
+    ("optimizer", "OWN:Halved", "wanted an Optimizer, got .*without lr, weight_decay, learned_lr_scale, build"),
+    ("loss", "BROKEN:Sign", "wanted a module 'broken' that can be imported, got SyntaxError"),
+    ("loss", "DEPENDENT:Sign", "wanted a module 'dependent' that can be imported, got .*No module named 'not_installed'"),
+])  # fmt: skip
+def test_every_wrong_path_is_one_clear_error(own, tmp_path, field, kind, message):
+    (tmp_path / "broken.py").write_text("def (\n")
+    (tmp_path / "dependent.py").write_text("import not_installed\n")
+    path = kind.replace("OWN", own).replace("BROKEN", "broken").replace("DEPENDENT", "dependent")
+    with pytest.raises(SpecError, match=message):
+        decode(Open, {field: {"kind": path}}, imports=True)
+
+
+def test_a_contract_without_a_kind_lists_what_there_is():
+    with pytest.raises(SpecError, match=r"a key 'kind'.*Valid: .*KL.*, or package\.module:Name"):
+        decode(Open, {"loss": {"temperature": 2}})
+    with pytest.raises(SpecError, match=r"Open\.quantizer: wanted the settings of Quantizer or .*got 'Binary'"):
+        decode(Open, {"quantizer": "Binary"})

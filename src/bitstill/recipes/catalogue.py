@@ -11,6 +11,7 @@ from bitstill import recipes
 from bitstill._lazy import public_names
 from bitstill.decode import encode
 from bitstill.errors import SpecError, suggest
+from bitstill.import_path import import_class, import_path_of, is_import_path
 from bitstill.recipes.protocol import Recipe
 
 
@@ -24,19 +25,25 @@ RECIPES = _published()
 
 
 def recipe_class(name: str) -> type[Recipe]:
-    """The class of the recipe `name`.
+    """The class of a recipe.
+
+    Args:
+        name: of one of bitstill's, or `package.module:Name` for another.
 
     Raises:
-        SpecError: unknown name.
+        SpecError: unknown name, or what is imported is no recipe.
     """
+    if is_import_path(name):
+        return import_class(name, (Recipe,), "recipe")
     if name not in RECIPES:
-        raise SpecError("a known recipe", given=repr(name), where="recipe", fix=suggest(name, RECIPES))
+        fix = f"{suggest(name, RECIPES)} One of your own: package.module:Name."
+        raise SpecError("a known recipe", given=repr(name), where="recipe", fix=fix)
     return RECIPES[name]
 
 
 def recipe_name(recipe: Recipe) -> str:
-    """The name under which `recipe` is known, or its class's name if it is a user's own."""
-    return next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
+    """The name by which `recipe_class` finds its class again."""
+    return next((name for name, cls in RECIPES.items() if type(recipe) is cls), import_path_of(type(recipe)))
 
 
 def describe_all() -> list[dict[str, Any]]:
@@ -66,8 +73,9 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _summary(cls: type[Any]) -> str:
-    module = inspect.getmodule(cls)
-    return " ".join((inspect.getdoc(module) or "").split("\n\n")[0].split())
+    """The first paragraph of the docstring: the module's for bitstill's recipes, which have one each, else the class's."""
+    documented = inspect.getmodule(cls) if cls in RECIPES.values() else cls
+    return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
 
 
 def _meanings(cls: type[Any]) -> dict[str, str]:

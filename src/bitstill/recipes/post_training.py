@@ -7,7 +7,7 @@ from typing import Literal
 
 from bitstill.errors import SpecError
 from bitstill.quant.granularity import Granularity, PerGroup
-from bitstill.quant.rules import Compression, Prune, QuantizeInput, ScaleDtype, quantizer
+from bitstill.quant.rules import Compression, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.protocol import RunContext
 from bitstill.train.actions import Compress, Skip
 from bitstill.train.stage import Stage
@@ -21,6 +21,7 @@ class PostTraining:
         bits: 1 (binary), "ternary", or 2 to 8 (affine, min-max).
         granularity: which weights share a scale.
         scale_dtype: precision of scales on disk.
+        weight_quantizer: any quantizer, instead of the one that `bits`, `granularity` and `scale_dtype` stand for.
         skip: layers left in float: "roles" the stem and the classifier, "none", or "paper", the literal first and last tensor.
         input: input quantization; None keeps inputs in float.
         prune: prune the trained weights by magnitude before they are quantized; None prunes none.
@@ -32,6 +33,7 @@ class PostTraining:
     skip: Skip = "roles"
     input: QuantizeInput | None = None
     prune: Prune | None = None
+    weight_quantizer: Quantizer | None = None
 
     def __post_init__(self) -> None:
         self._rule()
@@ -58,5 +60,5 @@ class PostTraining:
         return (Stage("post-training", terms=(), begin=(Compress("student", self._rule(), self.skip),)),)
 
     def _rule(self) -> Compression:
-        weight = quantizer(self.bits, self.granularity, scale_dtype=self.scale_dtype)
+        weight = self.weight_quantizer or quantizer(self.bits, self.granularity, scale_dtype=self.scale_dtype)
         return Compression(weight=weight, input=self.input, prune=self.prune)

@@ -55,6 +55,7 @@ class PQK:
         validations: how often each stage's delivered form is judged; the last stage keeps the best.
         clip_norm: of the gradient.
         augment: use the task's augmentation; both views see the same augmented batch.
+        weight_quantizer: any quantizer, instead of the one that `bits`, `granularity` and `scale_dtype` stand for.
     """
 
     bits: int | Literal["ternary"] = 4
@@ -86,6 +87,7 @@ class PQK:
     validations: int = 20
     clip_norm: float | None = 5.0
     augment: bool = True
+    weight_quantizer: Quantizer | None = None
 
     def __post_init__(self) -> None:
         self._rule()
@@ -182,6 +184,8 @@ class PQK:
         return Compression(weight=self._quantizer(), input=self.input, prune=dense)
 
     def _quantizer(self) -> Quantizer:
+        if self.weight_quantizer is not None:
+            return self.weight_quantizer
         if self.bits in (1, "ternary"):
             return quantizer(self.bits, self.granularity, scale_dtype=self.scale_dtype)
         assert isinstance(self.bits, int)

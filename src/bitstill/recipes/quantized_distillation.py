@@ -61,6 +61,8 @@ class QuantizedDistillation:
         multiple: widths that are left are multiples of it.
         teacher_epochs, teacher_lr: for a teacher that has to be trained first.
         clip_norm: of the gradient.
+        weight_quantizer: any quantizer, instead of the one that `bits`, `granularity`, `scale_dtype`, `rounding` and `gradient`
+            stand for.
     """
 
     bits: int | Literal["ternary"] | None = 4
@@ -87,17 +89,17 @@ class QuantizedDistillation:
     teacher_epochs: float = 30
     teacher_lr: float = 0.02
     clip_norm: float | None = None
+    weight_quantizer: Quantizer | None = None
 
     def __post_init__(self) -> None:
         check_kd_weight(self.kd_weight, "QuantizedDistillation")
-        if self.bits is None and self.input is not None:
+        if self.quantizer() is None and self.input is not None:
             raise SpecError(
                 "quantized weights where inputs are quantized",
                 given="bits=None with an input quantizer",
                 where="QuantizedDistillation",
                 fix="Set bits, or leave input out.",
             )
-        self.quantizer()
         check_fraction(self.channels, self.multiple)
 
     @property
@@ -106,13 +108,13 @@ class QuantizedDistillation:
         return self.kd_weight > 0 or bool(self.pairs)
 
     def quantizer(self) -> Quantizer | None:
-        """The weight quantizer that `bits` stands for; None for the float baseline.
+        """The weight quantizer; None for the float baseline.
 
         Raises:
             SpecError: for bits, rounding or gradient rules that do not go together.
         """
-        if self.bits is None:
-            return None
+        if self.weight_quantizer is not None or self.bits is None:
+            return self.weight_quantizer
         if self.bits in (1, "ternary"):
             if isinstance(self.gradient, ExactScale) or self.rounding == "stochastic":
                 raise SpecError(

@@ -75,7 +75,7 @@ class RunFile:
         Raises:
             SpecError: unknown recipe or option.
         """
-        return decode(recipe_class(self.recipe), self.options, f"options of {self.recipe}")
+        return decode(recipe_class(self.recipe), self.options, f"options of {self.recipe}", imports=True)
 
     def models(self, recipe: Recipe) -> dict[str, str]:
         """Networks by role, as `compress` takes them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -12,6 +13,25 @@ from torch import nn
 from bitstill.errors import SpecError
 from bitstill.model.weight_transform import belongs_to_quantizer
 from bitstill.schedules import Cosine, Scheduled, at
+
+
+class Optimizer(Protocol):
+    """Settings of an optimizer; a frozen dataclass."""
+
+    @property
+    def lr(self) -> Scheduled:
+        """Learning rate, a number or a schedule over the stage."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Decay of weights; biases, norms and the quantizers' numbers do not decay."""
+
+    @property
+    def learned_lr_scale(self) -> float:
+        """Learning rate of the quantizers' learned tensors, as a multiple of `lr`."""
+
+    def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+        """The torch optimizer over parameter groups, each with its own `weight_decay`."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +82,6 @@ class AdamW:
         """The torch optimizer over parameter groups."""
         # Fused: a table of word embeddings makes Adam's many passes over memory a third of a step on a CPU.
         return torch.optim.AdamW(groups, lr=at(self.lr, 0.0), betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
-
-
-Optimizer = SGD | AdamW
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer) -> list[dict[str, object]]:
