@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,98 @@ def test_its_options_are_listed_like_those_of_any_other(cli, at_root):
 def test_what_is_no_recipe_is_one_clear_error(cli, at_root, recipe, message):
     done = cli("compress", "--recipe", recipe, "--task", "digits", "--out", "never")
     assert done.status == 1 and re.search(message, done.err) and "Traceback" not in done.err
+
+
+OWN = """
+import torch
+from torch import nn
+from bitstill.data import Classification, Split, Task
+
+def spots(data=None):
+    x = torch.rand(300, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > x[:, 1]).long()
+    parts = [Split({"x": x[i : i + 100]}, y[i : i + 100]) for i in (0, 100, 200)]
+    return Task("spots", *parts, Classification(2), forward=lambda model, batch: model(batch["x"]))
+
+SPOTS = spots()
+
+class Mlp(nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        self.stack = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 16), nn.ReLU(), nn.Linear(16, 2))
+    def forward(self, x):
+        return self.stack(x)
+
+def trained():
+    network = Mlp()
+    for number, parameter in enumerate(network.parameters()):
+        parameter.data = torch.linspace(-1, 1 + number, parameter.numel()).reshape(parameter.shape)
+    return network
+
+TRAINED = trained()
+
+def no_task(data=None): return 3
+def no_network(): return "network"
+def wants_width(width): return Mlp(width)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The name of a module in the current directory."""
+    name = f"own_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("teacher", ["trained", "TRAINED", "Mlp"])
+@pytest.mark.parametrize("task", ["spots", "SPOTS"])
+def test_a_task_and_networks_of_ones_own(cli, own, tmp_path, task, teacher):
+    """A teacher whose weights are random is trained first; one that has its weights is not."""
+    models = ("--teacher", f"{own}:{teacher}", "--student", f"{own}:Mlp", "--set", "skip=none", "--set", "augment=false")
+    run = ("compress", "--recipe", "quantized-distillation", "--task", f"{own}:{task}", *models, "--steps", 3, "--bits", 2)
+    done = cli(*run, "--set", "teacher_epochs=1", "--set", "batch_size=20", *QUICK, "--out", "a", "--json")
+    assert done.status == 0, done.err
+    stages = {row["stage"] for row in json.loads(done.out)["history"]}
+    assert stages == {"quantized distillation"} | ({"teacher"} if teacher == "Mlp" else set())
+    run_file = yaml.safe_load(Path("a/recipe.yaml").read_text())
+    assert (run_file["task"], run_file["student"]) == (f"{own}:{task}", f"{own}:Mlp")
+    assert cli("compress", "a/recipe.yaml", "--out", "b").status == 0
+    assert weights(Path("a")) == weights(Path("b"))
+    measured = cli("evaluate", "a", "--task", f"{own}:{task}", "--model", f"{own}:Mlp", "--json")
+    assert json.loads(measured.out)["value"] == json.loads(done.out)["delivered"]["test"]
+
+
+def test_an_artifact_never_imports_what_it_names(cli, own, tmp_path):
+    """Else a file from a stranger would run code: evaluating imports what the command line names, and nothing else."""
+    models = ("--student", f"{own}:trained", "--task", f"{own}:spots")
+    assert cli("compress", "--recipe", "post-training", *models, *QUICK, "--out", "a").status == 0
+    config = json.loads(Path("a/config.json").read_text())
+    del sys.modules[own]
+    for command in (("inspect", "a"), ("evaluate", "a"), ("evaluate", "a", "--task", "digits"), ("compare", "a", "a")):
+        cli(*command)
+    config["task"] = config["architecture"] = f"{own}:spots"
+    Path("a/config.json").write_text(json.dumps(config))
+    refused = cli("evaluate", "a")
+    assert refused.status == 1 and "a known task" in refused.err
+    assert own not in sys.modules
+
+
+@pytest.mark.parametrize(("flag", "path", "message"), [
+    ("--task", "OWN:sposts", "task: wanted a name in own.*, got 'sposts'. Did you mean 'spots'"),
+    ("--task", "OWN:no_task", "task: wanted a Task, got 'own.*:no_task', which is of type int. Name a bitstill.data.Task"),
+    ("--task", "OWN:trained", "wanted a function of the data folder that returns a Task, got .*too many positional arguments"),
+    ("--task", "spots", "wanted a known task, got 'spots'.*One of your own: package.module:Name"),
+    ("--student", "OWN:no_network", "student: wanted a network, got what 'own.*:no_network' returns, which is of type str"),
+    ("--student", "OWN:SPOTS", "student: wanted a network, got 'own.*:SPOTS', which is of type Task"),
+    ("--student", "OWN:wants_width", "wanted a network's class or a function, which needs no arguments, got .*'width'"),
+    ("--student", "no.such:Network", "student: wanted a module, got none called 'no'"),
+    ("--student", "OWN:Mlp", "wanted a trained student, got one whose weights"),
+])  # fmt: skip
+def test_what_is_no_task_or_no_network_is_one_clear_error(cli, own, flag, path, message):
+    named = {"--task": f"{own}:SPOTS", "--student": f"{own}:trained", flag: path.replace("OWN", own)}
+    options = [word for pair in named.items() for word in pair]
+    done = cli("compress", "--recipe", "post-training", *options, *QUICK, "--out", "never")
+    assert done.status == 1 and re.search(message, done.err) and "Traceback" not in done.err, done.err

@@ -36,6 +36,8 @@ def demo(
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="An artifact, or owner/name on the hub.")],
+    task: Annotated[str | None, typer.Option(help="Task of your own, package.module:Name; default is the artifact's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Float network of your own, package.module:Name.")] = None,
     data: DataOption = None,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     as_json: JsonFlag = False,
@@ -43,7 +45,7 @@ def evaluate(
     """Measure an artifact on its task."""
     from bitstill.deliver.evaluate import evaluate as run
 
-    measured = run(folder, data=data, split=split)
+    measured = run(folder, task=task, model=model, data=data, split=split)
     if as_json:
         print_json(measured)
         return

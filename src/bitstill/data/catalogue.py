@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from bitstill.data import cifar10, digits, glue, speech, text
+from bitstill.data.imported import import_task
 from bitstill.data.task import Task
 from bitstill.data.text import TextOptions, TextTask
 from bitstill.errors import SpecError, suggest
+from bitstill.import_path import is_import_path
 
 TASKS: dict[str, Callable[[Path | None], Task | TextTask]] = {
     "cifar10": cifar10.load,
@@ -25,7 +27,7 @@ def load_task(name: str, data: Path | None = None, options: TextOptions | None =
     """The task `name`.
 
     Args:
-        name: a key of `TASKS`, or "text".
+        name: a key of `TASKS`, "text", or `package.module:Name` for a task of one's own.
         data: a folder with local files for it; None looks in `$BITSTILL_DATA`, then on the hub.
         options: how files of the user's own are read, for the task "text".
 
@@ -38,6 +40,9 @@ def load_task(name: str, data: Path | None = None, options: TextOptions | None =
     if options is not None:
         fix = "Use --task text for files of your own; the columns of published sets are known."
         raise SpecError("the task 'text' with text options", given=repr(name), where="task", fix=fix)
+    if is_import_path(name):
+        return import_task(name, data)
     if name not in TASKS:
-        raise SpecError("a known task", given=repr(name), where="task", fix=suggest(name, {*TASKS, TEXT}))
+        fix = f"{suggest(name, {*TASKS, TEXT})} One of your own: package.module:Name."
+        raise SpecError("a known task", given=repr(name), where="task", fix=fix)
     return TASKS[name](data)

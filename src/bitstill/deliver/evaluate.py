@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from bitstill.artifact.hub import located
 from bitstill.artifact.reader import read_config
 from bitstill.data.catalogue import TASKS, TEXT
+from bitstill.data.imported import import_network
 from bitstill.data.task import Task
 from bitstill.data.task import evaluate as metric_of
 from bitstill.data.text import TextOptions
@@ -17,11 +20,20 @@ from bitstill.deliver.load_task import task_for
 from bitstill.errors import ArtifactError, SpecError, suggest
 
 
-def evaluate(folder: str | Path, *, data: str | Path | None = None, split: str = "test") -> dict[str, Any]:
-    """Metric of an artifact on its own task.
+def evaluate(
+    folder: str | Path,
+    *,
+    task: Task | str | None = None,
+    model: nn.Module | str | None = None,
+    data: str | Path | None = None,
+    split: str = "test",
+) -> dict[str, Any]:
+    """Metric of an artifact on its task.
 
     Args:
         folder: an artifact, or "owner/name" on the hub.
+        task: a task, its name or `package.module:Name`; None is the one that the artifact was made for, if it is bitstill's.
+        model: the float network, or `package.module:Name`, where the architecture is not one of bitstill's.
         data: folder with local files for the task.
         split: "test" or "validation".
 
@@ -30,16 +42,18 @@ def evaluate(folder: str | Path, *, data: str | Path | None = None, split: str =
 
     Raises:
         ArtifactError: the artifact is damaged, or its task is not one of bitstill's.
-        SpecError: unknown split.
+        SpecError: unknown split or task.
     """
     if split not in ("test", "validation"):
         raise SpecError("a known split", given=repr(split), where="split", fix=suggest(split, ("test", "validation")))
     folder = located(folder)
-    task, model = task_of(folder, data), load(folder)
+    if not isinstance(task, Task):
+        task = task_of(folder, data) if task is None else task_for(task, {"artifact": folder}, data)
+    network = import_network(model, 0, "model")[0] if isinstance(model, str) else model
     part = task.test if split == "test" else task.validation
     return {
         "task": task.name, "split": split, "samples": len(part), "metric": task.objective.decides,
-        "value": metric_of(model, task, part),
+        "value": metric_of(load(folder, network), task, part),
     }  # fmt: skip
 
 
@@ -60,7 +74,7 @@ def task_of(folder: Path, data: str | Path | None = None) -> Task:
             "an artifact of a known task",
             given=repr(name),
             where=str(folder),
-            fix="Load it with bitstill.load and evaluate it on your own data.",
+            fix="Name the task: --task package.module:Name.",
         )
     options = decode(TextOptions, config.get("task_options"), "config.json: task_options") if name == TEXT else None
     return task_for(name, {"artifact": folder}, data, options)

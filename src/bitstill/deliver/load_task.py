@@ -13,6 +13,7 @@ from bitstill.data.catalogue import load_task
 from bitstill.data.task import Task
 from bitstill.data.text import TextOptions, TextTask
 from bitstill.errors import SpecError, need_package
+from bitstill.import_path import is_import_path
 
 
 def task_for(
@@ -26,7 +27,7 @@ def task_for(
     """The task `name`, tokenized where it is text.
 
     Args:
-        name: a key of `tasks.TASKS`.
+        name: of one of bitstill's tasks, or `package.module:Name` for another.
         sources: models by role; those that are folders or hub names have tokenizers, which must agree.
         data: a folder with local files.
         text: columns, longest text and so on, for the task "text".
@@ -52,6 +53,7 @@ def task_for(
     if tokenizer is not None:
         return tokenize(found, tokenizer)
     named = {role: str(source) for role, source in sources.items() if not isinstance(source, nn.Module)}
+    named = {role: source for role, source in named.items() if not is_import_path(source)}
     tokenizers = {source: load_tokenizer(source) for source in dict.fromkeys(named.values())}
     if not tokenizers:
         raise SpecError(

@@ -10,7 +10,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def compress(
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))
     check_target(target)
+    task_name = task if isinstance(task, str) else task.name
     task = task_for(task, models, data, text, augmented=augmented) if isinstance(task, str) else task
     cast = resolve_models(recipe, models, settings.seed, task)
     networks = cast.networks
@@ -155,7 +156,8 @@ def compress(
         "models": cast.notes,
         **environment(),
     }
-    text_of_run = resolved(recipe, task, models, settings, storage, data, text, augmented).to_yaml()
+    run_file = resolved(recipe, task, models, settings, storage, data, text, augmented)
+    text_of_run = replace(run_file, task=task_name).to_yaml()
 
     def deliver_to(folder: Path, run_report: Mapping[str, Any]) -> None:
         student = networks["student"]

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from bitstill.artifact.format import CONFIG
 from bitstill.artifact.reader import read
+from bitstill.data.imported import import_network
 from bitstill.data.networks import MODELS, build
 from bitstill.data.task import Task
 from bitstill.deliver.architecture import from_architecture
 from bitstill.errors import DataError, SpecError, need_package, suggest
+from bitstill.import_path import is_import_path
 from bitstill.model.packed_layers import is_packed
 from bitstill.model.restore import load_into
 from bitstill.model.select import word_embeddings
@@ -203,6 +205,8 @@ def _network(model: ModelLike, seed: int, role: str, task: Task) -> tuple[nn.Mod
         return copy.deepcopy(model).cpu(), False, {}
     if isinstance(model, str) and model in MODELS:
         return build(model, seed, role, task.objective.width), True, {}
+    if is_import_path(model):
+        return *import_network(str(model), seed, role), {}
     if is_artifact(model):
         return _from_artifact(model, role), False, {}
     if not (Path(model).is_dir() or "input_ids" in task.train.inputs or str(model).count("/") == 1):
