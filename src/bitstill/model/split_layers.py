@@ -10,11 +10,11 @@ from torch import nn
 from bitstill.errors import SpecError
 from bitstill.model.compressed_layers import CompressedLayer, CompressedTransposedLinear, is_compressed
 from bitstill.model.weight_transform import WeightTransform
-from bitstill.quant.base import Quantizer, Split, Splittable
+from bitstill.quant.base import Quantizer, Splittable, SplitWeight
 
 
 def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[str, ...]:
-    """Split every ternary weight of `model` into two binary ones, in place (Bai et al. 2021): outputs stay as they are.
+    """SplitWeight every ternary weight of `model` into two binary ones, in place (Bai et al. 2021): outputs stay as they are.
 
     Input quantizers, biases and everything else stay too: what the published code halves or copies is here one layer with a
     weight of two planes. Weights that layers share are split once.
@@ -33,7 +33,7 @@ def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[
     if not layers:
         fix = "Compress it to ternary first: bits='ternary'."
         raise SpecError("a model with ternary layers", given="none", where=f"splitting {type(model).__name__}", fix=fix)
-    done: dict[nn.Parameter, tuple[Quantizer, Split, WeightTransform]] = {}
+    done: dict[nn.Parameter, tuple[Quantizer, SplitWeight, WeightTransform]] = {}
     chosen = tuple(name for name in layers if only is None or name in only)
     for name, (layer, transform) in layers.items():
         quantizer = transform.quantizer
@@ -65,8 +65,8 @@ def splittable_layers(model: nn.Module) -> dict[str, tuple[CompressedLayer, Weig
     return layers
 
 
-def _split(name: str, layer: CompressedLayer, transform: WeightTransform, quantizer: Splittable) -> Split:
-    """Split one layer: its weight becomes the first half, the second is in its transform's new state."""
+def _split(name: str, layer: CompressedLayer, transform: WeightTransform, quantizer: Splittable) -> SplitWeight:
+    """SplitWeight one layer: its weight becomes the first half, the second is in its transform's new state."""
     flip = isinstance(layer, CompressedTransposedLinear)
     latent = layer.weight.detach().T if flip else layer.weight.detach()
     split = quantizer.split(latent, transform.mask, transform.state, name)

@@ -72,6 +72,11 @@ class Quantizer(ABC):
     scale_dtype: ScaleDtype
 
     @property
+    def torch_scale_dtype(self) -> torch.dtype:
+        """`scale_dtype` as torch names it."""
+        return SCALE_DTYPES[self.scale_dtype]
+
+    @property
     @abstractmethod
     def name(self) -> str:
         """How reports call it."""
@@ -125,7 +130,7 @@ class Quantizer(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class SplitWeight:
     """A weight that has been split into two planes.
 
     Args:
@@ -143,7 +148,7 @@ class Splittable(Quantizer):
     """A quantizer whose weights can be split exactly into two binary ones that are added up (Bai et al. 2021)."""
 
     @abstractmethod
-    def split(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], layer: str) -> Split:
+    def split(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], layer: str) -> SplitWeight:
         """The two binary weights with the same quantized sum.
 
         Args:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bitstill.quant.base import SCALE_DTYPES, Clipped, Quantizer, ScaleDtype, State, StraightThrough, clip, inside
+from bitstill.quant.base import Clipped, Quantizer, ScaleDtype, State, StraightThrough, clip, inside
 from bitstill.quant.gradients import straight_through, through_scale
 from bitstill.quant.granularity import Granularity, PerChannel, grid_of
-from bitstill.quant.grouping import kept, mean, set_pruned, to_groups
+from bitstill.quant.grouping import group_mask, group_mean, set_pruned, to_groups
 from bitstill.quant.quantized import Plane, Quantized, SignPlane
-from bitstill.quant.scales import stored
+from bitstill.quant.scales import stored_scale
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Binary(Quantizer):
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
         """`weight` on its two levels."""
-        dtype = SCALE_DTYPES[self.scale_dtype]
+        dtype = self.torch_scale_dtype
         clipped, scale_RG = clip(weight, self.gradient), state.get("scale")
         return binary(clipped, mask, granularity=self.granularity, scale_dtype=dtype, scale_RG=scale_RG)
 
@@ -89,8 +89,8 @@ def binary(
     # copysign and not torch.where, which takes six times as long on a CPU and shows in a training step.
     signs_RGK = set_pruned(w_RGK, mask, grid, 1.0)
     if scale_RG is None:
-        scale_RG = stored(mean(w_RGK.abs(), kept(mask, grid, weight.device)), scale_dtype)
+        scale_RG = stored_scale(group_mean(w_RGK.abs(), group_mask(mask, grid, weight.device)), scale_dtype)
         return Quantized((SignPlane(torch.copysign(scale_RG.unsqueeze(-1), signs_RGK), scale_RG),), grid, weight.shape, mask)
     values_RGK = torch.copysign(torch.ones((), device=weight.device), signs_RGK)
     levels = torch.tensor([-1.0, 1.0], device=weight.device)
-    return Quantized((Plane(values_RGK, levels, stored(scale_RG, scale_dtype)),), grid, weight.shape, mask)
+    return Quantized((Plane(values_RGK, levels, stored_scale(scale_RG, scale_dtype)),), grid, weight.shape, mask)

@@ -33,7 +33,7 @@ def from_groups(x: Tensor, grid: Grid, shape: torch.Size) -> Tensor:
     return x.reshape(grid.rows, -1)[:, : grid.length].reshape(shape)
 
 
-def kept(mask: Tensor | None, grid: Grid, device: torch.device) -> Tensor | None:
+def group_mask(mask: Tensor | None, grid: Grid, device: torch.device) -> Tensor | None:
     """Which elements of the groups count, (R, G, K) bool; None when all do.
 
     Args:
@@ -46,24 +46,24 @@ def kept(mask: Tensor | None, grid: Grid, device: torch.device) -> Tensor | None
     return to_groups(mask, grid)
 
 
-def count(x_RGK: Tensor, keep: Tensor | None) -> Tensor:
+def _count(x_RGK: Tensor, keep: Tensor | None) -> Tensor:
     """How many elements of each group count, at least 1 so that it can divide: (R, G) float32."""
     if keep is None:
         return torch.full(x_RGK.shape[:2], float(x_RGK.shape[2]), device=x_RGK.device)
     return keep.sum(-1).clamp(min=1).float()
 
 
-def total(x_RGK: Tensor, keep: Tensor | None) -> Tensor:
+def _total(x_RGK: Tensor, keep: Tensor | None) -> Tensor:
     """Sum of each group over the elements that count: (R, G)."""
     return (x_RGK if keep is None else torch.where(keep, x_RGK, 0.0)).sum(-1)
 
 
-def mean(x_RGK: Tensor, keep: Tensor | None) -> Tensor:
+def group_mean(x_RGK: Tensor, keep: Tensor | None) -> Tensor:
     """Mean of each group over the elements that count, 0 for a group without any: (R, G)."""
-    return total(x_RGK, keep) / count(x_RGK, keep)
+    return _total(x_RGK, keep) / _count(x_RGK, keep)
 
 
-def extremes(x_RGK: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+def group_extremes(x_RGK: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
     """Smallest and largest element of each group among those that count; (0, 0) for a group without any: two (R, G)."""
     if keep is None:
         return x_RGK.amin(-1), x_RGK.amax(-1)  # torch.aminmax is several times slower on a CPU

@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from bitstill.errors import SpecError
 from bitstill.quant.gradients import apply_function, straight_through
-from bitstill.quant.scales import usable
+from bitstill.quant.scales import usable_scale
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def dynamic_symmetric(x: Tensor, *, bits: int, per: str) -> Tensor:
     with torch.no_grad():
         dims = shared_dims(x, per)
         largest = torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True))  # |x| would be another large tensor
-        scale = usable(largest.float() / top)
+        scale = usable_scale(largest.float() / top)
         quantized = (x.float() / scale).round_().mul_(scale).to(x.dtype)
     return straight_through(x, quantized)
 
@@ -108,7 +108,7 @@ def dynamic_asymmetric(x: Tensor, *, bits: int, per: str) -> Tensor:
     with torch.no_grad():
         low = x.float().amin(dims, keepdim=True).clamp(max=0)
         high = x.float().amax(dims, keepdim=True).clamp(min=0)
-        scale = usable((high - low) / top)
+        scale = usable_scale((high - low) / top)
         zero = torch.round(-low / scale).clamp(0, top)
         quantized = (x.float() / scale).round_().add_(zero).clamp_(0, top).sub_(zero).mul_(scale).to(x.dtype)
     return straight_through(x, quantized)

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bitstill.errors import SpecError
-from bitstill.quant.base import SCALE_DTYPES, Quantizer, ScaleDtype, State
+from bitstill.quant.base import Quantizer, ScaleDtype, State
 from bitstill.quant.gradients import apply_function
 from bitstill.quant.granularity import Granularity, PerTensor, grid_of
-from bitstill.quant.grouping import from_groups, kept, mean, set_pruned, to_groups
+from bitstill.quant.grouping import from_groups, group_mask, group_mean, set_pruned, to_groups
 from bitstill.quant.quantized import Plane, Quantized
-from bitstill.quant.scales import stored, usable
+from bitstill.quant.scales import stored_scale, usable_scale
 
 SMALLEST_STEP = 1e-8
 """A learned step stays above it."""
@@ -63,7 +63,7 @@ class LearnedStep(Quantizer):
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
         """`weight` on its levels."""
-        step_RG, dtype = state["step"].abs().clamp(min=SMALLEST_STEP), SCALE_DTYPES[self.scale_dtype]
+        step_RG, dtype = state["step"].abs().clamp(min=SMALLEST_STEP), self.torch_scale_dtype
         return uniform_step(
             weight,
             mask,
@@ -106,9 +106,9 @@ def uniform_step(
     """
     grid = grid_of(weight.shape, granularity)
     w_RGK = to_groups(weight.float(), grid)
-    step_RG = stored(step_RG, scale_dtype)
+    step_RG = stored_scale(step_RG, scale_dtype)
     low, high = step_levels(bits)
-    values = (w_RGK / usable(step_RG).unsqueeze(-1)).round_().clamp_(low, high).add_(0.0)
+    values = (w_RGK / usable_scale(step_RG).unsqueeze(-1)).round_().clamp_(low, high).add_(0.0)
     if not dead_zone:
         values = torch.where(values == 0, torch.copysign(torch.ones_like(values), w_RGK), values)
     levels = torch.arange(low, high + 1, dtype=torch.float32, device=weight.device)
@@ -125,7 +125,7 @@ def initial_steps(weight: Tensor, mask: Tensor | None, *, bits: int, granularity
     grid = grid_of(weight.shape, granularity)
     w_RGK = to_groups(weight.detach().float(), grid)
     largest = step_levels(bits)[1]
-    return (2.0 * mean(w_RGK.abs(), kept(mask, grid, weight.device)) / math.sqrt(largest)).clamp(min=SMALLEST_STEP)
+    return (2.0 * group_mean(w_RGK.abs(), group_mask(mask, grid, weight.device)) / math.sqrt(largest)).clamp(min=SMALLEST_STEP)
 
 
 def through_step(
@@ -157,7 +157,7 @@ class _ThroughStep(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, values_RGK, scale_RG, *passes = ctx.saved_tensors
-        position = to_groups(weight.float(), ctx.grid) / usable(scale_RG).unsqueeze(-1)
+        position = to_groups(weight.float(), ctx.grid) / usable_scale(scale_RG).unsqueeze(-1)
         inside = (position >= ctx.levels[0]) & (position <= ctx.levels[-1])
         upstream = to_groups(grads[0].float(), ctx.grid)
         counted = upstream if ctx.mask is None else upstream * to_groups(ctx.mask, ctx.grid)

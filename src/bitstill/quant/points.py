@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bitstill.errors import SpecError
-from bitstill.quant.base import SCALE_DTYPES, CountedLevels, OptimizerStep, ScaleDtype, State
+from bitstill.quant.base import CountedLevels, OptimizerStep, ScaleDtype, State
 from bitstill.quant.gradients import apply_function
 from bitstill.quant.granularity import Bucket, Granularity, grid_of
-from bitstill.quant.grouping import extremes, kept, set_pruned, to_groups
+from bitstill.quant.grouping import group_extremes, group_mask, set_pruned, to_groups
 from bitstill.quant.quantized import Plane, Quantized
-from bitstill.quant.scales import stored, usable
+from bitstill.quant.scales import stored_scale, usable_scale
 from bitstill.quant.uniform import SMALLEST_RANGE
 
 
@@ -73,7 +73,7 @@ class Points(CountedLevels):
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
         """`weight` on its nearest points."""
-        dtype = SCALE_DTYPES[self.scale_dtype]
+        dtype = self.torch_scale_dtype
         return nearest_points(weight, mask, points_L=state["points"], granularity=self.granularity, scale_dtype=dtype)
 
     def with_gradient(
@@ -124,7 +124,7 @@ def initial_points(weight: Tensor, mask: Tensor | None, *, count: int, granulari
         return fractions
     grid = grid_of(weight.shape, granularity)
     w_RGK, _, _ = _scaled(weight, mask, granularity, torch.float32)
-    keep = kept(mask, grid, weight.device)
+    keep = group_mask(mask, grid, weight.device)
     flat = (w_RGK if keep is None else w_RGK[keep]).flatten().sort().values
     if flat.numel() == 0:
         return fractions
@@ -194,8 +194,8 @@ def _scaled(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grid = grid_of(weight.shape, granularity)
     w_RGK = to_groups(weight.float(), grid)
-    low_RG, high_RG = extremes(w_RGK, kept(mask, grid, weight.device))
+    low_RG, high_RG = group_extremes(w_RGK, group_mask(mask, grid, weight.device))
     range_RG = high_RG - low_RG
-    range_RG = stored(torch.where(range_RG < SMALLEST_RANGE, 1.0, range_RG), scale_dtype)
-    low_RG = stored(low_RG, scale_dtype)
-    return (w_RGK - low_RG.unsqueeze(-1)) / usable(range_RG).unsqueeze(-1), range_RG, low_RG
+    range_RG = stored_scale(torch.where(range_RG < SMALLEST_RANGE, 1.0, range_RG), scale_dtype)
+    low_RG = stored_scale(low_RG, scale_dtype)
+    return (w_RGK - low_RG.unsqueeze(-1)) / usable_scale(range_RG).unsqueeze(-1), range_RG, low_RG

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """`scale` rounded to `dtype`, returned as float32, so that training already sees what the file will hold.
 
     Values beyond the range of `dtype` become its largest finite value rather than infinity.
@@ -17,6 +17,6 @@ def stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
     return scale.clamp(-limit, limit).to(dtype).float()
 
 
-def usable(scale: Tensor) -> Tensor:
+def usable_scale(scale: Tensor) -> Tensor:
     """`scale` where it can divide, 1 where it is zero or subnormal: a zero group then quantizes to zero, not to NaN."""
     return torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bitstill.quant.base import SCALE_DTYPES, Quantizer, ScaleDtype, State
+from bitstill.quant.base import Quantizer, ScaleDtype, State
 from bitstill.quant.binary import binary
 from bitstill.quant.gradients import apply_function
 from bitstill.quant.granularity import Granularity, PerChannel
-from bitstill.quant.grouping import from_groups, kept, to_groups
+from bitstill.quant.grouping import from_groups, group_mask, to_groups
 from bitstill.quant.quantized import Quantized
 
 SECOND = "second"
@@ -67,7 +67,7 @@ class SplitBinary(Quantizer):
         return weight + state[SECOND]
 
     def _plane(self, weight: Tensor, mask: Tensor | None) -> Quantized:
-        return binary(weight, mask, granularity=self.granularity, scale_dtype=SCALE_DTYPES[self.scale_dtype])
+        return binary(weight, mask, granularity=self.granularity, scale_dtype=self.torch_scale_dtype)
 
 
 def split_ternary(weight: Tensor, quantized: Quantized, *, loss_aware: bool = False) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def split_ternary(weight: Tensor, quantized: Quantized, *, loss_aware: bool = Fa
     """
     grid = quantized.grid
     w_RGK = to_groups(weight.double(), grid)
-    counts = kept(quantized.mask, grid, weight.device)
+    counts = group_mask(quantized.mask, grid, weight.device)
     counts = torch.ones_like(w_RGK) if counts is None else counts.double()
     large = quantized.planes[0].values_RGK.abs().double()
     zeros = counts - large

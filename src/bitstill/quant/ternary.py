@@ -13,12 +13,11 @@ from torch import Tensor
 
 from bitstill.errors import SpecError
 from bitstill.quant.base import (
-    SCALE_DTYPES,
     Clipped,
     OptimizerStep,
     ScaleDtype,
-    Split,
     Splittable,
+    SplitWeight,
     State,
     StraightThrough,
     clip,
@@ -27,9 +26,9 @@ from bitstill.quant.base import (
 from bitstill.quant.binary import Binary
 from bitstill.quant.gradients import straight_through, through_scale
 from bitstill.quant.granularity import Granularity, PerChannel, grid_of
-from bitstill.quant.grouping import kept, mean, to_groups
+from bitstill.quant.grouping import group_mask, group_mean, to_groups
 from bitstill.quant.quantized import Plane, Quantized
-from bitstill.quant.scales import stored, usable
+from bitstill.quant.scales import stored_scale, usable_scale
 from bitstill.quant.split import SECOND, SplitBinary, split_ternary
 
 CURVATURE = "curvature"
@@ -84,7 +83,7 @@ class Ternary(Splittable):
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
         """`weight` on its three levels."""
-        dtype = SCALE_DTYPES[self.scale_dtype]
+        dtype = self.torch_scale_dtype
         return ternary(
             clip(weight, self.gradient),
             mask,
@@ -123,7 +122,7 @@ class Ternary(Splittable):
         """Whether the curvature is 1 everywhere: the loss has not been asked yet."""
         return self.loss_aware and bool((state[CURVATURE] == 1).all())
 
-    def split(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], layer: str) -> Split:
+    def split(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], layer: str) -> SplitWeight:
         """Two binary planes whose sum is the ternary weight.
 
         Raises:
@@ -133,7 +132,7 @@ class Ternary(Splittable):
         clipped, curvature = clip(weight, self.gradient), state.get(CURVATURE)
         quantized = ternary(clipped, mask, granularity=self.granularity, iterations=self.iterations, curvature=curvature)
         first, second = split_ternary(clipped, quantized, loss_aware=curvature is not None)
-        return Split(SplitBinary(self.granularity, self.scale_dtype), first, {SECOND: State(second, "weight")})
+        return SplitWeight(SplitBinary(self.granularity, self.scale_dtype), first, {SECOND: State(second, "weight")})
 
     def one_plane(self) -> Binary:
         """The binary quantizer of the same scales.
@@ -176,9 +175,9 @@ def ternary(
     """
     grid = grid_of(weight.shape, granularity)
     w_RGK = to_groups(weight.float(), grid)
-    keep = kept(mask, grid, weight.device)
+    keep = group_mask(mask, grid, weight.device)
     magnitude = w_RGK.abs()
-    threshold_RG = THRESHOLD * mean(magnitude, keep)
+    threshold_RG = THRESHOLD * group_mean(magnitude, keep)
     large = _above(magnitude, threshold_RG, keep)
     curvature_RGK = None if curvature is None else to_groups(curvature.float(), grid)
     for _ in range(iterations):
@@ -187,7 +186,7 @@ def ternary(
         scale_RG = _mean_of(magnitude, large, curvature_RGK)
     values = torch.copysign(large, w_RGK).add_(0.0)  # no -0.0, which a stored code could not bring back
     levels = torch.tensor([-1.0, 0.0, 1.0], device=weight.device)
-    return Quantized((Plane(values, levels, stored(scale_RG, scale_dtype)),), grid, weight.shape, mask)
+    return Quantized((Plane(values, levels, stored_scale(scale_RG, scale_dtype)),), grid, weight.shape, mask)
 
 
 def _above(magnitude: Tensor, threshold_RG: Tensor, keep: Tensor | None) -> Tensor:
@@ -200,4 +199,4 @@ def _above(magnitude: Tensor, threshold_RG: Tensor, keep: Tensor | None) -> Tens
 def _mean_of(magnitude: Tensor, large: Tensor, curvature: Tensor | None) -> Tensor:
     """Mean of the magnitudes where `large` is 1, weighed by `curvature`; 0 for a group without any: (R, G)."""
     counts = large if curvature is None else large * curvature
-    return (magnitude * counts).sum(-1) / usable(counts.sum(-1))
+    return (magnitude * counts).sum(-1) / usable_scale(counts.sum(-1))

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bitstill.errors import SpecError
-from bitstill.quant.base import SCALE_DTYPES, ExactScale, Gradient, Quantizer, ScaleDtype, StraightThrough, clip, inside
+from bitstill.quant.base import ExactScale, Gradient, Quantizer, ScaleDtype, StraightThrough, clip, inside
 from bitstill.quant.gradients import apply_function, straight_through
 from bitstill.quant.granularity import Granularity, Grid, PerGroup, grid_of
-from bitstill.quant.grouping import extremes, from_groups, kept, set_pruned, to_groups
+from bitstill.quant.grouping import from_groups, group_extremes, group_mask, set_pruned, to_groups
 from bitstill.quant.quantized import Plane, Quantized
-from bitstill.quant.scales import stored, usable
+from bitstill.quant.scales import stored_scale, usable_scale
 
 SMALLEST_RANGE = 1e-10
 """A group whose range is smaller counts as constant (the guard of Polino et al.'s code)."""
@@ -79,7 +79,7 @@ class Uniform(Quantizer):
             bits=self.bits,
             granularity=self.granularity,
             stochastic=training and self.rounding == "stochastic",
-            scale_dtype=SCALE_DTYPES[self.scale_dtype],
+            scale_dtype=self.torch_scale_dtype,
         )
 
     def with_gradient(
@@ -118,12 +118,12 @@ def uniform_affine(
     """
     grid = grid_of(weight.shape, granularity)
     w_RGK = to_groups(weight.float(), grid)
-    low_RG, high_RG = extremes(w_RGK, kept(mask, grid, weight.device))
+    low_RG, high_RG = group_extremes(w_RGK, group_mask(mask, grid, weight.device))
     top = 2**bits - 1
     range_RG = high_RG - low_RG
     step_RG = torch.where(range_RG < SMALLEST_RANGE, 1.0, range_RG / top)
-    step_RG, low_RG = stored(step_RG, scale_dtype), stored(low_RG, scale_dtype)
-    position = (w_RGK - low_RG.unsqueeze(-1)) / usable(step_RG).unsqueeze(-1)
+    step_RG, low_RG = stored_scale(step_RG, scale_dtype), stored_scale(low_RG, scale_dtype)
+    position = (w_RGK - low_RG.unsqueeze(-1)) / usable_scale(step_RG).unsqueeze(-1)
     values = set_pruned(_round(position, stochastic).clamp_(0, top).add_(0.0), mask, grid, 0.0)
     levels = torch.arange(top + 1, dtype=torch.float32, device=weight.device)
     return Quantized((Plane(values, levels, step_RG, low_RG),), grid, weight.shape, mask)
@@ -147,10 +147,10 @@ def uniform_symmetric(
     """
     grid = grid_of(weight.shape, granularity)
     w_RGK = to_groups(weight.float(), grid)
-    low_RG, high_RG = extremes(w_RGK, kept(mask, grid, weight.device))
+    low_RG, high_RG = group_extremes(w_RGK, group_mask(mask, grid, weight.device))
     n = 2 ** (bits - 1) - 1
-    step_RG = stored(torch.maximum(high_RG.abs(), low_RG.abs()) / n, scale_dtype)
-    values = _round(w_RGK / usable(step_RG).unsqueeze(-1), stochastic).clamp_(-n, n).add_(0.0)
+    step_RG = stored_scale(torch.maximum(high_RG.abs(), low_RG.abs()) / n, scale_dtype)
+    values = _round(w_RGK / usable_scale(step_RG).unsqueeze(-1), stochastic).clamp_(-n, n).add_(0.0)
     levels = torch.arange(-n, n + 1, dtype=torch.float32, device=weight.device)
     return Quantized((Plane(set_pruned(values, mask, grid, 0.0), levels, step_RG),), grid, weight.shape, mask)
 

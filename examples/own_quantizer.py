@@ -1,0 +1,70 @@
+"""A quantizer of your own: levels at powers of two, which hardware multiplies by with shifts (Miyashita et al. 2016).
+
+bitstill.prepare(model, Compression(weight=PowersOfTwo(bits=2)))
+
+In a run file, where this file is importable: `weight: {kind: own_quantizer:PowersOfTwo, bits: 2}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitstill.errors import SpecError
+from bitstill.quant import (
+    Granularity,
+    PerChannel,
+    Plane,
+    Quantized,
+    Quantizer,
+    ScaleDtype,
+    grid_of,
+    group_extremes,
+    group_mask,
+    set_pruned,
+    stored_scale,
+    to_groups,
+    usable_scale,
+)
+
+
+@dataclass(frozen=True)
+class PowersOfTwo(Quantizer):
+    """A sign and a power of two times a scale: -1, -1/2, ..., 1/2, 1 times the largest magnitude of the group.
+
+    Args:
+        bits: 2 to 5; 2^(bits-1) powers of two, 1 the largest.
+        granularity: which weights share a scale.
+        scale_dtype: precision of scales, in training and on disk.
+    """
+
+    bits: int = 2
+    granularity: Granularity = PerChannel()  # noqa: RUF009 (frozen)
+    scale_dtype: ScaleDtype = "float32"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 5:
+            fix = "More bits add levels nearer to zero, where none is needed."
+            raise SpecError("bits from 2 to 5", given=str(self.bits), where="PowersOfTwo", fix=fix)
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return f"{self.bits}-bit powers of two"
+
+    def quantize(
+        self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
+    ) -> Quantized:
+        """Each weight at its nearest level."""
+        grid = grid_of(weight.shape, self.granularity)
+        groups = to_groups(weight.float(), grid)
+        low, high = group_extremes(groups, group_mask(mask, grid, weight.device))
+        scale = stored_scale(torch.maximum(high, -low), self.torch_scale_dtype)
+        positive = 2.0 ** -torch.arange(2 ** (self.bits - 1), device=weight.device, dtype=torch.float32)
+        levels = torch.cat([-positive, positive.flip(0)])
+        nearest = torch.bucketize(groups / usable_scale(scale).unsqueeze(-1), (levels[1:] + levels[:-1]) / 2)
+        values = set_pruned(levels[nearest], mask, grid, float(levels[0]))
+        return Quantized((Plane(values, levels, scale),), grid, weight.shape, mask)
