@@ -64,7 +64,7 @@ BAD_FLAGS = {
     "rate": (("--set", "lr=-1"), "SGD: wanted lr of at least 0"),
     "checkpoints": (("--checkpoint-every", "0"), "checkpoint_every of at least 1, got 0"),
     "tracker": (("--set", "settings.trackers=[tensorbord]"), r"settings.trackers: .*Did you mean 'tensorboard'\?"),
-    "corpus": (("--corpus", "wiki.txt"), "a recipe that makes a smaller transformer of its teacher"),
+    "corpus": (("--corpus", "wiki.txt"), "a known setting, got 'general'"),
     "data": (("--data", "here"), "digits: wanted no --data, got here"),
     "pair": (("--set", "pairs=[{student: features.0, teacher: feature.0}]"), r"got 'feature.0'. Did you mean 'features.0'\?"),
     "classes": (("--set", "pairs=[{student: features.0}]"), "wanted the setting 'teacher', got nothing"),

@@ -9,6 +9,7 @@ import shutil
 import datasets
 import huggingface_hub.constants
 import pytest
+import yaml
 from transformers.utils import logging
 
 from bitstill.artifact import files
@@ -367,13 +368,20 @@ def test_an_encoder_is_distilled_on_plain_text(cli, bert, corpus, tmp_path):
 def test_one_command_runs_the_whole_chain_from_a_corpus_on(cli, bert, corpus, data, tmp_path):
     chain = ("compress", "--recipe", "binarybert", "--task", "text", "--model", bert, "--data", data, *COLUMNS, *LENGTH,
              "--corpus", corpus, "--set", "general.steps=1", "--set", "general.batch_size=2", "--set", "layers=2", "--steps", 1,
-             "--set", "corpus.length=16",
+             "--set", "general.corpus.length=16",
              "--set", "validations=1", "--set", "batch_size=8", "--set", "teacher_epochs=0.4", *QUIET)  # fmt: skip
     run = cli(*chain, "--out", tmp_path / "out", "--each-stage")
     assert run.status == 0, run
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["num_hidden_layers"] == 2 and json.loads((tmp_path / "out-general" / "report.json").read_text())["sequences"]
+    assert config["num_hidden_layers"] == 2
+    history = json.loads((tmp_path / "out" / "report.json").read_text())["history"]
+    in_two = [f"{form} {part}" for form in ("float", "ternary", "binary") for part in ("I", "II")]
+    assert list(dict.fromkeys(entry["stage"] for entry in history)) == ["general distillation", *in_two]
+    general = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["options"]["general"]
+    assert (general["corpus"]["source"], general["corpus"]["length"]) == (str(corpus), 16)
     assert (tmp_path / "out-ternary-II" / "model.safetensors").exists()
-    refused(cli(*chain, "--student", bert, "--out", tmp_path / "other"), "without --student")
+    refused(
+        cli(*chain, "--set", "layers=null", "--student", bert, "--out", tmp_path / "other"), "a student made of the teacher"
+    )
     unlike = ("compress", "--recipe", "post-training", "--task", "digits", "--model", "digits-student", "--corpus", corpus)
-    refused(cli(*unlike, "--out", tmp_path / "other"), "a recipe that makes a smaller transformer")
+    refused(cli(*unlike, "--out", tmp_path / "other"), "a known setting, got 'general'")

@@ -181,7 +181,7 @@ def test_what_cannot_work_writes_nothing(saved, data, tmp_path):
 
 
 def never_trains(monkeypatch):
-    monkeypatch.setattr(TrainingStep, "forward", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr("bitstill.run.driver.train", lambda *_, **__: pytest.fail("it trained"))
 
 
 def test_a_network_that_is_no_folder_of_transformers_is_refused_before_it_trains(tmp_path, monkeypatch):

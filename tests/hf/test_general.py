@@ -50,16 +50,19 @@ def distil(teacher, corpus, out, **options):
 
 
 def test_the_stage_is_the_published_one():
-    stage = GeneralDistillation(layers=2).stage((0, 2), 3, (16, 16))
+    stage = GeneralDistillation(Corpus("text.txt"), layers=2).stage((0, 2), 3)
     pairs = (Pair("hidden:0", "hidden:0"), Pair("hidden:1", "hidden:1"), Pair("hidden:2", "hidden:3"))
     scores = (Pair("scores:0", "scores:0"), Pair("scores:1", "scores:2"))
     assert [(t.loss, t.teacher, t.weight, t.through) for t in stage.terms] == [
         (FeatureMSE(pairs), "teacher", 1.0, None), (AttentionScoreMSE(scores), "teacher", 1.0, None),
     ]  # fmt: skip
-    assert stage.train == ("student",) and not stage.begin and not stage.augment
-    other = GeneralDistillation(layers=2, mask_probability=0.1).stage((0, 2), 3, (8, 16))
-    assert other.train == ("student", "projection") and other.begin == (AddProjection("projection", 8, 16),)
-    assert all(term.through == "projection" for term in other.terms) and other.augment
+    assert stage.train == ("student",) and not stage.begin and stage.data == Corpus("text.txt")
+    projection = AddProjection("projection", 8, 16)
+    other = GeneralDistillation(Corpus("text.txt"), layers=2).stage((0, 2), 3, projection)
+    assert other.train == ("student", "projection") and other.begin == (projection,)
+    assert all(term.through == "projection" for term in other.terms)
+    with pytest.raises(SpecError, match="a corpus"):
+        GeneralDistillation(layers=2).stage((0, 2), 3)
 
 
 def test_the_smaller_encoder_learns_and_loads_anywhere(teacher, corpus, tmp_path):
@@ -123,8 +126,12 @@ def test_a_finished_run_is_taken_as_it_is_if_it_is_the_same(teacher, corpus, tmp
     checkpoint = tmp_path / ".out.checkpoint.safetensors"
     checkpoint.write_bytes(b"left over")
     assert distil(teacher, corpus, out, resume=True) == report and not checkpoint.exists()
-    for change in ({"recipe": replace(SHORT, lr=1.0)}, {"settings": replace(tiny.QUIET, seed=5)}, {"student": teacher}):
-        with pytest.raises(SpecError, match="an encoder distilled with"):
+    for change in (
+        {"recipe": replace(SHORT, lr=1.0)},
+        {"settings": replace(tiny.QUIET, seed=5)},
+        {"recipe": replace(SHORT, layers=None), "student": teacher},
+    ):
+        with pytest.raises(SpecError, match="the result of this run"):
             distil(teacher, corpus, out, resume=True, **change)
 
 
@@ -136,17 +143,17 @@ def test_a_finished_run_is_another_one_once_teacher_or_corpus_have_changed(teach
     arguments = (str(tmp_path / "teacher"), Corpus(str(text), length=16), tmp_path / "out")
     report = distil(*arguments)
     assert distil(*arguments, resume=True) == report
-    with pytest.raises(SpecError, match="an encoder distilled with precision bf16"):
+    with pytest.raises(SpecError, match="the result of this run \\(precision bf16"):
         distil(*arguments, resume=True, settings=replace(tiny.QUIET, precision="bf16"))
     weights = (tmp_path / "teacher" / "model.safetensors").read_bytes()
     model = AutoModel.from_pretrained(tmp_path / "teacher")
     model.embeddings.word_embeddings.weight.data[0, 0] += 1
     model.save_pretrained(tmp_path / "teacher")
-    with pytest.raises(SpecError, match="an encoder distilled with models"):
+    with pytest.raises(SpecError, match="the result of this run \\(models"):
         distil(*arguments, resume=True)
     (tmp_path / "teacher" / "model.safetensors").write_bytes(weights)
     text.write_text("\n\n".join(reversed(tiny.sentences(120)[0])))
-    with pytest.raises(SpecError, match="an encoder distilled with corpus files"):
+    with pytest.raises(DataError, match="tokens of files"):
         distil(*arguments, resume=True)
     text.unlink()
     assert distil(*arguments, resume=True) == report
@@ -239,7 +246,7 @@ def test_plans_that_cannot_be_carried_out(teacher, corpus, tmp_path, monkeypatch
 
 
 def test_what_does_not_fit_is_refused(teacher, corpus, tmp_path):
-    with pytest.raises(DataError, match="a model with a tokenizer"):
+    with pytest.raises(DataError, match="a pretrained encoder"):
         distil(str(tmp_path / "nowhere"), corpus, tmp_path / "out")
     with pytest.raises(DataError, match="at least 20 sequences"):
         distil(teacher, replace(corpus, limit=400), tmp_path / "out")
@@ -269,5 +276,5 @@ def test_what_does_not_fit_is_refused(teacher, corpus, tmp_path):
         distil(teacher, corpus, tmp_path / "mine")
     with pytest.raises(SpecError, match="one above 0"):
         GeneralDistillation(hidden_weight=0, attention_weight=0)
-    with pytest.raises(SpecError, match="a probability"):
-        GeneralDistillation(mask_probability=1.0)
+    with pytest.raises(DataError, match="a mask_probability"):
+        Corpus("text.txt", mask_probability=1.0)

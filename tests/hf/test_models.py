@@ -20,7 +20,8 @@ from bitstill.hf.models import config_of, from_config, load_pretrained
 from bitstill.hf.text import tokenize
 from bitstill.model.blocks import blocks, reduced
 from bitstill.recipes import FineTuning
-from bitstill.run.roles import check_model, resolve_models
+from bitstill.run.checks import check_model
+from bitstill.run.models import resolve_models
 
 from . import tiny
 

@@ -17,7 +17,7 @@ def test_every_recipe_is_listed_with_its_first_sentence():
     assert set(found) == set(RECIPES)
     assert {name: row["needs_teacher"] for name, row in found.items()} == {
         "binarybert": True, "differentiable-quantization": True, "fine-tuning": False, "post-training": False, "pqk": False,
-        "quantized-distillation": True, "xtc": True,
+        "general-distillation": True, "quantized-distillation": True, "xtc": True,
     }  # fmt: skip
     assert "Polino" in found["quantized-distillation"]["summary"]
 

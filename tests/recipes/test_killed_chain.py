@@ -41,7 +41,7 @@ data = ["--data", str(folder / "data"), "--text-column", "text"]
 bert = str(folder / "bert")
 quiet = ["--set", "settings.progress=false", "--set", "settings.device=cpu"]
 settings = {
-    "general.steps": 3, "general.batch_size": 8, "corpus.length": 16, "layers": 2, "validations": 2, "batch_size": 8,
+    "general.steps": 3, "general.batch_size": 8, "general.corpus.length": 16, "layers": 2, "validations": 2, "batch_size": 8,
     "teacher_epochs": 0.4,
 }
 augment = ["augment", "--task", "text", "--model", bert, *data, "--method", "neighbours", "--variants", "2"]
@@ -65,7 +65,7 @@ def child(folder: Path, out: Path, number: int) -> int | None:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    found = {name: out.with_name(out.name + name) for name in ("", "-general", "-general.tokens", "-variants")}
+    found = {name: out.with_name(out.name + name) for name in ("", ".tokens", "-variants")}
     return {
         f"{name}/{path.name}": path.read_bytes()
         for name, folder in found.items()

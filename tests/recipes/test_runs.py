@@ -153,7 +153,7 @@ def test_pairs_of_real_modules_add_attention_transfer_whatever_their_widths():
     ],
 )
 def test_a_pair_that_names_nothing_is_refused_before_the_teacher_trains(pair, message, monkeypatch):
-    monkeypatch.setattr("bitstill.run.compress.train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr("bitstill.run.driver.train", lambda *_, **__: pytest.fail("training began"))
     recipe = QuantizedDistillation(2, pairs=(pair,), teacher_epochs=1000)
     with pytest.raises(MatchError, match=message):
         bitstill.compress(recipe, task(), {"teacher": TEACHER, "student": "digits-student"}, settings=QUIET)
@@ -240,7 +240,7 @@ def test_a_quantized_artifact_can_teach(quantized_folder):
 
 @pytest.mark.parametrize("recipe", [PostTraining(), QuantizedDistillation(teacher_epochs=1000)])
 def test_a_quantized_artifact_cannot_be_the_student(quantized_folder, recipe, monkeypatch):
-    monkeypatch.setattr("bitstill.run.compress.train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr("bitstill.run.driver.train", lambda *_, **__: pytest.fail("training began"))
     models = {"student": str(quantized_folder), "teacher": TEACHER}
     with pytest.raises(SpecError, match=r"student: wanted a float student, got an artifact that is compressed already"):
         bitstill.compress(recipe, task(), models, settings=QUIET)

@@ -27,7 +27,8 @@ from bitstill.quant.granularity import PerChannel, PerTensor
 from bitstill.quant.rules import Binary, Compression, QuantizeInput, Ternary, Uniform
 from bitstill.recipes import XTC
 from bitstill.recipes.protocol import RunContext
-from bitstill.run.roles import rehearse, resolve_models, stages_for
+from bitstill.run.checks import rehearse
+from bitstill.run.models import resolve_models
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, Copy, ReduceLayers, SetDropout, Uncompress
 from bitstill.train.optim import SGD, AdamW
@@ -378,7 +379,8 @@ FLOAT_IN_BERT = {
 def prepared(teacher: nn.Module, **options) -> nn.Module:
     recipe, data = XTC(**SHORT, **options), task()
     cast = resolve_models(recipe, {"teacher": teacher}, 0, data)
-    return rehearse(stages_for(recipe, cast, data), cast.networks, data)["student"]
+    stages = recipe.stages(RunContext(data.objective, cast.networks, cast.untrained))
+    return rehearse(stages, cast.networks, {"task": data})["student"]
 
 
 def check_rows(student: nn.Module, table: str, blocks: str) -> None:
@@ -466,7 +468,7 @@ def test_rows_that_were_gathered_are_those_of_the_whole_table():
 
 @pytest.fixture
 def untrained(monkeypatch):
-    monkeypatch.setattr("bitstill.run.compress.train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr("bitstill.run.driver.train", lambda *_, **__: pytest.fail("training began"))
 
 
 @pytest.mark.parametrize(
@@ -511,7 +513,7 @@ def test_scores_of_a_model_that_does_not_tell_them_are_refused_and_can_be_left_o
     for block in teacher.blocks:
         block.forward = type(block).forward.__get__(copy.deepcopy(block).requires_grad_(False))
     with monkeypatch.context() as patch:
-        patch.setattr("bitstill.run.compress.train", lambda *_, **__: pytest.fail("training began"))
+        patch.setattr("bitstill.run.driver.train", lambda *_, **__: pytest.fail("training began"))
         with pytest.raises(MatchError, match=r"'scores:0'.*Attention scores need a model"):
             bitstill.compress(XTC(**SHORT), task(), {"teacher": teacher}, settings=QUIET)
 
@@ -537,7 +539,7 @@ def test_the_rehearsal_runs_every_term_once_without_touching_the_models(monkeypa
             lambda self, *a, real=real: (calls.append((type(self), torch.is_grad_enabled())), real(self, *a))[1],
         )
     state = torch.get_rng_state()
-    models = rehearse(found, networks, data)
+    models = rehearse(found, networks, {"task": data})
     assert calls == [(type(term.loss), False) for stage in found for term in stage.terms]
     assert torch.equal(torch.get_rng_state(), state)
     assert networks.keys() == {"teacher"} and networks["teacher"].training
@@ -557,7 +559,7 @@ def test_what_is_delivered_is_the_packed_student_to_the_last_bit_and_as_small_as
     again = bitstill.load(tmp_path / "out")
     for model in (result.model, again):
         assert torch.equal(predict(model, data, data.test), wanted)
-        assert data.metric(wanted, data.test.labels) == result.report["delivered"]["test"]
+        assert data.objective.metrics(wanted, data.test.labels)[data.objective.decides] == result.report["delivered"]["test"]
     assert type(again) is type(teacher) and not again.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.models["teacher"].state_dict().items())
@@ -665,7 +667,7 @@ def stopped_at(call, real, *, after=False):
 )
 def test_a_run_stopped_anywhere_and_resumed_delivers_the_same_bytes(tmp_path, monkeypatch, uninterrupted, function, call):
     """While a stage trains, between stages, and while what a stage left is delivered."""
-    module = checkpoint if function == "save" else bitstill.run.compress
+    module = checkpoint if function == "save" else bitstill.run.deliveries
     with monkeypatch.context() as patch:
         patch.setattr(module, function, stopped_at(call, getattr(module, function), after=function == "save"))
         with pytest.raises(KeyboardInterrupt):

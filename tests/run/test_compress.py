@@ -122,7 +122,7 @@ def test_networks_handed_in_are_left_unchanged(networks):
 
 def test_loading_a_users_network_without_it_says_what_to_pass(networks, tmp_path):
     own(networks, out=tmp_path / "out")
-    with pytest.raises(ArtifactError, match=r"tests\.test_api\.Mlp.*bitstill\.load\(folder, model=network\)"):
+    with pytest.raises(ArtifactError, match=r"tests\.run\.test_compress\.Mlp.*bitstill\.load\(folder, model=network\)"):
         bitstill.load(tmp_path / "out")
 
 

@@ -7,18 +7,17 @@ import json
 import pytest
 import torch
 
-from bitstill.artifact.writer import Storage
 from bitstill.data.networks import build
 from bitstill.errors import MatchError, SpecError
 from bitstill.losses.features import Pair
 from bitstill.quant.granularity import PerGroup
 from bitstill.recipes import PQK, DifferentiableQuantization, PostTraining, QuantizedDistillation
+from bitstill.run.driver import Job
 from bitstill.run.dry_run import dry_run
-from bitstill.train.settings import Settings
 
 
 def plan(recipe, **models):
-    return dry_run(recipe, "digits", models, Settings(), Storage())
+    return dry_run(Job(recipe, models, "digits"))
 
 
 def test_stages_and_their_steps_with_the_teachers_where_it_has_to_be_trained():

@@ -68,13 +68,13 @@ def compress(
     """Train a compressed model and deliver it as a folder."""
     from bitstill.report.tables import size_table
     from bitstill.run.compress import compress as run
-    from bitstill.run.distill import with_general
+    from bitstill.run.driver import Job
     from bitstill.run.dry_run import dry_run as look
     from bitstill.run.run_file import read_run
 
     overrides: dict[str, Any] = {
         "recipe": recipe, "task": task, "model": model, "teacher": teacher, "student": student, "data": data,
-        "out": None if folder is None else str(folder), "corpus.source": corpus, "options.augment": augment,
+        "out": None if folder is None else str(folder), "options.general.corpus.source": corpus, "options.augment": augment,
         "options.epochs": epochs, "options.steps": steps, "settings.seed": seed, "settings.precision": precision,
         "settings.checkpoint_every": checkpoint_every, "text.text": text_column or None, "text.label": label_column,
         "text.max_length": max_length, "text.truncate": truncate, "augmented": augmented,
@@ -84,11 +84,8 @@ def compress(
     wanted = read_run(run_file, overrides, chosen)
     built = wanted.build_recipe()
     if dry_run:
-        if wanted.corpus is not None:
-            fix = "Leave --corpus out, or give what `bitstill distill` has made as --student."
-            raise SpecError("no --corpus", given="one", where="--dry-run, which trains nothing", fix=fix)
-        more = (wanted.data, wanted.text, wanted.augmented)
-        planned = look(built, wanted.task, wanted.models(built), wanted.settings, wanted.storage, *more)
+        more = (wanted.settings, wanted.storage, wanted.data, wanted.text, wanted.augmented)
+        planned = look(Job(built, wanted.models(built), wanted.task, *more))
         if as_json:
             print_json(planned)
         else:
@@ -97,9 +94,8 @@ def compress(
     if wanted.out is None:
         raise SpecError("a folder to deliver to", given="none", where="compress", fix="Add --out DIR.")
     with stoppable():
-        models = with_general(wanted, built, resume)
         result = run(
-            built, wanted.task, models, out=wanted.out, settings=wanted.settings, storage=wanted.storage,
+            built, wanted.task, wanted.models(built), out=wanted.out, settings=wanted.settings, storage=wanted.storage,
             resume=resume, data=wanted.data, text=wanted.text, augmented=wanted.augmented, each_stage=each_stage,
         )  # fmt: skip
     if as_json:
@@ -186,16 +182,17 @@ def distill(
 
     check_duration(epochs, steps, "distill")
     overrides = {
-        "recipe": "general-distillation", "task": "corpus", "general.layers": layers, "general.epochs": epochs,
-        "general.steps": steps, "settings.seed": seed, "settings.precision": precision,
+        "recipe": "general-distillation", "task": "corpus", "options.layers": layers, "options.epochs": epochs,
+        "options.steps": steps, "options.corpus.source": corpus, "options.corpus.column": text_column,
+        "options.corpus.length": length, "options.corpus.limit": limit, "settings.seed": seed, "settings.precision": precision,
         "settings.checkpoint_every": checkpoint_every,
     }  # fmt: skip
-    named = [key if key.startswith("settings.") else f"general.{key}" for key in assignments or []]
-    wanted = read_run(None, overrides, named)
+    wanted = read_run(None, overrides, assignments or [])
+    recipe = wanted.build_recipe()
+    assert isinstance(recipe, GeneralDistillation) and isinstance(recipe.corpus, Corpus)
     with stoppable():
         report = run(
-            model, Corpus(corpus, text_column, length, limit), folder, student=student,
-            recipe=wanted.general or GeneralDistillation(), settings=wanted.settings, cache=cache, resume=resume,
+            model, recipe.corpus, folder, student=student, recipe=recipe, settings=wanted.settings, cache=cache, resume=resume,
         )  # fmt: skip
     if as_json:
         print_json(report)

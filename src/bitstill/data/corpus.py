@@ -46,14 +46,19 @@ class Corpus:
         column: with the text.
         length: of each sequence in tokens, special ones included.
         limit: characters that are read at most; None reads all.
+        mask_probability: of replacing a token by the mask token in what student and teacher read.
     """
 
     source: str
     column: str = "text"
     length: int = 128
     limit: int | None = None
+    mask_probability: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.mask_probability < 1:
+            given, fix = str(self.mask_probability), "The published value is 0."
+            raise DataError("a mask_probability from 0 to below 1", given=given, where="corpus", fix=fix)
         for name, least in (("length", 8), ("limit", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -48,13 +48,13 @@ def task_for(
     if augmented is not None:
         found = with_variants(found, Path(augmented))
     need_package("transformers", extra="all", purpose="text tasks")
-    from bitstill.hf.text import check_same_vocabulary, input_names, load_tokenizer, tokenize
+    from bitstill.hf.text import input_names, shared_tokenizers, tokenize
 
     if tokenizer is not None:
         return tokenize(found, tokenizer)
     named = {role: str(source) for role, source in sources.items() if not isinstance(source, nn.Module)}
     named = {role: source for role, source in named.items() if not is_import_path(source)}
-    tokenizers = {source: load_tokenizer(source) for source in dict.fromkeys(named.values())}
+    tokenizers = shared_tokenizers(named)
     if not tokenizers:
         raise SpecError(
             "a tokenizer for a text task",
@@ -62,10 +62,7 @@ def task_for(
             where=f"task {name!r}",
             fix="Name a model by its folder or hub name, or pass the task made by bitstill.text_task(name, tokenizer).",
         )
-    first, *others = tokenizers
-    for other in others:
-        check_same_vocabulary(tokenizers[first], tokenizers[other], (first, other))
-    return tokenize(found, tokenizers[first], names=input_names(tokenizers.values()))
+    return tokenize(found, tokenizers[0], names=input_names(tokenizers))
 
 
 def text_task(

@@ -119,7 +119,7 @@ def corpus_task(sequences: Tensor, tokenizer: Any, teacher: nn.Module, mask_prob
         fix = "Use a larger corpus, or shorter sequences."
         raise DataError("at least 20 sequences", given=str(len(sequences)), where="corpus", fix=fix)
     if mask_probability and tokenizer.mask_token_id is None:
-        raise DataError("a mask token", given="none", where="corpus", fix="Set mask_probability=0.")
+        raise DataError("a mask token", given="none", where="corpus", fix="Set the corpus's mask_probability to 0.")
     special = torch.tensor(sorted(tokenizer.all_special_ids))
 
     def masked(batch: Batch, draws: Tensor) -> Batch:
@@ -144,15 +144,11 @@ def corpus_task(sequences: Tensor, tokenizer: Any, teacher: nn.Module, mask_prob
     )
 
 
-def hidden_width(model: nn.Module) -> int:
-    """Width of an encoder's hidden states, as its config says."""
-    config: Any = model.config
-    return int(config.hidden_size)
-
-
 def _forward(model: nn.Module, batch: Batch) -> Any:
+    """The encoder alone: a student that already has the head of its task learns without it."""
     ids = batch["input_ids"].long()
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    encoder: nn.Module = getattr(model, "base_model", model)
+    return encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def _mean_states(model: nn.Module, split: Split) -> Tensor:

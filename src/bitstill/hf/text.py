@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,23 @@ def check_same_vocabulary(one: Any, other: Any, names: tuple[str, str]) -> None:
         given = f"{len(ours):,} and {len(theirs):,} tokens; {differing!r} is {ours.get(differing)} and {theirs.get(differing)}"
         fix = "Choose a teacher with the student's tokenizer, since both read the same ids."
         raise DataError("one vocabulary", given=given, where=f"{names[0]} and {names[1]}", fix=fix)
+
+
+def shared_tokenizers(sources: Mapping[str, str]) -> list[Any]:
+    """The tokenizers of several models, which read the same tokens by the same numbers.
+
+    Args:
+        sources: folder or hub name by role.
+
+    Raises:
+        DataError: one has none, or vocabularies differ.
+    """
+    tokenizers = {source: load_tokenizer(source) for source in dict.fromkeys(sources.values())}
+    if tokenizers:
+        first, *others = tokenizers
+        for other in others:
+            check_same_vocabulary(tokenizers[first], tokenizers[other], (first, other))
+    return list(tokenizers.values())
 
 
 def input_names(tokenizers: Iterable[Any]) -> tuple[str, ...]:

@@ -23,22 +23,28 @@ from bitstill.model.width import attention_layers
 from bitstill.quant.granularity import Granularity, PerChannel
 from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput, ScaleDtype, Ternary
 from bitstill.recipes.fine_tuning import FineTuning
+from bitstill.recipes.general_distillation import GeneralDistillation
 from bitstill.recipes.protocol import Models, RunContext
 from bitstill.recipes.transformer_stages import (
     Bits,
-    birth,
+    StageChain,
     check_known,
     encoder_rules,
     feature_terms,
     in_parts,
     kept_layers,
     logit_terms,
+    set_dropout,
+    start_chain,
 )
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, CompressAttention, Copy, Importance, ReduceWidth, SplitTernary
 from bitstill.train.adaptive import SplitWithin
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Action, Stage, Term
+
+_Parts = dict[str, tuple[Term, ...]]
+"""The terms of Stage I and Stage II, by name."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class BinaryBERT:
         validations: how often each stage's delivered form is judged; the next stage starts from the latent weights of the best,
             which may be those that the stage itself started from.
         augment: use the task's augmentation, if it has one.
+        general: let the student learn from a corpus of plain text first (Jiao et al. 2020; paper); None leaves that out.
         teacher_epochs, teacher_lr: fine-tuning of a teacher whose classifier is new.
     """
 
@@ -134,6 +141,7 @@ class BinaryBERT:
     dropout: float | None = 0.0
     validations: int = 10
     augment: bool = True
+    general: GeneralDistillation | None = None
     teacher_epochs: float = 3
     teacher_lr: float = 5e-5
 
@@ -168,66 +176,84 @@ class BinaryBERT:
         return True
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:
-        """[teacher ->] [small float student ->] [ternary ->] binary, each in Stage I and Stage II.
+        """[general distillation ->] [teacher ->] [small float student ->] [ternary ->] binary, these in two stages each.
 
-        A given student whose weights are ternary and latent, as a chain with bits="ternary" leaves it in `Result.models`, goes
-        on from there; its teacher is the float student that it came from ("small" there), or one with as many heads.
+        A given student whose weights are ternary and latent, as a chain with bits="ternary" leaves it in `Result.models`,
+        continues from there; its teacher is the float student that it came from ("small" there), or one with as many heads.
         """
-        models, objective = context.models, context.objective
+        start = self._start(context)
+        tuning = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr)
+        chain = start_chain(context, start.kept, start.depth, general=self.general, tuning=tuning)
+        terms = self._small_float_student(chain, start, context.objective)
+        if self.bits == "ternary" or (self.bits == 1 and self.split):
+            self._ternary_student(chain, start, terms)
+        if self.bits == 1:
+            if not self.split:
+                chain.act(*self._compress(1, context.models))
+            chain.train(*self._run("binary", terms, self.binary_epochs, self.binary_lr))
+        nothing = f"bits={self.bits}, ternary_epochs={self.ternary_epochs}"
+        return chain.stages("BinaryBERT", nothing, "Set bits, or a width or layers to make the student smaller in float.")
+
+    def _start(self, context: RunContext) -> _Start:
+        """What the chain starts from.
+
+        Raises:
+            SpecError: a given student is ternary already and is not to be split.
+        """
+        models = context.models
         depth, kept = kept_layers(self.layers, self.choice, models, "BinaryBERT")
         given = "student" in models
-        found: list[Stage] = []
-        if "teacher" in context.untrained:
-            tuning = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr)
-            found.append(tuning.stage("teacher", objective))
         ternary = given and bool(splittable_layers(models["student"]))
         if ternary and self.bits == 1 and not self.split:
             fix = "Split it: split=True; or give a float student."
             raise SpecError("a float student with split=False", given="a ternary one", where="BinaryBERT", fix=fix)
         narrow = given and _heads(models["student"]) != _heads(models["teacher"])
-        narrowing: tuple[Action, ...] = ()
-        if self.width < 1 and not narrow and not ternary:
-            narrowing = (ReduceWidth("student", 1.0 - self.width, importance="magnitude" if given else self.importance),)
-        begin = birth(given, kept, depth, self.dropout, narrowing)
-        scores = bool(self.attention_weight) and self.relation_heads is None
-        teacher, own_heads = "teacher", scores and not ternary and (narrow or self.width < 1)
-        matched = (kept, depth)
-        if not ternary and (given or self.width < 1 or len(kept) < depth) and self.float_epochs:
-            terms = self._terms(*matched, teacher, objective, attention=not own_heads)
-            found += self._run("float", terms, self.float_epochs, self.float_lr, begin)
-            begin = ()
-        elif own_heads:
+        return _Start(models, depth, kept, given or self.general is not None, ternary, narrow)
+
+    def _small_float_student(self, chain: StageChain, start: _Start, objective: Objective) -> _Parts:
+        """Narrow the student and train it in float, if it is smaller than its teacher.
+
+        Returns:
+            The terms by which its quantized forms learn: from the teacher, or from itself where only its own scores compare.
+
+        Raises:
+            SpecError: its scores are to teach, and it is not trained.
+        """
+        teacher, matched = "teacher", (start.kept, start.depth)
+        if self.width < 1 and not start.narrow and not start.ternary:
+            importance: Importance = "magnitude" if start.trained else self.importance
+            chain.act(ReduceWidth("student", 1.0 - self.width, importance=importance))
+        chain.act(*set_dropout(self.dropout))
+        other_heads = start.narrow or self.width < 1
+        own_scores = bool(self.attention_weight) and self.relation_heads is None and not start.ternary and other_heads
+        smaller = start.trained or self.width < 1 or len(start.kept) < start.depth
+        if not start.ternary and smaller and self.float_epochs:
+            terms = self._terms(*matched, teacher, objective, attention=not own_scores)
+            chain.train(*self._run("float", terms, self.float_epochs, self.float_lr))
+        elif own_scores:
             fix = "Train it: float_epochs above 0; or leave the scores out: attention_weight=0."
             untrained = "one with other heads, untrained"
             raise SpecError("a small float student whose scores can teach", given=untrained, where="BinaryBERT", fix=fix)
-        if own_heads:
-            begin = (*begin, Copy("student", "small"))
-            teacher, matched = "small", (tuple(range(len(kept))), len(kept))
-        terms = self._terms(*matched, teacher, objective, attention=True)
-        if self.bits == "ternary" or (self.bits == 1 and self.split):
-            begin = begin if ternary else (*begin, *self._compress("ternary", models))
-            if self.ternary_epochs:
-                found += self._run("ternary", terms, self.ternary_epochs, self.ternary_lr, begin)
-                begin = ()
-            begin = (*begin, self._splitting(tuple(dict.fromkeys(term for part in terms.values() for term in part))))
-        elif self.bits == 1:
-            begin = (*begin, *self._compress(1, models))
+        if own_scores and self.bits is not None:
+            chain.act(Copy("student", "small"))
+            teacher, matched = "small", (tuple(range(len(start.kept))), len(start.kept))
+        return self._terms(*matched, teacher, objective, attention=True)
+
+    def _ternary_student(self, chain: StageChain, start: _Start, terms: _Parts) -> None:
+        """Train the ternary form, and split it into two binary planes."""
+        if not start.ternary:
+            chain.act(*self._compress("ternary", start.models))
+        if self.ternary_epochs:
+            chain.train(*self._run("ternary", terms, self.ternary_epochs, self.ternary_lr))
         if self.bits == 1:
-            found += self._run("binary", terms, self.binary_epochs, self.binary_lr, begin)
-        if not any("student" in stage.train for stage in found):
-            fix = "Set bits, or a width or layers to make the student smaller in float."
-            nothing = f"bits={self.bits}, ternary_epochs={self.ternary_epochs}"
-            raise SpecError("something to do with the student", given=nothing, where="BinaryBERT", fix=fix)
-        return tuple(found)
+            chain.act(self._splitting(tuple(dict.fromkeys(term for part in terms.values() for term in part))))
 
     def _splitting(self, terms: tuple[Term, ...]) -> Action:
         if self.budget is None:
             return SplitTernary("student")
         return SplitWithin("student", round(1e6 * self.budget), terms, batch_size=self.batch_size)
 
-    def _terms(
-        self, kept: tuple[int, ...], depth: int, teacher: str, objective: Objective, *, attention: bool
-    ) -> dict[str, tuple[Term, ...]]:
+    def _terms(self, kept: tuple[int, ...], depth: int, teacher: str, objective: Objective, *, attention: bool) -> _Parts:
         """The terms of each stage, by the stage's name."""
         weight = self.attention_weight if attention else 0.0
         features = feature_terms(kept, depth, self.layer_map, self.hidden_weight, weight, teacher, self.relation_heads)
@@ -237,9 +263,7 @@ class BinaryBERT:
             raise SpecError("something to imitate in Stage I", given="scores of other heads", where="BinaryBERT", fix=fix)
         return {"": (*features, *logits)} if self.joint else {"I": features, "II": logits}
 
-    def _run(
-        self, name: str, parts: dict[str, tuple[Term, ...]], epochs: float, lr: float, begin: tuple[Action, ...]
-    ) -> list[Stage]:
+    def _run(self, name: str, parts: _Parts, epochs: float, lr: float) -> list[Stage]:
         whole = Stage(
             name,
             terms=next(iter(parts.values())),
@@ -250,7 +274,6 @@ class BinaryBERT:
             augment=self.augment,
             validations=self.validations,
             keep="best",
-            begin=begin,
         )
         rates = {"I": lr * self.feature_lr_scale}
         different = {p: {"terms": terms, "optimizer": self._optimizer(rates.get(p, lr))} for p, terms in parts.items()}
@@ -284,6 +307,27 @@ class BinaryBERT:
             wide_input=self.wide_input,
             pooler=self.pooler,
         )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the chain starts from.
+
+    Args:
+        models: by role.
+        depth: layers of the teacher.
+        kept: which of them the student's are made of, or matched to.
+        trained: the student has weights of its own, given or from general distillation.
+        ternary: it is ternary already.
+        narrow: it has other heads than the teacher.
+    """
+
+    models: Models
+    depth: int
+    kept: tuple[int, ...]
+    trained: bool
+    ternary: bool
+    narrow: bool
 
 
 def _heads(model: nn.Module) -> set[int]:

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from bitstill.data.corpus import Corpus
 from bitstill.errors import SpecError
 from bitstill.losses.layer_maps import LayerMap
 from bitstill.model.blocks import Choice
-from bitstill.recipes.transformer_stages import check_known, feature_terms
+from bitstill.recipes.protocol import Models, RunContext
+from bitstill.recipes.transformer_stages import (
+    check_known,
+    feature_terms,
+    hidden_width,
+    kept_layers,
+    make_student,
+    set_dropout,
+)
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import AddProjection
 from bitstill.train.optim import AdamW
@@ -23,6 +32,7 @@ class GeneralDistillation:
     """Settings of general distillation.
 
     Args:
+        corpus: plain text; None is to be filled in by whoever uses these settings.
         layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all.
         choice: which ones, where `layers` is a number: "skip" (paper), "top" or "bottom".
         layer_map: "last" matches the student's last layer with the teacher's last, "paper" (XTC's) with the one it was copied
@@ -33,10 +43,10 @@ class GeneralDistillation:
             (paper: 3 epochs, batch 256, lr 5e-5).
         steps: duration in optimizer steps instead of epochs.
         dropout: of the student while it learns.
-        mask_probability: of replacing a token by the mask token in what both read (paper: 0).
         validations: how often the student is compared with the teacher on held-out text.
     """
 
+    corpus: Corpus | None = None
     layers: int | tuple[int, ...] | None = None
     choice: Choice = "skip"
     layer_map: LayerMap = "last"
@@ -50,7 +60,6 @@ class GeneralDistillation:
     warmup: float = 0.1
     clip_norm: float | None = 1.0
     dropout: float | None = 0.0
-    mask_probability: float = 0.0
     validations: int = 10
 
     def __post_init__(self) -> None:
@@ -58,34 +67,68 @@ class GeneralDistillation:
             given = f"hidden {self.hidden_weight}, attention {self.attention_weight}"
             fix = "The paper sets both to 1."
             raise SpecError("weights of at least 0, one above 0", given=given, where="GeneralDistillation", fix=fix)
-        if not 0 <= self.mask_probability < 1:
-            given, fix = str(self.mask_probability), "The published value is 0."
-            raise SpecError("a probability from 0 to below 1", given=given, where="GeneralDistillation", fix=fix)
         check_known(self, "GeneralDistillation", choice=Choice, layer_map=LayerMap)
 
-    def stage(self, kept: tuple[int, ...], depth: int, widths: tuple[int, int]) -> Stage:
-        """The one stage.
+    @property
+    def needs_teacher(self) -> bool:
+        """The student imitates it."""
+        return True
+
+    @property
+    def makes_student(self) -> bool:
+        """Of layers of the teacher, unless a student is given."""
+        return True
+
+    def stages(self, context: RunContext) -> tuple[Stage, ...]:
+        """One stage.
+
+        Raises:
+            SpecError: the student would be as large as the teacher, or there is no corpus.
+        """
+        models = context.models
+        depth, kept = kept_layers(self.layers, self.choice, models, "GeneralDistillation")
+        if "student" not in models and len(kept) == depth:
+            fix = "Set layers, or give a student."
+            raise SpecError("a smaller student", given="all of the teacher", where="GeneralDistillation", fix=fix)
+        student = () if "student" in models else (make_student(kept, depth),)
+        stage = self.stage(kept, depth, self._projection(models))
+        return (replace(stage, begin=(*student, *set_dropout(self.dropout), *stage.begin)),)
+
+    def stage(self, kept: tuple[int, ...], depth: int, projection: AddProjection | None = None) -> Stage:
+        """The stage, for a student that is there.
 
         Args:
             kept: for each layer of the student, the teacher's layer that it is matched with.
             depth: layers of the teacher.
-            widths: of the hidden states of student and teacher; where they differ, a projection is learned.
+            projection: of the student's hidden states to the teacher's width, where they differ.
+
+        Raises:
+            SpecError: there is no corpus.
         """
+        if self.corpus is None:
+            fix = "Name plain text: --corpus, or corpus=Corpus(...)."
+            raise SpecError("a corpus", given="none", where="GeneralDistillation", fix=fix)
         terms = feature_terms(kept, depth, self.layer_map, self.hidden_weight, self.attention_weight)
-        begin: tuple[AddProjection, ...] = ()
-        if widths[0] != widths[1]:
-            begin = (AddProjection("projection", *widths),)
-            terms = tuple(replace(term, through="projection") for term in terms)
+        if projection is not None:
+            terms = tuple(replace(term, through=projection.name) for term in terms)
         return Stage(
             "general distillation",
-            train=("student", "projection") if begin else ("student",),
+            train=("student",) if projection is None else ("student", projection.name),
             terms=terms,
+            data=self.corpus,
             epochs=self.epochs if self.steps is None else None,
             steps=self.steps,
             batch_size=self.batch_size,
             optimizer=AdamW(WarmupLinear(self.lr, warmup=self.warmup), weight_decay=self.weight_decay),
             clip_norm=self.clip_norm,
-            augment=self.mask_probability > 0,
             validations=self.validations,
-            begin=begin,
+            begin=() if projection is None else (projection,),
         )
+
+    def _projection(self, models: Models) -> AddProjection | None:
+        if "student" not in models:
+            return None
+        student, teacher = hidden_width(models["student"]), hidden_width(models["teacher"])
+        if student is None or teacher is None or student == teacher:
+            return None
+        return AddProjection("projection", student, teacher)

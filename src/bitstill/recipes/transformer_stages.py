@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
@@ -18,9 +18,13 @@ from bitstill.model.blocks import Choice, blocks, check_choice, choose
 from bitstill.model.select import word_embeddings
 from bitstill.quant.granularity import PerChannel
 from bitstill.quant.rules import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
-from bitstill.recipes.protocol import Models
+from bitstill.recipes.protocol import Models, RunContext
 from bitstill.train.actions import Copy, ReduceLayers, SetDropout
 from bitstill.train.stage import Action, Stage, Term
+
+if TYPE_CHECKING:
+    from bitstill.recipes.fine_tuning import FineTuning
+    from bitstill.recipes.general_distillation import GeneralDistillation
 
 Bits = int | Literal["ternary"]
 
@@ -63,20 +67,90 @@ def check_known(recipe: object, where: str, **valid: object) -> None:
             raise SpecError(f"a known {name}", given=repr(given), where=where, fix=f"Valid: {', '.join(words)}.")
 
 
-def birth(
-    given: bool, kept: tuple[int, ...], depth: int, dropout: float | None, narrow: tuple[Action, ...] = ()
-) -> tuple[Action, ...]:
-    """What makes the student before it learns.
+def make_student(kept: tuple[int, ...], depth: int) -> Action:
+    """The action that makes the student of the teacher, or of some of its layers.
 
     Args:
-        given: there is one already, which is not made of the teacher.
-        kept, depth: which of the teacher's so many blocks it is made of.
-        dropout: of the student while it learns; None leaves it as it is.
-        narrow: what makes it narrower.
+        kept: which of the teacher's layers.
+        depth: how many it has.
     """
-    made: Action = Copy("teacher", "student") if len(kept) == depth else ReduceLayers("teacher", "student", kept)
-    quiet = () if dropout is None else (SetDropout("student", dropout),)
-    return (*(() if given else (made,)), *narrow, *quiet)
+    return Copy("teacher", "student") if len(kept) == depth else ReduceLayers("teacher", "student", kept)
+
+
+def set_dropout(dropout: float | None) -> tuple[Action, ...]:
+    """Dropout of the student while it learns; None leaves it as it is."""
+    return () if dropout is None else (SetDropout("student", dropout),)
+
+
+class StageChain:
+    """The stages of a recipe as they are planned, one after the other.
+
+    An action belongs to the stage that trains next; those for which no such stage follows end with one that trains nothing.
+    """
+
+    def __init__(self) -> None:
+        self._stages: list[Stage] = []
+        self._pending: tuple[Action, ...] = ()
+
+    def act(self, *actions: Action) -> None:
+        """Apply `actions` when the next stage begins."""
+        self._pending += actions
+
+    def train(self, *stages: Stage) -> None:
+        """Append `stages`; the first begins with the actions that wait."""
+        first, *others = stages
+        self._stages += [replace(first, begin=(*self._pending, *first.begin)), *others]
+        self._pending = ()
+
+    def stages(self, where: str, given: str, fix: str) -> tuple[Stage, ...]:
+        """All stages.
+
+        Raises:
+            SpecError: none of them trains the student; `given` and `fix` say why and what to do.
+        """
+        if not any("student" in stage.train for stage in self._stages):
+            raise SpecError("something to do with the student", given=given, where=where, fix=fix)
+        last = (Stage("last actions", begin=self._pending),) if self._pending else ()
+        return (*self._stages, *last)
+
+
+def start_chain(
+    context: RunContext,
+    kept: tuple[int, ...],
+    depth: int,
+    *,
+    general: GeneralDistillation | None,
+    tuning: FineTuning,
+) -> StageChain:
+    """The first boxes of BinaryBERT and XTC: [general distillation ->] [the teacher's fine-tuning ->] a student.
+
+    Args:
+        context: models and objective.
+        kept, depth: which of the teacher's so many layers the student is made of.
+        general: how the student learns from a corpus before it meets the task, while its teacher has not met it either.
+        tuning: of a teacher whose classifier is new.
+
+    Raises:
+        SpecError: general distillation of a student that is given, or without a corpus.
+    """
+    chain, given = StageChain(), "student" in context.models
+    if general is not None:
+        if given:
+            fix = "Leave it out; `bitstill distill` makes such a student for other uses."
+            raise SpecError("a student made of the teacher", given="one that is given", where="general distillation", fix=fix)
+        chain.act(make_student(kept, depth), *set_dropout(general.dropout))
+        chain.train(general.stage(kept, depth))
+    if "teacher" in context.untrained:
+        chain.train(tuning.stage("teacher", context.objective))
+    if general is None and not given:
+        chain.act(make_student(kept, depth))
+    return chain
+
+
+def hidden_width(model: nn.Module) -> int | None:
+    """Width of a transformer's hidden states, as its config says; None where it has none."""
+    width = getattr(getattr(model, "config", None), "hidden_size", None)
+    return width if isinstance(width, int) else None
 
 
 def in_parts(whole: Stage, parts: Mapping[str, Mapping[str, Any]]) -> list[Stage]:

@@ -18,22 +18,24 @@ from bitstill.model.blocks import Choice
 from bitstill.quant.granularity import Granularity, PerChannel
 from bitstill.quant.rules import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.fine_tuning import FineTuning
+from bitstill.recipes.general_distillation import GeneralDistillation
 from bitstill.recipes.protocol import Models, RunContext
 from bitstill.recipes.supervision import label_loss
 from bitstill.recipes.transformer_stages import (
     Bits,
-    birth,
     check_known,
     encoder_rules,
     feature_terms,
     in_parts,
     kept_layers,
     logit_terms,
+    set_dropout,
+    start_chain,
 )
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, Uncompress
 from bitstill.train.optim import AdamW
-from bitstill.train.stage import Action, Stage, Term
+from bitstill.train.stage import Stage, Term
 
 Schedule = Literal["single", "two", "three"]
 
@@ -74,6 +76,7 @@ class XTC:
             1,000 steps).
         clip_norm: of the gradient.
         augment: use the task's augmentation, if it has one.
+        general: let the student learn from a corpus of plain text first (Jiao et al. 2020); None leaves that out (paper).
         teacher_epochs, teacher_lr: fine-tuning of a teacher whose classifier is new.
     """
 
@@ -107,6 +110,7 @@ class XTC:
     validations: int = 20
     clip_norm: float | None = 1.0
     augment: bool = True
+    general: GeneralDistillation | None = None
     teacher_epochs: float = 3
     teacher_lr: float = 5e-5
 
@@ -142,32 +146,24 @@ class XTC:
         return True
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:
-        """[teacher ->] [float student ->] quantized student, each in one, two or three parts."""
+        """[general distillation ->] [teacher ->] [float student ->] quantized student, each in one, two or three parts."""
         models, objective = context.models, context.objective
         depth, kept = kept_layers(self.layers, self.choice, models, "XTC")
-        given = "student" in models
-        begin = birth(given, kept, depth, self.dropout)
+        tuning = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr)
+        chain = start_chain(context, kept, depth, general=self.general, tuning=tuning)
         parts = self._parts(kept, depth, objective)
-        found: list[Stage] = []
-        if "teacher" in context.untrained:
-            tuning = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr)
-            found.append(tuning.stage("teacher", objective))
+        chain.act(*set_dropout(self.dropout))
         float_epochs = self.float_epochs
         if float_epochs is None:
-            float_epochs = self.epochs if len(kept) < depth and not given else 0
+            untrained = "student" not in models and self.general is None
+            float_epochs = self.epochs if len(kept) < depth and untrained else 0
         if float_epochs:
-            found += self._run("float student", parts, float_epochs, self.float_lr, begin)
-            begin = ()
+            chain.train(*self._run("float student", parts, float_epochs, self.float_lr))
         bits = self._all_bits()
         for number, each in enumerate(bits):
-            again = (Uncompress("student"),) if number else ()
-            begin = (*begin, *again, Compress("student", self._rules(each, models)))
-            found += self._run(_named(each), parts, self.epochs / len(bits), self.lr, begin)
-            begin = ()
-        if not any("student" in stage.train for stage in found):
-            fix = "Set bits, or float_epochs to train the student as it is."
-            raise SpecError("something to do with the student", given="neither bits nor epochs", where="XTC", fix=fix)
-        return tuple(found)
+            chain.act(*((Uncompress("student"),) if number else ()), Compress("student", self._rules(each, models)))
+            chain.train(*self._run(_named(each), parts, self.epochs / len(bits), self.lr))
+        return chain.stages("XTC", "neither bits nor epochs", "Set bits, or float_epochs to train the student as it is.")
 
     def _quantizer(self, bits: Bits) -> Quantizer:
         learned = self.learned_scales and bits in (1, "ternary")
@@ -189,9 +185,7 @@ class XTC:
             "three": {"features": features, "all": together, "logits": (*logits, *labels)},
         }[self.schedule]
 
-    def _run(
-        self, name: str, parts: dict[str, tuple[Term, ...]], epochs: float, lr: float, begin: tuple[Action, ...]
-    ) -> list[Stage]:
+    def _run(self, name: str, parts: dict[str, tuple[Term, ...]], epochs: float, lr: float) -> list[Stage]:
         whole = Stage(
             name,
             terms=next(iter(parts.values())),
@@ -202,7 +196,6 @@ class XTC:
             clip_norm=self.clip_norm,
             augment=self.augment,
             validations=self.validations,
-            begin=begin,
         )
         judged = ("", "logits")  # others do not try to be right on the task
         return in_parts(whole, {p: {"terms": t, "keep": "best" if p in judged else "last"} for p, t in parts.items()})

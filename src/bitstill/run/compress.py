@@ -1,55 +1,36 @@
-"""The three verbs: `compress` trains and delivers, `Result.save` keeps, `load` brings back."""
+"""`compress`: train a compressed model under a recipe, and deliver it as an artifact."""
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
 import tempfile
-import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from bitstill.artifact.files import check_target, replaced_folder
+from bitstill.artifact.files import replaced_folder
 from bitstill.artifact.format import REPORT
 from bitstill.artifact.hub import push
-from bitstill.artifact.reader import read
-from bitstill.artifact.size import size_report
-from bitstill.artifact.writer import Storage, write
-from bitstill.data.task import Task, evaluate
+from bitstill.artifact.writer import Storage
+from bitstill.data.task import Task
 from bitstill.data.text import TextOptions
-from bitstill.decode import encode
 from bitstill.deliver.architecture import architecture_of, can_rebuild
-from bitstill.deliver.deliver import deliver, environment, measure
 from bitstill.deliver.load import load
-from bitstill.deliver.load_task import task_for
 from bitstill.errors import ArtifactError, SpecError
-from bitstill.model.contents import contents_of
-from bitstill.model.lifecycle import PrepareReport, report, uncompressed
-from bitstill.model.packed_layers import is_packed
-from bitstill.recipes.catalogue import recipe_class, recipe_name
+from bitstill.model.lifecycle import uncompressed
+from bitstill.recipes.catalogue import recipe_class
 from bitstill.recipes.protocol import Recipe
-from bitstill.run.roles import ModelLike, rehearse, resolve_models, stages_for
-from bitstill.run.run_file import RunFile
-from bitstill.train.checkpoint import checkpoint_beside
-from bitstill.train.identity import identity_of
-from bitstill.train.loop import train
+from bitstill.run.deliveries import ArtifactDelivery
+from bitstill.run.driver import Job, execute
+from bitstill.run.models import ModelLike
+from bitstill.run.run_file import run_file_of
 from bitstill.train.settings import Settings
-from bitstill.train.stage import Stage
-
-
-class _Scratch:
-    """A temporary folder that vanishes with this object; unlike `TemporaryDirectory`, without a warning."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="bitstill-"))
-        self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -131,90 +112,27 @@ def compress(
         >>> result.report["size"]["nominal_bits"]
         2.0
     """
-    from accelerate import PartialState
-
-    started = time.perf_counter()
-    settings, storage = settings or Settings(), storage or Storage()
     _check_arguments(task, out, resume, data or augmented, each_stage)
-    recipe = recipe_class(recipe)() if isinstance(recipe, str) else recipe
+    job = Job(
+        recipe_class(recipe)() if isinstance(recipe, str) else recipe,
+        models, task, settings or Settings(), storage or Storage(), data, text, augmented,
+    )  # fmt: skip
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))
-    check_target(target)
-    task_name = task if isinstance(task, str) else task.name
-    task = task_for(task, models, data, text, augmented=augmented) if isinstance(task, str) else task
-    cast = resolve_models(recipe, models, settings.seed, task)
-    networks = cast.networks
-    stages = stages_for(recipe, cast, task)
-    skeleton = uncompressed(rehearse(stages, networks, task)["student"])
-    identity = identity_of(encode(recipe), stages, task, networks, settings)
-    work = None if temporary else checkpoint_beside(target, resume)
-    about = {
-        "recipe": encode(recipe),
-        "task": task.name,
-        "settings": encode(settings),
-        "storage": encode(storage),
-        "models": cast.notes,
-        **environment(),
-    }
-    run_file = resolved(recipe, task, models, settings, storage, data, text, augmented)
-    text_of_run = replace(run_file, task=task_name).to_yaml()
-
-    def deliver_to(folder: Path, run_report: Mapping[str, Any]) -> None:
-        student = networks["student"]
-        parameters = _parameters(report(student))
-        deliver(folder, student, task, storage, {**about, **run_report, "parameters": parameters}, text_of_run, skeleton)
-
-    on_the_way = [stage for stage in stages[:-1] if "student" in stage.train] if each_stage else []
-    for stage in on_the_way:
-        check_target(stage_folder(target, stage))
-
-    def finished(stage: Stage) -> None:
-        if stage in on_the_way:
-            deliver_to(stage_folder(target, stage), {"stage": stage.name})
-
-    history = train(stages, networks, task, settings, identity=identity, checkpoint_path=work, resume=resume, finished=finished)
-    several = PartialState()
-    if several.is_main_process:
-        run_report: dict[str, Any] = {"history": history}
-        if "teacher" in networks:
-            run_report["teacher"] = _teacher_row(networks["teacher"], task)
-        deliver_to(target, {**run_report, "wall_seconds": time.perf_counter() - started})
-    several.wait_for_everyone()
-    if work is not None and several.is_main_process:
-        work.unlink(missing_ok=True)
+    delivery = ArtifactDelivery(run_file_of(job).to_yaml(), each_stage)
+    run = execute(job, delivery, target, resume=resume, keep=temporary is None)
+    skeleton = uncompressed(run.rehearsed["student"])
     delivered = load(target, None if can_rebuild(architecture_of(skeleton)) else skeleton)
-    return Result(delivered, json.loads((target / REPORT).read_text()), target, networks, temporary)
+    report = json.loads((target / REPORT).read_text(encoding="utf-8"))
+    return Result(delivered, report, target, run.networks, temporary)
 
 
-def stage_folder(out: Path, stage: Stage) -> Path:
-    """Where the student that `stage` leaves is delivered when each stage is."""
-    return out.with_name(f"{out.name}-{stage.name.replace(' ', '-')}")
+class _Scratch:
+    """A temporary folder that vanishes with this object; unlike `TemporaryDirectory`, without a warning."""
 
-
-def resolved(
-    recipe: Recipe,
-    task: Task,
-    models: Mapping[str, ModelLike],
-    settings: Settings,
-    storage: Storage,
-    data: str | Path | None = None,
-    text: TextOptions | None = None,
-    augmented: str | Path | None = None,
-) -> RunFile:
-    """The run as a file that `bitstill compress` accepts; networks handed in as objects are named by their class."""
-    names = {role: type(m).__name__ if isinstance(m, nn.Module) else str(m) for role, m in models.items()}
-    return RunFile(
-        recipe=recipe_name(recipe),
-        task=task.name,
-        teacher=names.get("teacher"),
-        student=names.get("student"),
-        data=None if data is None else str(data),
-        text=text,
-        augmented=None if augmented is None else str(augmented),
-        options=encode(recipe),
-        settings=settings,
-        storage=storage,
-    )
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="bitstill-"))
+        self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _check_arguments(task: Task | str, out: str | Path | None, resume: bool, data: str | Path | None, each_stage: bool) -> None:
@@ -237,17 +155,3 @@ def _own_folder(out: str) -> Path:
             "a folder of its own", given="the current one", where=out, fix="Name a new folder: the whole of it is replaced."
         )
     return target
-
-
-def _teacher_row(teacher: nn.Module, task: Task) -> dict[str, Any]:
-    if any(is_packed(module) for module in teacher.modules()):  # it came from an artifact: it is the delivered form already
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), contents_of(copy.deepcopy(teacher).cpu()), {}, Storage())
-            file_bytes = size_report(read(folder)).file_bytes
-        return {"metric": task.objective.decides, "test": evaluate(teacher, task, task.test), "file_bytes": file_bytes}
-    row = measure(teacher, task, copy.deepcopy(teacher))
-    return {"metric": task.objective.decides, "test": row.metric, "file_bytes": row.size.file_bytes}
-
-
-def _parameters(prepared: PrepareReport) -> list[dict[str, Any]]:
-    return [encode(row) for row in prepared.rows]

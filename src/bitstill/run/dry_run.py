@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report, to_json
-from bitstill.artifact.writer import Storage, write
-from bitstill.data.text import TextOptions
+from bitstill.artifact.writer import write
 from bitstill.decode import encode
-from bitstill.deliver.load_task import task_for
 from bitstill.model.contents import contents_of
 from bitstill.model.lifecycle import freeze, report
-from bitstill.recipes import Recipe
-from bitstill.run.roles import ModelLike, rehearse, resolve_models, stages_for
-from bitstill.train.settings import Settings
+from bitstill.run.driver import Job, prepare_run
+from bitstill.train.run import data_for
 
 
-def dry_run(
-    recipe: Recipe,
-    task_name: str,
-    models: Mapping[str, ModelLike],
-    settings: Settings,
-    storage: Storage,
-    data: str | None = None,
-    text: TextOptions | None = None,
-    augmented: str | None = None,
-) -> dict[str, Any]:
+def dry_run(job: Job) -> dict[str, Any]:
     """Plan the run, compress the untrained student and pack it: its bytes are those of the trained one.
 
     Only entropy coding, points shared out by gradient and what is split within a budget depend on training; with them the bytes
-    are an estimate.
+    are an estimate. A corpus is tokenized all the same, and forgotten.
 
     Returns:
         Stages with their steps, every parameter with what would happen to it, and the size report.
@@ -41,17 +28,17 @@ def dry_run(
     Raises:
         BitstillError: what `compress` would refuse before it trains, but for an untrained student, which has the same bytes.
     """
-    task = task_for(task_name, models, data, text, augmented=augmented)
-    cast = resolve_models(recipe, models, settings.seed, task)
-    stages = stages_for(recipe, cast, task, untrained=True)
-    student = rehearse(stages, cast.networks, task)["student"]
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), contents_of(freeze(student, storage.leftovers)), {}, storage)
-        size = size_report(read(folder))
+        run = prepare_run(job, Path(folder) / "out", untrained=True)
+        student, artifact = run.rehearsed["student"], Path(folder) / "artifact"
+        artifact.mkdir()
+        write(artifact, contents_of(freeze(student, job.storage.leftovers)), {}, job.storage)
+        size = size_report(read(artifact))
+    samples = {stage.name: len(data_for(stage, run.data).train) for stage in run.stages}
     return {
-        "recipe": encode(recipe),
-        "task": task.name,
-        "stages": [{"name": stage.name, "steps": stage.total_steps(len(task.train))} for stage in stages],
+        "recipe": encode(job.recipe),
+        "task": run.task.name,
+        "stages": [{"name": stage.name, "steps": stage.total_steps(samples[stage.name])} for stage in run.stages],
         "parameters": [encode(row) for row in report(student).rows],
         "size": to_json(size),
     }

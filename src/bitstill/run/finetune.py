@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import REPORT
-from bitstill.data.task import evaluate
 from bitstill.data.text import TextOptions
-from bitstill.decode import encode
-from bitstill.deliver.deliver import environment
-from bitstill.deliver.load_task import task_for
-from bitstill.errors import SpecError, need_package
+from bitstill.errors import need_package
 from bitstill.recipes.fine_tuning import FineTuning
-from bitstill.run.roles import resolve_models, stages_for
-from bitstill.train.checkpoint import checkpoint_beside
-from bitstill.train.identity import identity_of
-from bitstill.train.loop import train
+from bitstill.run.deliveries import PretrainedDelivery
+from bitstill.run.driver import Job, execute
 from bitstill.train.settings import Settings
 
 
 def finetune(
     model: str,
-    task_name: str,
+    task: str,
     out: str | Path,
     *,
     recipe: FineTuning | None = None,
@@ -38,7 +30,7 @@ def finetune(
 
     Args:
         model: folder or hub name.
-        task_name: a text task.
+        task: name of a text or image task.
         out: a new or empty folder, which any tool that reads Hugging Face models can read afterwards.
         recipe: epochs, learning rate and so on.
         settings: seed, precision, checkpoints.
@@ -52,39 +44,8 @@ def finetune(
     Raises:
         BitstillError: its subclasses say what was wrong; nothing at `out` is damaged.
     """
-    started = time.perf_counter()
     need_package("transformers", extra="all", purpose="fine-tuning")
-    from bitstill.hf.models import load_pretrained, save_pretrained
-
-    recipe, settings, target = recipe or FineTuning(), settings or Settings(), Path(out).resolve()
-    check_new(target)
-    task = task_for(task_name, {"student": model}, data, text)
-    cast = resolve_models(recipe, {"student": model}, settings.seed, task)
-    if "student" not in cast.notes:
-        fix = "Only such a model can be saved as one; train networks of your own with `compress`."
-        raise SpecError("the folder or hub name of a Hugging Face model", given=repr(model), where="finetune", fix=fix)
-    stages = stages_for(recipe, cast, task)
-    identity = identity_of(encode(recipe), stages, task, cast.networks, settings)
-    work = checkpoint_beside(target, resume)
-    history = train(stages, cast.networks, task, settings, identity=identity, checkpoint_path=work, resume=resume)
-    with replaced_folder(target) as folder:
-        save_pretrained(cast.networks["student"], task, folder)
-        delivered = load_pretrained(str(folder), task, "fine-tuned model").model
-        report = {
-            "recipe": encode(recipe),
-            "task": task.name,
-            "settings": encode(settings),
-            "models": cast.notes,
-            "history": history,
-            "delivered": {
-                "metric": task.objective.decides,
-                "test": evaluate(delivered, task, task.test),
-                "validation": evaluate(delivered, task, task.validation),
-                "samples": len(task.test),
-            },
-            "wall_seconds": time.perf_counter() - started,
-            **environment(),
-        }
-        write_file(folder / REPORT, json.dumps(report, indent=1, sort_keys=True).encode())
-    work.unlink(missing_ok=True)
-    return report
+    target = Path(out).resolve()
+    job = Job(recipe or FineTuning(), {"student": model}, task, settings or Settings(), data=data, text=text)
+    execute(job, PretrainedDelivery(), target, resume=resume)
+    return dict(json.loads((target / REPORT).read_text(encoding="utf-8")))

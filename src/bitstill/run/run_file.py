@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from bitstill.artifact.writer import Storage
-from bitstill.data.corpus import Corpus
 from bitstill.data.text import TextOptions
 from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
-from bitstill.recipes.catalogue import recipe_class
-from bitstill.recipes.general_distillation import GeneralDistillation
+from bitstill.recipes.catalogue import recipe_class, recipe_name
 from bitstill.recipes.protocol import Recipe
+from bitstill.run.driver import Job
 from bitstill.train.settings import Settings
 
 
@@ -46,8 +46,6 @@ class RunFile:
         data: a folder with local files for the task.
         text: how files of your own are read, for the task "text".
         augmented: a folder with variants of the training texts, from `bitstill augment`.
-        corpus: plain text on which the student is distilled in general before it meets the task.
-        general: how.
         options: settings of the recipe.
         settings: how the run is carried out.
         storage: how the artifact is stored.
@@ -62,8 +60,6 @@ class RunFile:
     data: str | None = None
     text: TextOptions | None = None
     augmented: str | None = None
-    corpus: Corpus | None = None
-    general: GeneralDistillation | None = None
     options: Any = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     storage: Storage = field(default_factory=Storage)
@@ -91,7 +87,25 @@ class RunFile:
         return yaml.safe_dump(content, sort_keys=False)
 
 
-_SECTIONS = ("settings", "storage", "options", "text", "corpus", "general")
+def run_file_of(job: Job) -> RunFile:
+    """The job as a run file; networks handed in as objects are named by their class."""
+    names = {role: type(m).__name__ if isinstance(m, nn.Module) else str(m) for role, m in job.models.items()}
+    assert job.task is not None
+    return RunFile(
+        recipe=recipe_name(job.recipe),
+        task=job.task if isinstance(job.task, str) else job.task.name,
+        teacher=names.get("teacher"),
+        student=names.get("student"),
+        data=None if job.data is None else str(job.data),
+        text=job.text,
+        augmented=None if job.augmented is None else str(job.augmented),
+        options=encode(job.recipe),
+        settings=job.settings,
+        storage=job.storage,
+    )
+
+
+_SECTIONS = ("settings", "storage", "options", "text")
 
 
 def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Sequence[str] = ()) -> RunFile:
@@ -116,9 +130,7 @@ def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Seque
         key, sign, text = assignment.partition("=")
         if not sign or not key:
             raise SpecError("KEY=VALUE", given=repr(assignment), where="--set", fix="For example: --set kd_weight=0.9.")
-        prefixed = (
-            key if key.split(".")[0] in ("settings", "storage", "options", "text", "corpus", "general") else f"options.{key}"
-        )
+        prefixed = key if key.split(".")[0] in _SECTIONS else f"options.{key}"
         _put(content, prefixed, _parse(text, f"--set {key}"))
     for key, wanted in (("recipe", "--recipe, see `bitstill recipes`"), ("task", "--task, for example digits")):
         if key not in content:

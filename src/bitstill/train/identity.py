@@ -9,27 +9,29 @@ from typing import Any
 from torch import nn
 
 from bitstill.data.objective import Objective
-from bitstill.data.task import Task
 from bitstill.model.state import state_digest
+from bitstill.train.run import Data
 from bitstill.train.settings import Settings, hardware_identity
 from bitstill.train.stage import Stage
 
+HARDWARE = ("device", "processes", "teacher_bf16")
+"""What of an identity decides the bytes of a run, but not what it is."""
+
 
 def identity_of(
-    recipe: Any, stages: Sequence[Stage], task: Task, networks: Mapping[str, nn.Module], settings: Settings
+    recipe: Any, stages: Sequence[Stage], data: Data, networks: Mapping[str, nn.Module], settings: Settings
 ) -> dict[str, Any]:
-    """Recipe, stages, objective, every byte of data and models, seed and hardware, as plain values.
+    """Recipe, stages, objectives, every byte of data and models, seed and hardware, as plain values.
 
     Args:
         recipe: as plain values.
-        stages, task, networks, settings: of the run, before it trains.
+        stages, data, networks, settings: of the run, before it trains.
     """
     return {
         "recipe": recipe,
         "stages": [stage.name for stage in stages],
-        "task": task.name,
-        "objective": _objective(task.objective),
-        "data": task.train.digest(),
+        "data": {task.name: task.train.digest() for task in data.values()},
+        "objectives": {task.name: _objective(task.objective) for task in data.values()},
         "models": {name: state_digest(network) for name, network in networks.items()},
         "seed": settings.seed,
         "precision": settings.precision,

@@ -13,7 +13,7 @@ from bitstill.errors import SpecError
 from bitstill.model.lifecycle import freeze
 from bitstill.quant.rules import QuantizeInput
 from bitstill.recipes import PostTraining, QuantizedDistillation
-from bitstill.run.roles import resolve_models
+from bitstill.run.models import resolve_models
 
 
 def test_a_path_is_a_folder_and_never_a_name() -> None:

@@ -1,0 +1,128 @@
+"""What is refused before anything trains: models that do not fit the data, and stages that cannot work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bitstill.data.task import Task
+from bitstill.errors import DataError, SpecError
+from bitstill.model.select import word_embeddings
+from bitstill.model.state import stored_tensors
+from bitstill.model.weight_transform import check_finite
+from bitstill.run.models import ResolvedModels
+from bitstill.train.run import Data, data_for
+from bitstill.train.stage import Stage, replay
+from bitstill.train.step import TrainingStep, run, taps
+
+
+def check_model(name: str, network: nn.Module, task: Task) -> None:
+    """Refuse weights that are not finite, and inputs and outputs that do not fit the task.
+
+    Raises:
+        DataError: naming the model.
+    """
+    for tensor_name, tensor in stored_tensors(network).items():
+        if tensor.is_floating_point():
+            check_finite(tensor.detach(), f"{name}: {tensor_name}")
+    _check_vocabulary(name, network, task)
+    task.check_model(network, name)
+
+
+def check_trained(stages: Sequence[Stage], models: ResolvedModels) -> None:
+    """Refuse to quantize random weights: a student built by name must be trained by some stage.
+
+    Raises:
+        SpecError: no stage moves its weights.
+    """
+    moved = any(stage.terms and "student" in stage.train and stage.parameters != "learned" for stage in stages)
+    if "student" in models.untrained and not moved:
+        raise SpecError(
+            "a trained student",
+            given="one whose weights, or whose classifier's, are random",
+            where="models",
+            fix="Pass a trained network or an artifact delivered with bits=None, or let the recipe train it first.",
+        )
+
+
+def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], data: Data) -> dict[str, nn.Module]:
+    """Begin every stage on copies of the models, so that what cannot work is refused before anything has trained.
+
+    Returns:
+        The copies, with the structure they will have at the end.
+
+    Raises:
+        BitstillError: a pattern or a layer pair names nothing, a model is unknown, layers cannot be compressed.
+    """
+    models = copy.deepcopy(dict(networks))
+    for stage in stages:
+        task = data_for(stage, data)
+        for action in stage.begin:
+            replay(action, models, task)
+        stage.check_models(models)
+        if stage.pruning is not None:
+            stage.pruning.finish(models[stage.pruning.model])
+        if stage.terms:
+            _rehearse_step(stage, models, task)
+    return models
+
+
+def _rehearse_step(stage: Stage, models: dict[str, nn.Module], task: Task) -> None:
+    """One forward pass of every term on a few samples, without a gradient."""
+    batch = task.sample()
+    teachers = {term.teacher for term in stage.terms if term.teacher and term.teacher not in stage.train}
+    with torch.random.fork_rng(), torch.no_grad():
+        targets = {name: run(models[name].eval(), task, batch, taps(stage, name)) for name in teachers}
+        TrainingStep(stage, models, task).eval()(batch, targets, 0.0, False)
+
+
+def _check_vocabulary(name: str, network: nn.Module, task: Task) -> None:
+    if word_embeddings(network) is None or "input_ids" not in task.train.inputs:
+        return
+    splits = (task.train, task.validation, task.test)
+    check_length(name, network, max(split.inputs["input_ids"].shape[1] for split in splits), task.name)
+    check_tokens(name, network, max(int(split.inputs["input_ids"].max()) for split in splits), task.name)
+
+
+def check_length(name: str, network: nn.Module, longest: int, data: str) -> None:
+    """Refuse a model whose table of positions is shorter than the `longest` text of the data, in tokens.
+
+    Raises:
+        DataError: naming the model.
+    """
+    limit = _readable_tokens(network)
+    if limit is not None and limit < longest:
+        fix = f"Set --max-length (of a corpus: --length) to at most {limit}, or choose a model that reads longer texts."
+        raise DataError(f"texts of at most {limit} tokens", given=f"{longest}", where=f"{name}, {data}", fix=fix)
+
+
+def check_tokens(name: str, network: nn.Module, largest: int, data: str) -> None:
+    """Refuse a model whose word embeddings have no row for token `largest` of the data.
+
+    Raises:
+        DataError: naming the model.
+    """
+    table = word_embeddings(network)
+    if table is None:
+        return
+    weight = network.get_submodule(table).weight
+    assert isinstance(weight, Tensor)
+    if largest >= len(weight):
+        fix = "Teacher, student and tokenizer must share one vocabulary."
+        rows = f"an embedding of {len(weight)} rows"
+        raise DataError(f"a model that knows token {largest}", given=rows, where=f"{name}, {data}", fix=fix)
+
+
+def _readable_tokens(network: nn.Module) -> int | None:
+    """How long a text may be in tokens, or None where the model does not say."""
+    limit = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    for name, module in network.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and isinstance(padding, int):
+            return limit - padding - 1  # RoBERTa's first positions, up to that of padding, belong to no word
+    return limit

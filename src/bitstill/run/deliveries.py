@@ -1,0 +1,137 @@
+"""What is left of a run: an artifact, or an ordinary folder that any tool reads that reads Hugging Face models."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitstill.artifact.files import check_new, check_target, replaced_folder, write_file
+from bitstill.artifact.format import REPORT
+from bitstill.artifact.reader import read
+from bitstill.artifact.size import size_report
+from bitstill.artifact.writer import Storage, write
+from bitstill.data.task import Task, evaluate
+from bitstill.decode import encode
+from bitstill.deliver.deliver import deliver, measure
+from bitstill.errors import SpecError
+from bitstill.model.contents import contents_of
+from bitstill.model.lifecycle import report as prepare_report
+from bitstill.model.lifecycle import uncompressed
+from bitstill.model.packed_layers import is_packed
+from bitstill.run.driver import PreparedRun
+from bitstill.train.stage import Stage
+
+
+@dataclass(frozen=True)
+class ArtifactDelivery:
+    """The student as an artifact: frozen, packed, written, read back, compared and evaluated.
+
+    Args:
+        recipe_yaml: the run as a file that `bitstill compress` accepts.
+        each_stage: also deliver what every stage but the last leaves of the student, to `out`-<stage>.
+    """
+
+    recipe_yaml: str
+    each_stage: bool = False
+
+    def check_place(self, out: Path) -> None:
+        """It must be free, or hold an older artifact."""
+        check_target(out)
+
+    def check(self, run: PreparedRun, out: Path) -> None:
+        """So must the places of the stages."""
+        for stage in self._on_the_way(run):
+            check_target(stage_folder(out, stage))
+
+    def stage_finished(self, run: PreparedRun, out: Path, stage: Stage, report: Mapping[str, Any]) -> None:
+        """Deliver the student on the way, if each stage's is wanted."""
+        if stage in self._on_the_way(run):
+            self._deliver(run, stage_folder(out, stage), {**report, "stage": stage.name})
+
+    def write(self, run: PreparedRun, out: Path, report: Mapping[str, Any]) -> None:
+        """Deliver the student, and measure the teacher in the same way."""
+        teacher = {"teacher": _teacher_row(run.networks["teacher"], run.task)} if "teacher" in run.networks else {}
+        self._deliver(run, out, {**report, **teacher})
+
+    def _on_the_way(self, run: PreparedRun) -> list[Stage]:
+        return [stage for stage in run.stages[:-1] if "student" in stage.train] if self.each_stage else []
+
+    def _deliver(self, run: PreparedRun, folder: Path, report: Mapping[str, Any]) -> None:
+        student, storage = run.networks["student"], run.job.storage
+        parameters = [encode(row) for row in prepare_report(student).rows]
+        complete = {**report, "storage": encode(storage), "parameters": parameters}
+        deliver(folder, student, run.task, storage, complete, self.recipe_yaml, uncompressed(run.rehearsed["student"]))
+
+
+def stage_folder(out: Path, stage: Stage) -> Path:
+    """Where the student that `stage` leaves is delivered when each stage is."""
+    return out.with_name(f"{out.name}-{stage.name.replace(' ', '-')}")
+
+
+@dataclass(frozen=True)
+class PretrainedDelivery:
+    """The student in float, saved as transformers saves its models, read back and evaluated."""
+
+    def check_place(self, out: Path) -> None:
+        """The folder must be new or empty."""
+        check_new(out)
+
+    def check(self, run: PreparedRun, out: Path) -> None:
+        """The student must be one that transformers can save.
+
+        Raises:
+            SpecError: it is not.
+        """
+        if not hasattr(run.rehearsed["student"], "save_pretrained"):
+            given = repr(run.job.models.get("student"))
+            fix = "Only such a model can be saved as one; train networks of your own with `compress`."
+            raise SpecError("the folder or hub name of a Hugging Face model", given=given, where="student", fix=fix)
+
+    def stage_finished(self, run: PreparedRun, out: Path, stage: Stage, report: Mapping[str, Any]) -> None:
+        """Nothing: there is one stage."""
+
+    def write(self, run: PreparedRun, out: Path, report: Mapping[str, Any]) -> None:
+        """Save, read back and evaluate."""
+        from bitstill.hf.models import save_pretrained
+
+        task, networks = run.task, run.networks
+        with replaced_folder(out) as folder:
+            save_pretrained(networks["student"], task, folder)
+            reloaded = self._reload(run, folder)
+            delivered = {
+                "metric": task.objective.decides,
+                "test": evaluate(reloaded, task, task.test),
+                "validation": evaluate(reloaded, task, task.validation),
+                "samples": len(task.test),
+            }
+            sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+            complete = {**report, "delivered": delivered, "parameters": sizes, "train_samples": len(task.train)}
+            write_file(folder / REPORT, json.dumps(complete, indent=1, sort_keys=True).encode())
+
+    def _reload(self, run: PreparedRun, folder: Path) -> nn.Module:
+        if run.job.task is None:
+            from bitstill.hf.headless import load_encoder
+
+            return load_encoder(str(folder), "distilled model").model
+        from bitstill.hf.models import load_pretrained
+
+        return load_pretrained(str(folder), run.task, "fine-tuned model").model
+
+
+def _teacher_row(teacher: nn.Module, task: Task) -> dict[str, Any]:
+    """Metric and bytes of the teacher, measured as the student is."""
+    metric = task.objective.decides
+    if any(is_packed(module) for module in teacher.modules()):  # it came from an artifact: it is the delivered form already
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), contents_of(copy.deepcopy(teacher).cpu()), {}, Storage())
+            file_bytes = size_report(read(folder)).file_bytes
+        return {"metric": metric, "test": evaluate(teacher, task, task.test), "file_bytes": file_bytes}
+    measured = measure(teacher, task, copy.deepcopy(teacher))
+    return {"metric": metric, "test": measured.metric, "file_bytes": measured.size.file_bytes}

@@ -1,0 +1,220 @@
+"""The one driver: every run from its models and data to its report.
+
+Compressing, fine-tuning and general distillation differ in their recipe, which says what is trained, and in their delivery,
+which says what is left of it. Everything else happens here, in this order: load the task and the models, plan the stages,
+prepare their data, rehearse them on copies, train, deliver, report. A run that was stopped continues from its checkpoint; one
+that is finished is recognised by its identity.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from bitstill.artifact.format import REPORT
+from bitstill.artifact.writer import Storage
+from bitstill.data.objectives import MeanStates
+from bitstill.data.task import Task
+from bitstill.data.text import TextOptions
+from bitstill.decode import encode
+from bitstill.deliver.deliver import environment
+from bitstill.deliver.load_task import task_for
+from bitstill.errors import SpecError
+from bitstill.recipes.protocol import Recipe, RunContext
+from bitstill.run.checks import check_model, check_trained, rehearse
+from bitstill.run.models import ModelLike, ResolvedModels, resolve_models
+from bitstill.run.stage_data import stage_data
+from bitstill.train.checkpoint import checkpoint_beside
+from bitstill.train.identity import HARDWARE, identity_of
+from bitstill.train.loop import train
+from bitstill.train.run import Data
+from bitstill.train.settings import Settings, accelerator
+from bitstill.train.stage import Stage
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is asked to do.
+
+    Args:
+        recipe: its stages.
+        models: by role.
+        task: or its name; None where the recipe learns from a corpus alone.
+        settings: how it is carried out.
+        storage: how an artifact is stored.
+        data: a folder with local files for a task that is named.
+        text: columns, longest text and so on, for the task "text".
+        augmented: a folder with variants of the task's training texts, which are trained on as well.
+        cache: folder for a tokenized corpus; None is beside the result.
+    """
+
+    recipe: Recipe
+    models: Mapping[str, ModelLike]
+    task: Task | str | None = None
+    settings: Settings = field(default_factory=Settings)
+    storage: Storage = field(default_factory=Storage)
+    data: str | Path | None = None
+    text: TextOptions | None = None
+    augmented: str | Path | None = None
+    cache: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run before its first step.
+
+    Args:
+        job: what was asked for.
+        models: the networks by role, which training changes and adds to.
+        stages: in order.
+        data: what they learn from.
+        rehearsed: copies of the networks with the structure that they will have at the end.
+    """
+
+    job: Job
+    models: ResolvedModels
+    stages: tuple[Stage, ...]
+    data: Data
+    rehearsed: dict[str, nn.Module]
+
+    @property
+    def task(self) -> Task:
+        """What the delivered model is judged on: the task, or what the last stage has learned from."""
+        return self.data["task"] if "task" in self.data else self.data[self.stages[-1].data]
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by name."""
+        return self.models.networks
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this run and no other."""
+        return identity_of(encode(self.job.recipe), self.stages, self.data, self.networks, self.job.settings)
+
+
+class Delivery(Protocol):
+    """What is left of a run."""
+
+    def check_place(self, out: Path) -> None:
+        """Refuse, before anything is loaded, a place that cannot take it.
+
+        Raises:
+            BitstillError: saying what to do instead.
+        """
+
+    def check(self, run: PreparedRun, out: Path) -> None:
+        """Refuse, before anything trains, a model that cannot be delivered so.
+
+        Raises:
+            BitstillError: saying what to do instead.
+        """
+
+    def stage_finished(self, run: PreparedRun, out: Path, stage: Stage, report: Mapping[str, Any]) -> None:
+        """Deliver what a stage leaves, where that is wanted; called again if the run is stopped before its next checkpoint."""
+
+    def write(self, run: PreparedRun, out: Path, report: Mapping[str, Any]) -> None:
+        """Deliver to `out`, in one step, with `report` and what has been measured on what was read back."""
+
+
+def prepare_run(job: Job, out: Path, *, untrained: bool = False) -> PreparedRun:
+    """Load everything, plan the stages and rehearse them: whatever can be refused is refused here.
+
+    Args:
+        job: what to do.
+        out: where the result goes; a tokenized corpus is kept beside it.
+        untrained: allow a student with random weights that no stage trains, where only its size is asked for.
+
+    Raises:
+        BitstillError: its subclasses say what was wrong.
+    """
+    accelerator(replace(job.settings, trackers=()))  # settles the device, before anything asks for it
+    task = job.task
+    if isinstance(task, str):
+        task = task_for(task, job.models, job.data, job.text, augmented=job.augmented)
+    models = resolve_models(job.recipe, job.models, job.settings.seed, task)
+    if task is not None:
+        for name, network in models.networks.items():
+            check_model(name, network, task)
+    objective = MeanStates() if task is None else task.objective
+    stages = job.recipe.stages(RunContext(objective, models.networks, models.untrained))
+    if not untrained:
+        check_trained(stages, models)
+    cache = Path(job.cache) if job.cache is not None else out.with_name(f"{out.name}.tokens")
+    data = stage_data(stages, task, job.models, models, settings=job.settings, cache=cache)
+    return PreparedRun(job, models, stages, data, rehearse(stages, models.networks, data))
+
+
+def execute(job: Job, delivery: Delivery, out: Path, *, resume: bool = False, keep: bool = True) -> PreparedRun:
+    """Carry out a run.
+
+    Args:
+        job: what to do.
+        delivery: what is left of it.
+        out: where.
+        resume: continue from the checkpoint beside `out`, if there is one; a result of this very run is left as it is.
+        keep: write checkpoints.
+
+    Returns:
+        The run, whose networks are as training left them; `out` holds its report.
+
+    Raises:
+        BitstillError: its subclasses say what was wrong; nothing at `out` is damaged.
+    """
+    from accelerate import PartialState
+
+    started = time.perf_counter()
+    finished = resume and (out / REPORT).is_file()
+    if not finished:
+        delivery.check_place(out)
+    run = prepare_run(job, out)
+    delivery.check(run, out)
+    identity = run.identity()
+    processes = PartialState()
+    if finished and _is_result_of(out, identity):
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            checkpoint_beside(out, resume=True).unlink(missing_ok=True)
+        return run
+    about = {
+        "recipe": encode(job.recipe),
+        "settings": encode(job.settings),
+        "models": run.models.notes,
+        "identity": identity,
+        "task": run.task.name,
+        **environment(),
+    }
+    checkpoint = checkpoint_beside(out, resume) if keep else None
+    history = train(
+        run.stages, run.networks, run.data, job.settings,
+        identity=identity, checkpoint_path=checkpoint, resume=resume,
+        finished=lambda stage: delivery.stage_finished(run, out, stage, about),
+    )  # fmt: skip
+    if processes.is_main_process:
+        delivery.write(run, out, {**about, "history": history, "wall_seconds": time.perf_counter() - started})
+    processes.wait_for_everyone()
+    if checkpoint is not None and processes.is_main_process:
+        checkpoint.unlink(missing_ok=True)
+    return run
+
+
+def _is_result_of(out: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether `out` is what a run of this identity has delivered, on whatever hardware.
+
+    Raises:
+        SpecError: it is the result of another run.
+    """
+    report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    theirs = report.get("identity")
+    if theirs is None:  # delivered before reports had one
+        return False
+    for key, ours in json.loads(json.dumps(dict(identity))).items():
+        if key not in HARDWARE and theirs.get(key) != ours:
+            fix = "Choose another --out, or leave --resume out to begin anew."
+            raise SpecError(f"the result of this run ({key} {ours})", given=f"{key} {theirs.get(key)}", where=str(out), fix=fix)
+    return True

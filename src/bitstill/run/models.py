@@ -1,0 +1,147 @@
+"""Which network plays which role in a run: given as objects, by name, as folders or from the hub."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitstill.artifact.format import CONFIG
+from bitstill.artifact.reader import read
+from bitstill.data.imported import import_network
+from bitstill.data.networks import MODELS, build
+from bitstill.data.task import Task
+from bitstill.deliver.architecture import from_architecture
+from bitstill.errors import SpecError, need_package, suggest
+from bitstill.import_path import is_import_path
+from bitstill.model.packed_layers import is_packed
+from bitstill.model.restore import load_into
+from bitstill.recipes.protocol import Recipe
+
+ModelLike = nn.Module | str | Path
+"""A network; the name of one of bitstill's, freshly initialised; the folder of an artifact or of a Hugging Face model; or the
+name of such a model on the hub."""
+ROLES = ("student", "teacher")
+
+
+@dataclass(frozen=True)
+class ResolvedModels:
+    """The networks of a run.
+
+    Args:
+        networks: by role.
+        untrained: roles whose network still has random weights where it decides: one built by name, or a pretrained body under
+            a new classifier.
+        notes: what a reader of the report should know of how they were loaded.
+    """
+
+    networks: dict[str, nn.Module]
+    untrained: frozenset[str]
+    notes: dict[str, Any]
+
+
+def resolve_models(recipe: Recipe, models: Mapping[str, ModelLike], seed: int, task: Task | None) -> ResolvedModels:
+    """Networks for the roles that `recipe` needs; those handed in are copied.
+
+    Args:
+        recipe: whose roles are filled.
+        models: by role.
+        seed: of what is initialised anew.
+        task: whose outputs the networks have; None takes encoders without a head.
+
+    Raises:
+        SpecError: a role is missing or unknown.
+        DataError: a pretrained model does not fit the task.
+    """
+    for name in models:
+        if name not in ROLES:
+            raise SpecError("a known role", given=repr(name), where="models", fix=suggest(name, ROLES))
+    roles = needed_roles(recipe, models)
+    for name in roles:
+        if name not in models:
+            raise SpecError(
+                f"a model for the role {name!r}",
+                given=f"only {sorted(models)}",
+                where=type(recipe).__name__,
+                fix=f"Pass a network, one of {', '.join(sorted(MODELS))}, or a folder: an artifact's or Hugging Face's.",
+            )
+    resolved = {name: _resolve(models[name], seed, name, task) for name in roles}
+    return ResolvedModels(
+        {name: each.network for name, each in resolved.items()},
+        frozenset(name for name, each in resolved.items() if each.untrained),
+        {name: each.note for name, each in resolved.items() if each.note},
+    )
+
+
+def needed_roles(recipe: Recipe, models: Mapping[str, ModelLike]) -> tuple[str, ...]:
+    """The roles that have to be filled from outside; a recipe that makes its student takes one all the same."""
+    student = ("student",) if "student" in models or not recipe.makes_student else ()
+    return (*student, "teacher") if recipe.needs_teacher else student
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """A network, whether it has random weights where it decides, and a note for the report."""
+
+    network: nn.Module
+    untrained: bool = False
+    note: Mapping[str, Any] | None = None
+
+
+def _resolve(model: ModelLike, seed: int, role: str, task: Task | None) -> _Resolved:
+    if isinstance(model, nn.Module):
+        return _Resolved(copy.deepcopy(model).cpu())
+    if is_import_path(model):
+        return _Resolved(*import_network(str(model), seed, role))
+    if task is None:
+        return _encoder(str(model), seed, role)
+    if isinstance(model, str) and model in MODELS:
+        return _Resolved(build(model, seed, role, task.objective.width), untrained=True)
+    if is_artifact(model):
+        return _Resolved(_from_artifact(model, role))
+    if not (Path(model).is_dir() or "input_ids" in task.train.inputs or str(model).count("/") == 1):
+        expected = "a known model, or the folder of an artifact or of a Hugging Face model"
+        raise SpecError(expected, given=repr(str(model)), where=role, fix=suggest(str(model), MODELS))
+    need_package("transformers", extra="all", purpose=f"loading {str(model)!r}")
+    from bitstill.hf.models import load_pretrained
+
+    loaded = load_pretrained(str(model), task, role, seed)
+    note = {"source": str(model), "new": list(loaded.new), "unused": list(loaded.unused)}
+    return _Resolved(loaded.model, bool(loaded.new), note)
+
+
+def _encoder(source: str, seed: int, role: str) -> _Resolved:
+    need_package("transformers", extra="all", purpose=f"loading {source!r}")
+    from bitstill.hf.headless import load_encoder
+
+    loaded = load_encoder(source, role, seed)
+    return _Resolved(loaded.model, loaded.new, {"source": source, "new": loaded.new})
+
+
+def is_artifact(source: ModelLike) -> bool:
+    """Whether `source` is a folder with an artifact; one that cannot be read counts, so that its error is shown."""
+    if isinstance(source, nn.Module) or not Path(source).is_dir():
+        return False
+    try:
+        config = json.loads((Path(source) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return not isinstance(config, dict) or "quantization_config" in config or "model_type" not in config
+
+
+def _from_artifact(folder: str | Path, role: str) -> nn.Module:
+    archive = read(folder)
+    loaded = load_into(from_architecture(archive.config), archive)
+    if role == "student" and any(is_packed(module) for module in loaded.modules()):
+        raise SpecError(
+            "a float student",
+            given=f"an artifact that is compressed already, {str(folder)!r}",
+            where=role,
+            fix="Start from the float network, or from an artifact delivered with bits=None (--bits none).",
+        )
+    return loaded.requires_grad_(role == "student")
