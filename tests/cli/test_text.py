@@ -353,6 +353,20 @@ def corpus(tmp_path_factory):
     return path
 
 
+def test_variants_may_be_made_by_the_run_itself_as_what_its_student_learns_from(cli, bert, data, tmp_path):
+    command = (*XTC, *LENGTH, "--data", data, *COLUMNS, "--model", bert)
+    variants = f"{{model: {bert}, method: neighbours, options: {{variants: 3}}}}"
+    run = cli(*command, "--set", f"variants={variants}", "--out", tmp_path / "itself")
+    assert run.status == 0, run
+    beside = tmp_path / "itself.variants"
+    run = cli(*command, "--augmented", beside, "--out", tmp_path / "given")
+    assert run.status == 0, run
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("itself", "given"))
+    assert first == second
+    both = cli(*command, "--augmented", beside, "--set", f"variants={variants}", "--out", tmp_path / "both")
+    refused(both, "a task by name, whose texts can be varied")
+
+
 def test_an_encoder_is_distilled_on_plain_text(cli, bert, corpus, tmp_path):
     small = ("distill", "--model", bert, "--corpus", corpus, "--length", 16, "--steps", 2, "--out", tmp_path / "small",
              "--set", "batch_size=8", "--set", "settings.progress=false", "--set", "settings.device=cpu")  # fmt: skip

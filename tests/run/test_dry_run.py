@@ -12,8 +12,8 @@ from bitstill.errors import MatchError, SpecError
 from bitstill.losses.features import Pair
 from bitstill.quant.granularity import PerGroup
 from bitstill.recipes import PQK, DifferentiableQuantization, PostTraining, QuantizedDistillation
-from bitstill.run.driver import Job
 from bitstill.run.dry_run import dry_run
+from bitstill.run.job import Job
 
 
 def plan(recipe, **models):

@@ -68,8 +68,8 @@ def compress(
     """Train a compressed model and deliver it as a folder."""
     from bitstill.report.tables import size_table
     from bitstill.run.compress import compress as run
-    from bitstill.run.driver import Job
     from bitstill.run.dry_run import dry_run as look
+    from bitstill.run.job import Job
     from bitstill.run.run_file import read_run
 
     overrides: dict[str, Any] = {

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from tqdm.auto import tqdm
@@ -70,6 +70,27 @@ class Augmentation:
         if not 0 < self.probability <= 1:
             given = str(self.probability)
             raise SpecError("a probability above 0 and at most 1", given=given, where="augmentation", fix="Published: 0.4.")
+
+
+Method = Literal["masked-lm", "neighbours"]
+
+
+@dataclass(frozen=True)
+class Variants:
+    """A task's training texts together with variants of them, as what a stage learns from.
+
+    Args:
+        model: folder or hub name: a masked language model, or for "neighbours" any with word embeddings.
+        method: "masked-lm" takes what the model predicts for a masked word, and neighbours for words of several tokens;
+            "neighbours" takes them for all words.
+        vectors: a file of word embeddings in GloVe's format, in which neighbours are looked up; None takes the model's own.
+        options: how many variants, and how different.
+    """
+
+    model: str
+    method: Method = "masked-lm"
+    vectors: str | None = None
+    options: Augmentation = Augmentation()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from torch import nn
 
+from bitstill.data.augmentation import Variants
 from bitstill.data.objective import Objective
 from bitstill.errors import SpecError
 from bitstill.losses.layer_maps import LayerMap
@@ -98,6 +99,8 @@ class BinaryBERT:
         validations: how often each stage's delivered form is judged; the next stage starts from the latent weights of the best,
             which may be those that the stage itself started from.
         augment: use the task's augmentation, if it has one.
+        variants: let the student learn from variants of the task's texts as well, made before the run (Jiao et al. 2020); None
+            leaves them out.
         general: let the student learn from a corpus of plain text first (Jiao et al. 2020; paper); None leaves that out.
         teacher_epochs, teacher_lr: fine-tuning of a teacher whose classifier is new.
     """
@@ -141,6 +144,7 @@ class BinaryBERT:
     dropout: float | None = 0.0
     validations: int = 10
     augment: bool = True
+    variants: Variants | None = None
     general: GeneralDistillation | None = None
     teacher_epochs: float = 3
     teacher_lr: float = 5e-5
@@ -267,6 +271,7 @@ class BinaryBERT:
         whole = Stage(
             name,
             terms=next(iter(parts.values())),
+            data=self.variants or "task",
             epochs=epochs if self.steps is None else None,
             steps=self.steps,
             batch_size=self.batch_size,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bitstill.data.augmentation import Variants
 from bitstill.data.objective import Objective
 from bitstill.errors import SpecError
 from bitstill.losses.layer_maps import LayerMap
@@ -76,6 +77,8 @@ class XTC:
             1,000 steps).
         clip_norm: of the gradient.
         augment: use the task's augmentation, if it has one.
+        variants: let the student learn from variants of the task's texts as well, made before the run (Jiao et al. 2020); None
+            leaves them out.
         general: let the student learn from a corpus of plain text first (Jiao et al. 2020); None leaves that out (paper).
         teacher_epochs, teacher_lr: fine-tuning of a teacher whose classifier is new.
     """
@@ -110,6 +113,7 @@ class XTC:
     validations: int = 20
     clip_norm: float | None = 1.0
     augment: bool = True
+    variants: Variants | None = None
     general: GeneralDistillation | None = None
     teacher_epochs: float = 3
     teacher_lr: float = 5e-5
@@ -189,6 +193,7 @@ class XTC:
         whole = Stage(
             name,
             terms=next(iter(parts.values())),
+            data=self.variants or "task",
             epochs=epochs if self.steps is None else None,
             steps=self.steps,
             batch_size=self.batch_size,

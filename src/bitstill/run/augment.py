@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
-from bitstill.data.augmentation import Augmentation, Proposer, examples, write_variants
+from bitstill.data.augmentation import Augmentation, Method, Proposer, examples, write_variants
 from bitstill.data.catalogue import load_task
 from bitstill.data.text import TextOptions, TextTask
 from bitstill.errors import SpecError, need_package, suggest
 
-Method = Literal["masked-lm", "neighbours"]
 EXAMPLES = 3
 
 

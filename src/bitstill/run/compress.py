@@ -27,7 +27,8 @@ from bitstill.model.lifecycle import uncompressed
 from bitstill.recipes.catalogue import recipe_class
 from bitstill.recipes.protocol import Recipe
 from bitstill.run.deliveries import ArtifactDelivery
-from bitstill.run.driver import Job, execute
+from bitstill.run.driver import execute
+from bitstill.run.job import Job
 from bitstill.run.models import ModelLike
 from bitstill.run.run_file import run_file_of
 from bitstill.train.settings import Settings

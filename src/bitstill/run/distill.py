@@ -12,7 +12,8 @@ from bitstill.data.corpus import Corpus
 from bitstill.errors import need_package
 from bitstill.recipes.general_distillation import GeneralDistillation
 from bitstill.run.deliveries import PretrainedDelivery
-from bitstill.run.driver import Job, execute
+from bitstill.run.driver import execute
+from bitstill.run.job import Job
 from bitstill.train.settings import Settings
 
 

@@ -11,58 +11,30 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
 from bitstill.artifact.format import REPORT
-from bitstill.artifact.writer import Storage
 from bitstill.data.objectives import MeanStates
 from bitstill.data.task import Task
-from bitstill.data.text import TextOptions
 from bitstill.decode import encode
 from bitstill.deliver.deliver import environment
 from bitstill.deliver.load_task import task_for
 from bitstill.errors import SpecError
-from bitstill.recipes.protocol import Recipe, RunContext
+from bitstill.recipes.protocol import RunContext
 from bitstill.run.checks import check_model, check_trained, rehearse
-from bitstill.run.models import ModelLike, ResolvedModels, resolve_models
+from bitstill.run.job import Job
+from bitstill.run.models import ResolvedModels, resolve_models
 from bitstill.run.stage_data import stage_data
 from bitstill.train.checkpoint import checkpoint_beside
 from bitstill.train.identity import HARDWARE, identity_of
 from bitstill.train.loop import train
 from bitstill.train.run import Data
-from bitstill.train.settings import Settings, accelerator
+from bitstill.train.settings import accelerator
 from bitstill.train.stage import Stage
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run is asked to do.
-
-    Args:
-        recipe: its stages.
-        models: by role.
-        task: or its name; None where the recipe learns from a corpus alone.
-        settings: how it is carried out.
-        storage: how an artifact is stored.
-        data: a folder with local files for a task that is named.
-        text: columns, longest text and so on, for the task "text".
-        augmented: a folder with variants of the task's training texts, which are trained on as well.
-        cache: folder for a tokenized corpus; None is beside the result.
-    """
-
-    recipe: Recipe
-    models: Mapping[str, ModelLike]
-    task: Task | str | None = None
-    settings: Settings = field(default_factory=Settings)
-    storage: Storage = field(default_factory=Storage)
-    data: str | Path | None = None
-    text: TextOptions | None = None
-    augmented: str | Path | None = None
-    cache: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -145,8 +117,7 @@ def prepare_run(job: Job, out: Path, *, untrained: bool = False) -> PreparedRun:
     stages = job.recipe.stages(RunContext(objective, models.networks, models.untrained))
     if not untrained:
         check_trained(stages, models)
-    cache = Path(job.cache) if job.cache is not None else out.with_name(f"{out.name}.tokens")
-    data = stage_data(stages, task, job.models, models, settings=job.settings, cache=cache)
+    data = stage_data(job, stages, task, models, out)
     return PreparedRun(job, models, stages, data, rehearse(stages, models.networks, data))
 
 

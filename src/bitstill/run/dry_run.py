@@ -12,7 +12,8 @@ from bitstill.artifact.writer import write
 from bitstill.decode import encode
 from bitstill.model.contents import contents_of
 from bitstill.model.lifecycle import freeze, report
-from bitstill.run.driver import Job, prepare_run
+from bitstill.run.driver import prepare_run
+from bitstill.run.job import Job
 from bitstill.train.run import data_for
 
 

@@ -11,7 +11,8 @@ from bitstill.data.text import TextOptions
 from bitstill.errors import need_package
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.run.deliveries import PretrainedDelivery
-from bitstill.run.driver import Job, execute
+from bitstill.run.driver import execute
+from bitstill.run.job import Job
 from bitstill.train.settings import Settings
 
 

@@ -30,7 +30,7 @@ from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
 from bitstill.recipes.catalogue import recipe_class, recipe_name
 from bitstill.recipes.protocol import Recipe
-from bitstill.run.driver import Job
+from bitstill.run.job import Job
 from bitstill.train.settings import Settings
 
 

@@ -1,4 +1,4 @@
-"""The data sets that the stages of a run learn from. A corpus is tokenized once, and kept beside the result."""
+"""The data sets that the stages of a run learn from. What takes long to make is made once, and kept beside the result."""
 
 from __future__ import annotations
 
@@ -8,48 +8,70 @@ from typing import Any
 
 from torch import nn
 
+from bitstill.data.augmentation import Variants
 from bitstill.data.corpus import Corpus, pack_corpus, wait_until_packed
 from bitstill.data.task import Task
+from bitstill.deliver.load_task import task_for
 from bitstill.errors import SpecError, need_package
+from bitstill.import_path import is_import_path
+from bitstill.run.augment import augment
 from bitstill.run.checks import check_length, check_tokens
+from bitstill.run.job import Job
 from bitstill.run.models import ModelLike, ResolvedModels
 from bitstill.train.run import Data
-from bitstill.train.settings import Settings
 from bitstill.train.stage import Source, Stage
 
 
-def stage_data(
-    stages: Sequence[Stage],
-    task: Task | None,
-    models: Mapping[str, ModelLike],
-    resolved: ResolvedModels,
-    *,
-    settings: Settings,
-    cache: Path,
-) -> Data:
+def stage_data(job: Job, stages: Sequence[Stage], task: Task | None, resolved: ResolvedModels, out: Path) -> Data:
     """The data sets of a run by what its stages call them.
 
     Args:
+        job: names models, whose tokenizers read the data, and settings.
         stages: of the run.
         task: as its models read it, or None.
-        models: as they were named, whose tokenizers read a corpus where the task brings none.
         resolved: the networks.
-        settings: which process this is, whether to show progress.
-        cache: folder for tokens.
+        out: where the result goes; tokens of a corpus and variants of texts are kept beside it.
 
     Raises:
-        DataError: a corpus cannot be read, or does not fit the models.
+        BitstillError: a corpus cannot be read or does not fit the models, or the task has no texts to vary.
     """
     data: dict[Source, Task] = {} if task is None else {"task": task}
-    corpora = {stage.data: stage for stage in stages if isinstance(stage.data, Corpus)}
-    if len(corpora) > 1:
-        given = ", ".join(corpus.source for corpus in corpora)
-        raise SpecError("one corpus", given=given, where="stages", fix="Put their files into one folder.")
-    for corpus, stage in corpora.items():
-        trained = {role: model for role, model in models.items() if role not in resolved.untrained}
-        teacher = next(term.teacher for term in stage.terms if term.teacher)
-        data[corpus] = _corpus_task(corpus, _tokenizer(task, trained), teacher, resolved.networks, settings, cache)
+    for source, stage in {stage.data: stage for stage in stages}.items():
+        if isinstance(source, Corpus):
+            _check_only(source, stages, Corpus)
+            data[source] = _corpus_task(job, source, stage, task, resolved, out)
+        elif isinstance(source, Variants):
+            _check_only(source, stages, Variants)
+            data[source] = _with_variants(job, source, out)
     return data
+
+
+def _check_only(source: Source, stages: Sequence[Stage], kind: type) -> None:
+    """One of a kind: there is one place beside the result for each."""
+    others = {stage.data for stage in stages if isinstance(stage.data, kind)} - {source}
+    if others:
+        given = f"{source} and {next(iter(others))}"
+        raise SpecError(f"one {kind.__name__} in all stages", given=given, where="stages", fix="Use the same in each.")
+
+
+def _corpus_task(job: Job, corpus: Corpus, stage: Stage, task: Task | None, resolved: ResolvedModels, out: Path) -> Task:
+    """The corpus, tokenized, as what student and teacher of `stage` read."""
+    need_package("transformers", extra="all", purpose="a corpus")
+    from accelerate import PartialState
+
+    from bitstill.hf.headless import corpus_task, encoder_of
+
+    trained = {role: model for role, model in job.models.items() if role not in resolved.untrained or task is not None}
+    tokenizer = _tokenizer(task, trained)
+    for name, network in resolved.networks.items():
+        check_tokens(name, network, len(tokenizer) - 1, "corpus")
+        check_length(name, network, corpus.length, "corpus")
+    folder = Path(job.cache) if job.cache is not None else out.with_name(f"{out.name}.tokens")
+    if not PartialState().is_main_process:
+        wait_until_packed(folder)  # not at a barrier, whose patience a large corpus would exhaust
+    sequences = pack_corpus(corpus, encoder_of(tokenizer), folder, progress=job.settings.progress)
+    teacher = next(term.teacher for term in stage.terms if term.teacher)
+    return corpus_task(sequences, tokenizer, resolved.networks[teacher], corpus.mask_probability)
 
 
 def _tokenizer(task: Task | None, models: Mapping[str, ModelLike]) -> Any:
@@ -59,35 +81,30 @@ def _tokenizer(task: Task | None, models: Mapping[str, ModelLike]) -> Any:
         SpecError: there is none.
         DataError: models have different ones.
     """
-    need_package("transformers", extra="all", purpose="a corpus")
     from bitstill.hf.text import Tokenizer, shared_tokenizers
 
     if task is not None and isinstance(task.preprocessor, Tokenizer):
         return task.preprocessor.tokenizer
-    sources = {role: str(model) for role, model in models.items() if not isinstance(model, nn.Module)}
-    tokenizers = shared_tokenizers(sources)
+    named = {role: str(model) for role, model in models.items() if not isinstance(model, nn.Module)}
+    tokenizers = shared_tokenizers({role: source for role, source in named.items() if not is_import_path(source)})
     if not tokenizers:
         fix = "Name a model by its folder or hub name."
         raise SpecError("a tokenizer for a corpus", given="networks only", where="corpus", fix=fix)
     return tokenizers[0]
 
 
-def _corpus_task(
-    corpus: Corpus,
-    tokenizer: Any,
-    teacher: str,
-    networks: Mapping[str, nn.Module],
-    settings: Settings,
-    cache: Path,
-) -> Task:
+def _with_variants(job: Job, variants: Variants, out: Path) -> Task:
+    """The task with variants of its training texts, which the main process makes, or finishes, first."""
     from accelerate import PartialState
 
-    from bitstill.hf.headless import corpus_task, encoder_of
-
-    for name, network in networks.items():
-        check_tokens(name, network, len(tokenizer) - 1, "corpus")
-        check_length(name, network, corpus.length, "corpus")
-    if not PartialState().is_main_process:
-        wait_until_packed(cache)  # not at a barrier, whose patience a large corpus would exhaust
-    sequences = pack_corpus(corpus, encoder_of(tokenizer), cache, progress=settings.progress)
-    return corpus_task(sequences, tokenizer, networks[teacher], corpus.mask_probability)
+    if not isinstance(job.task, str) or job.augmented is not None:
+        given = "a Task" if job.augmented is None else "variants that are there already (augmented)"
+        fix = "Name the task, and leave `augmented` out."
+        raise SpecError("a task by name, whose texts can be varied", given=given, where="variants", fix=fix)
+    folder, processes = out.with_name(f"{out.name}.variants"), PartialState()
+    with processes.main_process_first():
+        augment(
+            job.task, variants.model, folder, method=variants.method, vectors=variants.vectors, options=variants.options,
+            data=job.data, text=job.text, progress=job.settings.progress and processes.is_main_process,
+        )  # fmt: skip
+    return task_for(job.task, job.models, job.data, job.text, augmented=folder)

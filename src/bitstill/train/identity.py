@@ -12,7 +12,7 @@ from bitstill.data.objective import Objective
 from bitstill.model.state import state_digest
 from bitstill.train.run import Data
 from bitstill.train.settings import Settings, hardware_identity
-from bitstill.train.stage import Stage
+from bitstill.train.stage import Stage, source_name
 
 HARDWARE = ("device", "processes", "teacher_bf16")
 """What of an identity decides the bytes of a run, but not what it is."""
@@ -30,8 +30,8 @@ def identity_of(
     return {
         "recipe": recipe,
         "stages": [stage.name for stage in stages],
-        "data": {task.name: task.train.digest() for task in data.values()},
-        "objectives": {task.name: _objective(task.objective) for task in data.values()},
+        "data": {source_name(source): task.train.digest() for source, task in data.items()},
+        "objectives": {source_name(source): _objective(task.objective) for source, task in data.items()},
         "models": {name: state_digest(network) for name, network in networks.items()},
         "seed": settings.seed,
         "precision": settings.precision,

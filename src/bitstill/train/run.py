@@ -16,7 +16,7 @@ from bitstill.rng import derive
 from bitstill.train import checkpoint
 from bitstill.train.checkpoint import Best, Checkpoint, Position
 from bitstill.train.settings import Settings
-from bitstill.train.stage import Deciding, Source, Stage, replay
+from bitstill.train.stage import Deciding, Source, Stage, replay, source_name
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,7 +33,7 @@ def data_for(stage: Stage, data: Data) -> Task:
         SpecError: the run has none.
     """
     if stage.data not in data:
-        sets = ", ".join(name if isinstance(name, str) else type(name).__name__ for name in data) or "none"
+        sets = ", ".join(map(source_name, data)) or "none"
         fix = "Name the task, or pass the data set along with the stages."
         where = f"stage {stage.name!r}"
         raise SpecError(f"the data set {stage.data!r}", given=f"only {sets}", where=where, fix=fix)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import nn
 
+from bitstill.data.augmentation import Variants
 from bitstill.data.corpus import Corpus
 from bitstill.data.task import Task
 from bitstill.errors import SpecError, suggest
@@ -22,8 +23,13 @@ from bitstill.train.optim import SGD, Optimizer
 from bitstill.train.pruning import Pruning
 from bitstill.train.sampler import steps_per_epoch
 
-Source = Literal["task"] | Corpus
-"""What a stage learns from."""
+Source = Literal["task"] | Corpus | Variants
+"""What a stage learns from: the task, a corpus of plain text, or the task with variants of its texts."""
+
+
+def source_name(source: Source) -> str:
+    """How reports call what a stage learns from."""
+    return source if isinstance(source, str) else type(source).__name__.lower()
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Stage:
         name: unique in its recipe.
         train: names of the models that learn.
         terms: losses that are added up.
-        data: what it learns from: "task", or a corpus of plain text.
+        data: what it learns from: "task", a corpus of plain text, or variants of the task's texts.
         epochs: duration; a fraction is allowed. Or:
         steps: duration in optimizer steps; exactly one of the two, unless both are None: then nothing is trained and only
             `begin` happens.
