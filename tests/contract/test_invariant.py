@@ -13,6 +13,7 @@ from torch import nn
 
 import bitstill
 from bitstill.artifact.writer import Storage, write
+from bitstill.errors import DataError
 from bitstill.model.compressed_layers import is_compressed
 from bitstill.model.contents import contents_of
 from bitstill.model.lifecycle import freeze, pack, prepare, unpack
@@ -155,7 +156,12 @@ def test_any_layer_with_any_weights(pair, name, granularity, sparsity, dtype, en
     layer, x = pair
     model, skeleton = nn.Sequential(layer), nn.Sequential(type(layer)(**_arguments(layer)))
     prune = None if sparsity is None else Prune(sparsity)
-    prepare(model, Compression(weight=_spec(name, granularity, dtype), prune=prune))
+    largest = float(layer.weight.abs().max())
+    try:
+        prepare(model, Compression(weight=_spec(name, granularity, dtype), prune=prune))
+    except DataError as error:
+        assert "scales that float16 can hold" in str(error) and dtype == "float16" and not 1e-3 < largest < 1e4
+        return
     follow(model)
     bits = exact(model[0].effective_weight())
     assert np.isfinite(np.frombuffer(bits, np.float32)).all()

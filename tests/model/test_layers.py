@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bitstill.errors import DataError
+import bitstill
+from bitstill.errors import DataError, SpecError
 from bitstill.model.compressed_layers import COMPRESSED_KINDS, is_compressed, kind_of
 from bitstill.model.lifecycle import freeze, pack, prepare, unpack
 from bitstill.model.packed_layers import is_packed
 from bitstill.model.weight_transform import WeightTransform, check_finite
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor
-from bitstill.quant.rules import Binary, Compression, ExactScale, Points, Prune, QuantizeInput, Ternary, Uniform
+from bitstill.quant.rules import Binary, Compression, ExactScale, LearnedStep, Points, Prune, QuantizeInput, Ternary, Uniform
+from bitstill.train.optimizer_step import after_optimizer_step
 from tests.pairwise import pairwise
 
 W4 = Compression(weight=Uniform(4))
@@ -337,3 +340,48 @@ def test_a_learned_step_starts_from_the_first_training_batch_only(zoo, ids):
     transform(10 * x)
     assert float(transform.step.detach()) == first
     assert bool(zoo.state_dict()["head.input_transform.ready"])
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e30])
+@pytest.mark.parametrize(
+    "weight", [Uniform(4, scale_dtype="float16"), Binary(scale_dtype="float16"), Points(4, scale_dtype="float16")]
+)
+def test_weights_whose_scales_float16_cannot_hold_are_refused(weight, size):
+    model = nn.Sequential(nn.Linear(64, 8))
+    model[0].weight.data.mul_(size)
+    with pytest.raises(
+        DataError, match=r"0: wanted scales that float16 can hold, got weights up to .*Use scale_dtype='float32'"
+    ):
+        prepare(model, Compression(weight=weight))
+    prepare(model, Compression(weight=replace(weight, scale_dtype="float32")))
+    largest = [tensor.detach().abs().max() for tensor in (model[0].effective_weight(), model[0].weight)]
+    assert 0.1 < largest[0] / largest[1] <= 1.01
+    trained = nn.Sequential(nn.Linear(64, 8))
+    prepare(trained, Compression(weight=weight))
+    trained[0].weight.data.mul_(size)
+    with pytest.raises(DataError, match="scales that float16 can hold"):
+        freeze(trained)
+
+
+def test_weights_made_in_inference_mode_are_refused():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(6, 3))
+    with pytest.raises(SpecError, match=r"0\.weight: wanted parameters that can train, got an inference tensor"):
+        prepare(model, Compression(weight=Uniform(4)))
+
+
+@pytest.mark.parametrize(
+    "weight", [LearnedStep(4), Points(4), Binary(learned_scale=True), Ternary(iterations=2, loss_aware=True)]
+)
+def test_a_model_in_double_precision_delivers_the_weights_it_trains_with(weight, tmp_path):
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    blank = copy.deepcopy(model)
+    prepare(model, Compression(weight=weight))
+    model.double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    x = torch.randn(4, 16)
+    model(x.double()).square().sum().backward()
+    optimizer.step()
+    after_optimizer_step(model, optimizer)
+    bitstill.save(model, tmp_path / "out")
+    torch.testing.assert_close(bitstill.load(tmp_path / "out", model=blank)(x), model.eval()(x.double()).float())

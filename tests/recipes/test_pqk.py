@@ -164,7 +164,7 @@ def test_what_cannot_be_is_refused(options, message):
 
 
 def test_a_layer_that_n_of_m_does_not_divide_is_refused_before_it_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_run_stage", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(loop, "train_stage", lambda *_: pytest.fail("it trained"))
     recipe = replace(SHORT, scope="layer", sparsity=0.2, within=5)
     with pytest.raises(SpecError, match="rows that 5 divides"):
         bitstill.compress(recipe, task(), {"student": conv_net()}, out=tmp_path / "out", settings=QUIET)
@@ -172,7 +172,7 @@ def test_a_layer_that_n_of_m_does_not_divide_is_refused_before_it_trains(tmp_pat
 
 
 def test_a_model_without_norms_is_refused_before_it_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_run_stage", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(loop, "train_stage", lambda *_: pytest.fail("it trained"))
     bare = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 20))
     bare.extend([torch.nn.ReLU(), torch.nn.Linear(20, 10)])
     with pytest.raises(bitstill.BitstillError, match="a model with norm layers"):

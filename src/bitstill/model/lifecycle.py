@@ -36,7 +36,7 @@ from bitstill.model.prune import move_masks
 from bitstill.model.select import RunOnce, select
 from bitstill.model.state import stored_tensors
 from bitstill.model.swap import swap
-from bitstill.model.weight_transform import WeightTransform, belongs_to_quantizer, check_finite
+from bitstill.model.weight_transform import WeightTransform, belongs_to_quantizer, check_finite, check_scales
 from bitstill.quant.base import SCALE_DTYPES, ScaleDtype
 from bitstill.quant.rules import Compression
 
@@ -85,13 +85,14 @@ def prepare(
 
     Raises:
         MatchError: a pattern matches nothing, or two rules name one layer.
-        DataError: a weight is NaN or infinite.
-        SpecError: the model is already compressed.
+        DataError: a weight is NaN, infinite, or too small or too large for scales in float16.
+        SpecError: the model is already compressed, or has inference tensors.
     """
     if any(is_compressed(m) or is_packed(m) for m in model.modules()):
         raise SpecError(
             "a float model", given="one with compressed layers", where="prepare", fix="Load or build the model anew."
         )
+    _check_trainable(model)
     rules = (compression,) if isinstance(compression, Compression) else tuple(compression)
     chosen: dict[str, tuple[nn.Module, Compression]] = {}
     for rule in rules:
@@ -110,7 +111,7 @@ def prepare(
         check_finite(module.weight, f"{name}.weight")
         kind = kind_of(module)
         assert kind is not None
-        replacements[module] = compress_layer(module, kind, rule)
+        replacements[module] = _compressed(name, module, kind, rule)
     swap(model, replacements)
     for rule in rules:
         if rule.prune is not None and rule.prune.scope == "global":
@@ -147,7 +148,7 @@ def freeze(model: nn.Module, leftovers: ScaleDtype = "float32") -> nn.Module:
             float32 so that the frozen model computes as the reloaded one will.
 
     Raises:
-        DataError: a weight is NaN or infinite, or too large for `leftovers`.
+        DataError: a weight is NaN or infinite, or too large for `leftovers` or for scales in float16.
         SpecError: quantizers follow an optimizer (loss-aware ones), and none has ever done so.
     """
     _check_updated(model)
@@ -245,6 +246,25 @@ def uncompressed(model: nn.Module) -> nn.Module:
     return plain
 
 
+def _check_trainable(model: nn.Module) -> None:
+    """Refuse parameters that were made under `torch.inference_mode`, which no gradient can ever reach."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            fix = "Build or load the model outside of torch.inference_mode()."
+            raise SpecError("parameters that can train", given="an inference tensor", where=name, fix=fix)
+
+
+def _compressed(name: str, module: nn.Module, kind: str, rule: Compression) -> CompressedLayer:
+    layer = compress_layer(module, kind, rule)
+    transform = layer.weight_transform
+    assert isinstance(transform, WeightTransform)
+    latent = layer.weight.detach()
+    latent = latent.T if isinstance(layer, CompressedTransposedLinear) else latent
+    if rule.weight.scale_dtype == "float16":
+        check_scales(latent, transform.quantize(latent), rule.weight, name)
+    return layer
+
+
 def _check_updated(model: nn.Module) -> None:
     """Refuse quantizers that follow an optimizer where none has ever done so: they would be others than they are called."""
     following = [m for m in model.modules() if isinstance(m, WeightTransform) and m.buffer_names]
@@ -275,6 +295,7 @@ def _freeze_layer(name: str, module: CompressedLayer, tied: CompressedLayer | No
     for kept, tensor in transform.state.items():
         check_finite(tensor, f"{name}, {kept} of its quantizer")
     quantized = transform.quantize(latent.T if transposed else latent)
+    check_scales(latent.T if transposed else latent, quantized, transform.quantizer, name)
     if tied is not None:
         other = tied.weight_transform
         assert isinstance(other, FrozenWeight)

@@ -14,7 +14,7 @@ from bitstill.quant.base import Quantizer, Splittable, SplitWeight
 
 
 def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[str, ...]:
-    """SplitWeight every ternary weight of `model` into two binary ones, in place (Bai et al. 2021): outputs stay as they are.
+    """Split every ternary weight of `model` into two binary ones, in place (Bai et al. 2021): outputs stay as they are.
 
     Input quantizers, biases and everything else stay too: what the published code halves or copies is here one layer with a
     weight of two planes. Weights that layers share are split once.
@@ -66,7 +66,7 @@ def splittable_layers(model: nn.Module) -> dict[str, tuple[CompressedLayer, Weig
 
 
 def _split(name: str, layer: CompressedLayer, transform: WeightTransform, quantizer: Splittable) -> SplitWeight:
-    """SplitWeight one layer: its weight becomes the first half, the second is in its transform's new state."""
+    """Split one layer: its weight becomes the first half, the second is in its transform's new state."""
     flip = isinstance(layer, CompressedTransposedLinear)
     latent = layer.weight.detach().T if flip else layer.weight.detach()
     split = quantizer.split(latent, transform.mask, transform.state, name)

@@ -19,6 +19,9 @@ from bitstill.quant.masks import even_mask, magnitude_mask
 from bitstill.quant.quantized import Quantized
 from bitstill.quant.rules import Prune
 
+_SMALLEST_FLOAT16 = 2.0**-20
+"""Sixteen steps of the smallest numbers of float16: below it, rounding changes a scale by more than 3 %."""
+
 
 class WeightTransform(nn.Module):
     """Mask and quantizer of one weight.
@@ -161,6 +164,29 @@ class FrozenWeight(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.quantizer.name}, frozen"
+
+
+def check_scales(weight: Tensor, quantized: Quantized, quantizer: Quantizer, where: str) -> None:
+    """Refuse weights that are too small or too large for scales in float16: they would become zeros, or others.
+
+    Args:
+        weight: latent.
+        quantized: what became of it.
+        quantizer: by which.
+        where: name of the layer.
+
+    Raises:
+        DataError: every scale is below 16 steps of float16, or one is beyond its range, or all weights have become zero.
+    """
+    if quantizer.scale_dtype != "float16":
+        return
+    seen = weight if quantized.mask is None else weight * quantized.mask
+    scales = torch.cat([plane.scale_RG.abs().flatten() for plane in quantized.planes])
+    largest = float(scales.max())
+    lost = largest < _SMALLEST_FLOAT16 or largest >= torch.finfo(torch.float16).max or not bool(quantized.dequantize().any())
+    if lost and bool(seen.any()):
+        given = f"weights up to {float(seen.abs().max()):.2g}"
+        raise DataError("scales that float16 can hold", given=given, where=where, fix="Use scale_dtype='float32'.")
 
 
 def check_finite(weight: Tensor, where: str) -> None:
