@@ -96,6 +96,7 @@ def config_of(model: nn.Module) -> dict[str, Any] | None:
         return None
     assert config is not None
     content: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
+    content.pop("quantization_config", None)  # the mark of `model.save_guard`; the artifact's own is added by its writer
     about = {**content, "architectures": [type(model).__name__], "dtype": "float32", TRANSFORMERS_WEIGHTS: REFUSAL}
     if getattr(model, "pooler", model) is None:  # an argument of the class, which no config of transformers says
         about[POOLER] = False

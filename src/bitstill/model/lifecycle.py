@@ -33,6 +33,7 @@ from bitstill.model.compressed_layers import (
 from bitstill.model.input_transform import InputTransform
 from bitstill.model.packed_layers import PackedLayer, PackedSpec, PackedWeight, is_packed, pack_weight, packed_layer
 from bitstill.model.prune import move_masks
+from bitstill.model.save_guard import guard_saving, release_saving
 from bitstill.model.select import RunOnce, select
 from bitstill.model.state import stored_tensors
 from bitstill.model.swap import swap
@@ -113,6 +114,7 @@ def prepare(
         assert kind is not None
         replacements[module] = _compressed(name, module, kind, rule)
     swap(model, replacements)
+    guard_saving(model)
     for rule in rules:
         if rule.prune is not None and rule.prune.scope == "global":
             own = [replacements[module] for module, its_rule in chosen.values() if its_rule is rule]
@@ -219,6 +221,7 @@ def unpack(packed: nn.Module) -> nn.Module:
         where = next(iter(attention_record(plain)))
         raise SpecError("attention with float operands", given="quantized ones", where=where, fix=fix)
     swap(plain, replacements)
+    release_saving(plain)
     return plain
 
 
@@ -242,6 +245,7 @@ def uncompressed(model: nn.Module) -> nn.Module:
             del original.__dict__["original_class"]
             replacements[module] = original
     swap(plain, replacements)
+    release_saving(plain)
     remove_transforms(plain)
     return plain
 

@@ -16,6 +16,7 @@ from bitstill.model.compressed_layers import kind_of
 from bitstill.model.input_transform import input_transform
 from bitstill.model.packed_layers import PackedPlane, PackedSpec, PackedWeight, packed_layer
 from bitstill.model.resize import resize
+from bitstill.model.save_guard import guard_saving
 from bitstill.model.state import stored_tensors
 from bitstill.model.swap import swap
 from bitstill.quant import bitpack
@@ -40,6 +41,7 @@ def load_into(model: nn.Module, archive: Archive) -> nn.Module:
     attention.restore_transforms(model, archive.config.get(ATTENTION))
     model.float().cpu()  # what was delivered computes in float32 on the CPU, wherever this network was built
     swap(model, restored_layers(original_layers(model, archive), archive))
+    guard_saving(model)
     _load_leftovers(model, archive)
     return model.eval().requires_grad_(False)
 
