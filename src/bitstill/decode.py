@@ -114,7 +114,7 @@ def _class_of(
             fix = "Only run files, command lines and Python code may name classes to import."
             raise SpecError("a kind of bitstill's own", given=repr(value["kind"]), where=where, fix=fix)
         return import_class(value["kind"], contracts, where)
-    short = {cls.__name__: cls for cls in classes} | {name: cls for each in contracts for name, cls in _own_kinds(each).items()}
+    short = {cls.__name__: cls for cls in classes} | {name: cls for each in contracts for name, cls in own_kinds(each).items()}
     if "kind" not in value:
         fix = f"Valid: {', '.join(sorted(short))}{', or package.module:Name' if contracts else ''}."
         raise SpecError("a key 'kind'", given=f"keys {sorted(map(str, value))}", where=where, fix=fix)
@@ -123,7 +123,7 @@ def _class_of(
     return short[value["kind"]]
 
 
-def _own_kinds(contract: type[Any]) -> dict[str, type[Any]]:
+def own_kinds(contract: type[Any]) -> dict[str, type[Any]]:
     """Dataclasses that fulfil a contract among the public names of the package that defines it."""
     package = importlib.import_module(contract.__module__.rpartition(".")[0] or contract.__module__)
     public = {name: getattr(package, name) for name in getattr(package, "__all__", ())}

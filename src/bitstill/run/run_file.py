@@ -15,7 +15,6 @@ as recipe.yaml.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
 from bitstill.recipes.catalogue import recipe_class, recipe_name
 from bitstill.recipes.protocol import Recipe
+from bitstill.run.assignments import OPTIONS, assign, field_defaults, parse_yaml, put
 from bitstill.run.job import Job
 from bitstill.train.settings import Settings
 
@@ -105,75 +105,49 @@ def run_file_of(job: Job) -> RunFile:
     )
 
 
-_SECTIONS = ("settings", "storage", "options", "text")
-
-
 def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Sequence[str] = ()) -> RunFile:
     """Read a run file and lay overrides over it.
 
     Args:
         path: the YAML file, or None to start from nothing.
         overrides: dotted keys ("options.bits", "settings.seed") and values; None leaves the file's value.
-        assignments: "KEY=VALUE" with a YAML value; a key without a prefix is an option of the recipe.
+        assignments: as after `--set`: see `run.assignments`.
 
     Raises:
         SpecError: the file is missing or not YAML, or a key or value is wrong.
     """
     content = {} if path is None else _read_yaml(path)
+    if overrides.get("recipe") is not None:
+        content["recipe"] = overrides["recipe"]
+    defaults = _defaults(content)
     for key, value in overrides.items():
         if value is not None:
-            _put(content, key, value)
+            put(content, key, value, defaults)
     # A duration in steps beats one in epochs, so a flag in epochs drops the file's steps.
     if overrides.get("options.epochs") is not None and isinstance(content.get("options"), dict):
         content["options"].pop("steps", None)
     for assignment in assignments:
-        key, sign, text = assignment.partition("=")
-        if not sign or not key:
-            raise SpecError("KEY=VALUE", given=repr(assignment), where="--set", fix="For example: --set kd_weight=0.9.")
-        prefixed = key if key.split(".")[0] in _SECTIONS else f"options.{key}"
-        _put(content, prefixed, _parse(text, f"--set {key}"))
+        assign(content, assignment, defaults)
     for key, wanted in (("recipe", "--recipe, see `bitstill recipes`"), ("task", "--task, for example digits")):
         if key not in content:
             raise SpecError(f"a {key}", given="none", where="compress", fix=f"Add {wanted}, or name it in the run file.")
     return decode(RunFile, content, "run")
 
 
+def _defaults(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Plain values of what a run file need not say, by section."""
+    name = content.get("recipe")
+    return {
+        OPTIONS: field_defaults(recipe_class(name)) if isinstance(name, str) else {},
+        "settings": field_defaults(Settings), "storage": field_defaults(Storage), "text": field_defaults(TextOptions),
+    }  # fmt: skip
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = _parse(path.read_text(encoding="utf-8"), str(path))
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError("a readable run file", given=str(error), where=str(path), fix="Check the path.") from None
     if not isinstance(content, dict):
         raise SpecError("a YAML mapping", given=type(content).__name__, where=str(path), fix="See `bitstill compress --help`.")
     return copy.deepcopy(content)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise SpecError("valid YAML", given=" ".join(str(error).split()), where=where, fix="Correct the file.") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1's safe loader, which also reads 1e-4 as a number: YAML 1.1 wants 1.0e-4, and nobody writes that."""
-
-
-_SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
-
-
-def _put(content: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = key.split(".")
-    place = content
-    for parent in parents:
-        child = place.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise SpecError(
-                "a setting with fields",
-                given=repr(child),
-                where=key,
-                fix=f"Give it whole, for example --set {parent}='{{...}}'.",
-            )
-        place = child
-    place[leaf] = value
