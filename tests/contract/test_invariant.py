@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -156,11 +157,11 @@ def test_any_layer_with_any_weights(pair, name, granularity, sparsity, dtype, en
     layer, x = pair
     model, skeleton = nn.Sequential(layer), nn.Sequential(type(layer)(**_arguments(layer)))
     prune = None if sparsity is None else Prune(sparsity)
-    largest = float(layer.weight.abs().max())
-    try:
+    largest = float(layer.weight.detach().abs().max())
+    refused = dtype == "float16" and not 1e-3 < largest < 1e4  # scales may be beyond its range, or too near to zero
+    with contextlib.suppress(DataError) if refused else contextlib.nullcontext():
         prepare(model, Compression(weight=_spec(name, granularity, dtype), prune=prune))
-    except DataError as error:
-        assert "scales that float16 can hold" in str(error) and dtype == "float16" and not 1e-3 < largest < 1e4
+    if not is_compressed(model[0]):
         return
     follow(model)
     bits = exact(model[0].effective_weight())
