@@ -29,7 +29,7 @@ import bitstill.runtime
 from bitstill import Storage
 from bitstill.data.networks import ConvNet, ConvNetConfig
 from bitstill.hf import attention_scores
-from bitstill.model.quantize_attention import quantize_attention
+from bitstill.model.attention_operands import quantize_attention
 from bitstill.model.width import reduce_width
 from bitstill.quant import (
     Binary,

@@ -14,8 +14,8 @@ from transformers import AttentionMaskInterface
 from bitstill.errors import MatchError
 from bitstill.hf import attention_scores as attention
 from bitstill.losses.taps import tap
+from bitstill.model.attention_operands import SCORES
 from bitstill.model.blocks import blocks
-from bitstill.model.quantize_attention import SCORES
 from bitstill.train.step import run
 
 from . import tiny

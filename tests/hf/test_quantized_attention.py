@@ -15,10 +15,9 @@ import bitstill
 from bitstill.deliver.deliver import save
 from bitstill.errors import ArtifactError, MatchError, SpecError
 from bitstill.hf import attention_scores as attention
-from bitstill.model.attention import AttentionTransform, attention_record
+from bitstill.model.attention_operands import AttentionTransform, attention_record, quantize_attention
 from bitstill.model.blocks import blocks
 from bitstill.model.lifecycle import freeze, pack, prepare, uncompressed, unpack
-from bitstill.model.quantize_attention import quantize_attention
 from bitstill.quant.inputs import dynamic_asymmetric, dynamic_symmetric
 from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput
 from bitstill.train.optim import AdamW, parameter_groups

@@ -9,8 +9,8 @@ from bitstill.errors import BitstillError, MatchError
 from bitstill.losses.features import Pair
 from bitstill.losses.layer_maps import hidden_pairs, score_pairs
 from bitstill.losses.taps import tap
+from bitstill.model.attention_operands import SCORES
 from bitstill.model.blocks import choose, reduced
-from bitstill.model.quantize_attention import SCORES
 from tests.recipes.encoders import encoder, forward, task
 
 

@@ -12,7 +12,7 @@ from bitstill.errors import DataError
 from bitstill.hf import attention_scores as attention
 from bitstill.losses.features import AttentionRelation, Pair, attention_relations
 from bitstill.losses.taps import Output, tap
-from bitstill.model.quantize_attention import HEADS
+from bitstill.model.attention_operands import HEADS
 from tests.hf import tiny
 
 PAIR = (Pair("heads:0", "heads:0"),)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitstill.data.objectives import Classification, Regression
 from bitstill.data.task import Batch, Split, Task
-from bitstill.model.quantize_attention import SCORES
+from bitstill.model.attention_operands import SCORES
 from bitstill.train.settings import Settings
 
 VOCAB, WIDTH, LONGEST, HEADS, LAYERS = 50, 16, 12, 2, 4

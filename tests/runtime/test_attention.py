@@ -18,8 +18,7 @@ from bitstill.artifact.reader import Archive, read_config
 from bitstill.errors import ArtifactError
 from bitstill.exporters.onnx.lower import lower
 from bitstill.hf import attention_scores as attention
-from bitstill.model.attention import AttentionTransform
-from bitstill.model.quantize_attention import quantize_attention
+from bitstill.model.attention_operands import AttentionTransform, quantize_attention
 from bitstill.program.from_artifact import program_of
 from bitstill.program.operations import Attention, ByText, Embedding, Input, Program, Quantize, Transform
 from bitstill.program.samples import made_up

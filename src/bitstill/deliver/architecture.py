@@ -9,7 +9,7 @@ from torch import nn
 from bitstill.artifact.config_keys import ATTENTION, RESIZED
 from bitstill.data import networks as own
 from bitstill.errors import need_package
-from bitstill.model import attention
+from bitstill.model.attention_operands import attention_record
 
 
 def architecture_of(model: nn.Module) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def architecture_of(model: nn.Module) -> dict[str, Any]:
     A network that structured pruning has made narrower is described as it was, with a record of what is narrower, and one whose
     attention quantizes its operands with a record of that.
     """
-    more = {RESIZED: model.__dict__.get(RESIZED), ATTENTION: attention.attention_record(model)}
+    more = {RESIZED: model.__dict__.get(RESIZED), ATTENTION: attention_record(model)}
     return {**_architecture_of(model), **{key: value for key, value in more.items() if value}}
 
 

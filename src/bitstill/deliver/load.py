@@ -10,7 +10,7 @@ from torch import nn
 from bitstill.artifact.hub import located
 from bitstill.artifact.reader import read
 from bitstill.deliver.architecture import from_architecture
-from bitstill.model.attention import attention_record
+from bitstill.model.attention_operands import attention_record
 from bitstill.model.restore import load_into
 
 

@@ -18,8 +18,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from bitstill.errors import ArtifactError
-from bitstill.model.attention import ATTRIBUTE, AttentionTransform
-from bitstill.model.quantize_attention import HEADS, SCORES
+from bitstill.model.attention_operands import ATTRIBUTE, HEADS, SCORES, AttentionTransform
 
 NAME = "bitstill"
 

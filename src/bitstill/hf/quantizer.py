@@ -21,7 +21,7 @@ from bitstill.artifact.format import FORMAT_VERSIONS, LayerRecord
 from bitstill.artifact.reader import Archive, read
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.hf import attention_scores
-from bitstill.model.attention import attention_record, restore_transforms
+from bitstill.model.attention_operands import attention_record, restore_transforms
 from bitstill.model.compressed_layers import adopt
 from bitstill.model.resize import resize
 from bitstill.model.restore import original_layers, restored_layers

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.errors import MatchError, TrainingError, suggest
+from bitstill.model.attention_operands import HEADS, SCORES
 from bitstill.model.blocks import Blocks, blocks
-from bitstill.model.quantize_attention import HEADS, SCORES
 
 
 @dataclass(frozen=True)

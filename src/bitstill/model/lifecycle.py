@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bitstill.errors import DataError, MatchError, SpecError
-from bitstill.model.attention import attention_record, remove_transforms
+from bitstill.model.attention_operands import attention_record, remove_transforms
 from bitstill.model.compressed_layers import (
     CompressedLayer,
     CompressedTransposedLinear,

@@ -11,7 +11,7 @@ from bitstill.artifact.config_keys import ATTENTION, RESIZED
 from bitstill.artifact.format import WEIGHTS, LayerRecord
 from bitstill.artifact.reader import Archive
 from bitstill.errors import ArtifactError
-from bitstill.model import attention
+from bitstill.model.attention_operands import restore_transforms
 from bitstill.model.compressed_layers import kind_of
 from bitstill.model.input_transform import input_transform
 from bitstill.model.packed_layers import PackedPlane, PackedSpec, PackedWeight, packed_layer
@@ -38,7 +38,7 @@ def load_into(model: nn.Module, archive: Archive) -> nn.Module:
         ArtifactError: if the architecture is not the one that was delivered.
     """
     resize(model, archive.config.get(RESIZED))
-    attention.restore_transforms(model, archive.config.get(ATTENTION))
+    restore_transforms(model, archive.config.get(ATTENTION))
     model.float().cpu()  # what was delivered computes in float32 on the CPU, wherever this network was built
     swap(model, restored_layers(original_layers(model, archive), archive))
     guard_saving(model)

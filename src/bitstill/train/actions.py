@@ -15,12 +15,12 @@ from bitstill.data.task import Task
 from bitstill.errors import MatchError, SpecError, suggest
 from bitstill.losses.projection import Projection
 from bitstill.losses.taps import Output
+from bitstill.model.attention_operands import quantize_attention
 from bitstill.model.blocks import reduced
 from bitstill.model.compressed_layers import is_compressed
 from bitstill.model.dense_view import DenseView
 from bitstill.model.lifecycle import prepare, uncompressed
 from bitstill.model.modes import evaluating
-from bitstill.model.quantize_attention import quantize_attention
 from bitstill.model.select import first_and_last_tensor, layers_in_order, norms
 from bitstill.model.split_layers import split_model
 from bitstill.model.weight_transform import WeightTransform
