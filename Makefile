@@ -16,7 +16,7 @@ help:
 	@echo "make check     lint and types only"
 	@echo "make format    format the code"
 
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bitstill/runtime/native/*)
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bitstill/runtime/native/* src/bitstill/runtime/native/*/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bitstill needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip

@@ -23,9 +23,10 @@ from bitstill.program.from_artifact import program_of
 from bitstill.program.operations import Attention, ByText, Embedding, Input, Program, Quantize, Transform
 from bitstill.program.samples import made_up
 from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput
+from bitstill.runtime.layer_weights import LayerWeights
 from bitstill.runtime.library import library
 from bitstill.runtime.model import Model
-from bitstill.runtime.plan import Layers, plan
+from bitstill.runtime.plan import plan
 from tests.exporters.test_networks import BYTES, FAMILIES
 from tests.hf import tiny
 from tests.runtime.test_networks import in_torch
@@ -143,7 +144,7 @@ def test_operands_stay_in_float_on_demand(tmp_path):
 def test_no_thread_is_too_early(which, many, tmp_path):
     artifact("bert", tmp_path / "a", which, which)
     archive = bitstill.read(tmp_path / "a")
-    assert check(plan(program_of(archive), Layers(archive, library()), {}), many) > 20
+    assert check(plan(program_of(archive), LayerWeights(archive, library()), {}), many) > 20
 
 
 def changed(archive, **config):

@@ -77,7 +77,7 @@ def test_groups_of_inputs_with_a_scale_each_are_multiplied_as_integers(kind, whi
     model = Model(archive, linear_program(116), 2)
     close(model(x.numpy()), packed(x).detach())
     if engine != "numpy":
-        (matrix,) = model._run.layers._matrices.values()
+        (matrix,) = model._engine.layers._matrices.values()
         assert matrix.by_integers and matrix.struct.groups == 4
 
 

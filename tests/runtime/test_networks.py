@@ -22,6 +22,7 @@ from bitstill.program.from_artifact import program_of
 from bitstill.program.samples import made_up
 from bitstill.quant.granularity import PerTensor
 from bitstill.quant.rules import Binary, Compression, QuantizeInput, Ternary, Uniform
+from bitstill.runtime import engine as runtime_engine
 from bitstill.runtime import model as runtime_model
 from bitstill.runtime.library import tiers, use_tier
 from tests.exporters.test_networks import BYTES, FAMILIES, NETWORKS, encoder_artifact, network_artifact
@@ -130,7 +131,7 @@ def test_bad_texts_are_refused(change, message, engine, tmp_path):
         bitstill.runtime.load(tmp_path / "a")(**{name: value for name, value in values.items() if value is not None})
 
 
-def test_bad_pictures_are_refused(engine, tmp_path):
+def test_bad_images_are_refused(engine, tmp_path):
     network_artifact("resnet-20", 1, tmp_path / "a")
     model = bitstill.runtime.load(tmp_path / "a")
     for given in (np.zeros((1, 3, 32)), np.zeros((1, 1, 32, 32)), np.zeros((1, 3, 0, 32))):
@@ -219,10 +220,10 @@ def test_a_model_keeps_the_instruction_set_that_it_was_loaded_for(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not tiers(), reason="this system has no fork, or no native library")
 def test_a_child_does_not_wait_for_a_lock_that_nobody_holds(tmp_path):
-    """Here of a thread that planned for pictures of another size while its process was forked."""
+    """Here of a thread that planned for images of another size while its process was forked."""
     network_artifact("resnet-20", 2, tmp_path / "a")
     model = bitstill.runtime.load(tmp_path / "a")
-    with model._run._lock:
+    with model._engine._lock:
         child = os.fork()
         if child == 0:
             signal.alarm(60)
@@ -232,14 +233,14 @@ def test_a_child_does_not_wait_for_a_lock_that_nobody_holds(tmp_path):
 
 
 @pytest.mark.skipif(not tiers(), reason="installed without a C compiler: there is no native library")
-def test_sizes_of_pictures_do_not_pile_up(tmp_path):
+def test_sizes_of_images_do_not_pile_up(tmp_path):
     network_artifact("resnet-20", 2, tmp_path / "a")
     model = bitstill.runtime.load(tmp_path / "a")
     for size in range(12, 40):
         model(np.zeros((1, 3, size, 16), np.float32))
         if size == 12:
             first = model.weight_bytes
-    assert model.weight_bytes == first and len(model._run._plans) <= runtime_model.PLANS_KEPT
+    assert model.weight_bytes == first and len(model._engine._plans) <= runtime_engine.MAX_PLANS
 
 
 @pytest.mark.skipif(not tiers(), reason="installed without a C compiler: there is no native library")
@@ -252,7 +253,7 @@ def test_a_table_with_one_scale_stays_packed(quantizer, tmp_path):
     bitstill.save(model, tmp_path / "a")
     values, loaded = made_up(read_config(tmp_path / "a"), 5, 11, shortest=1), bitstill.runtime.load(tmp_path / "a")
     np.testing.assert_allclose(loaded(**values), in_torch(tmp_path / "a", values), rtol=0, atol=1e-4)
-    (table,) = (each for name, each in loaded._run.layers._tables.items() if name.endswith("word_embeddings"))
+    (table,) = (each for name, each in loaded._engine.layers._tables.items() if name.endswith("word_embeddings"))
     assert not table.struct.dense and table.held.bytes < 40 * len(tiny.VOCABULARY) * 1.3 + 1100
 
 
@@ -260,7 +261,7 @@ def test_a_table_with_one_scale_stays_packed(quantizer, tmp_path):
 def test_weights_that_are_packed_are_all_that_is_held(tmp_path):
     """Of an encoder nothing more is planned once it is loaded."""
     encoder_artifact("bert", tmp_path / "a")
-    assert not bitstill.runtime.load(tmp_path / "a")._run.layers.archive.tensors
+    assert not bitstill.runtime.load(tmp_path / "a")._engine.layers.archive.tensors
 
 
 @pytest.mark.parametrize("shape", [("batch", 1, "x", "x"), ("batch", "batch", 8, 8), ("batch", 0, 8, 8), ("batch", 1, 8.0, 8)])
@@ -278,7 +279,7 @@ def test_threads_are_a_number_above_0(tmp_path):
     for threads in (0, -1, "2", 2.5, float("nan")):
         with pytest.raises(SpecError, match="at least one thread"):
             bitstill.runtime.load(tmp_path / "a", threads=threads)
-    assert bitstill.runtime.load(tmp_path / "a", threads=10**9).threads == runtime_model.MOST_THREADS
+    assert bitstill.runtime.load(tmp_path / "a", threads=10**9).threads == runtime_model.MAX_THREADS
 
 
 def test_a_library_that_cannot_be_opened_is_gone_on_without(tmp_path, monkeypatch):

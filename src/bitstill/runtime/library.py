@@ -1,4 +1,4 @@
-"""The compiled library: found beside the package, checked, and given types. It may be absent."""
+"""The compiled library: located beside the package, checked, and typed. It may be absent."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def _opened(path: Path) -> ctypes.CDLL | None:
 
 
 def processors() -> int:
-    """That this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tiers() -> tuple[str, ...]:
     """Instruction sets of the library that this processor has, from the best; empty without the library."""
-    found = library()
-    if found is None:
+    native = library()
+    if native is None:
         return ()
     names: list[str] = []
-    while (name := found.bs_tier_name(len(names))) is not None:
+    while (name := native.bs_tier_name(len(names))) is not None:
         names.append(name.decode())
     return tuple(names)
 
@@ -56,15 +56,15 @@ def use_tier(name: str) -> None:
     Raises:
         SpecError: it is not one of `tiers()`.
     """
-    found = library()
-    if found is None or found.bs_use_tier(name.encode()) != 0:
+    native = library()
+    if native is None or native.bs_use_tier(name.encode()) != 0:
         fix = "Choose one of those."
         raise SpecError(f"one of {', '.join(tiers()) or 'no instruction sets'}", given=name, where="use_tier", fix=fix)
 
 
-def _checked(found: ctypes.CDLL) -> ctypes.CDLL | None:
-    found.bs_sizeof.restype, found.bs_sizeof.argtypes = c_int64, (c_int,)
-    if found.bs_interface() != INTERFACE or tuple(found.bs_sizeof(each) for each in range(len(SIZES))) != SIZES:
+def _checked(native: ctypes.CDLL) -> ctypes.CDLL | None:
+    native.bs_sizeof.restype, native.bs_sizeof.argtypes = c_int64, (c_int,)
+    if native.bs_interface() != INTERFACE or tuple(native.bs_sizeof(each) for each in range(len(SIZES))) != SIZES:
         return None
     for name, result, *arguments in (
         ("bs_tier_name", c_char_p, c_int),
@@ -78,6 +78,6 @@ def _checked(found: ctypes.CDLL) -> ctypes.CDLL | None:
         ("bs_scratch_bytes", c_int64, POINTER(Step), c_int64, c_int64),
         ("bs_execute", None, POINTER(Run), c_int),
     ):
-        function = getattr(found, name)
+        function = getattr(native, name)
         function.restype, function.argtypes = result, arguments
-    return found
+    return native

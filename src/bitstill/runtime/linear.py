@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bitstill.artifact.reader import Archive
 from bitstill.runtime import packing as weights
 from bitstill.runtime import structs as structures
-from bitstill.runtime.structs import Op, TailKind, rounded
+from bitstill.runtime.structs import EpilogueKind, Op, aligned
 
 Array = npt.NDArray[Any]
 
@@ -34,7 +34,7 @@ class Linear:
         multiply = structures.Step(op=Op.LINEAR, matrix=ctypes.pointer(self.weight.struct), output=0, input=1)
         bias = archive.tensors.get(f"{layer}.bias")
         if bias is not None:
-            multiply.tail[0] = structures.Tail(kind=TailKind.AFFINE, plus=self._held.channels(bias))
+            multiply.epilogue[0] = structures.Epilogue(kind=EpilogueKind.AFFINE, shift=self._held.channels(bias))
         self._steps = [multiply]
         self._widths = [self.outputs, self.inputs]
         if self.rule is not None:
@@ -44,11 +44,11 @@ class Linear:
         """Steps before the product: codes, and floats again where codes cannot be multiplied."""
         self._steps.insert(0, structures.Step(op=Op.QUANTIZE, input=1, output=2, rule=rule))
         self._widths.append(self.weight.struct.padded)
-        multiply.input, multiply.coded = 2, 1
+        multiply.input, multiply.quantized = 2, 1
         if not self.weight.by_integers:
-            self._steps.insert(1, structures.Step(op=Op.MAP, input=2, output=3, coded=1))
+            self._steps.insert(1, structures.Step(op=Op.MAP, input=2, output=3, quantized=1))
             self._widths.append(self.inputs)
-            multiply.input, multiply.coded = 3, 0
+            multiply.input, multiply.quantized = 3, 0
 
     def __call__(self, x: Array, *, together: int = 1, threads: int = 1) -> Array:
         """The layer's answer.
@@ -61,13 +61,13 @@ class Linear:
         rows = len(x)
         steps = (structures.Step * len(self._steps))(*self._steps)
         if self.rule is not None:
-            steps[0].rule.span = {"token": 1, "sample": together, "tensor": 0}[self.rule["per"]]
+            steps[0].rule.rows_per_range = {"token": 1, "sample": together, "tensor": 0}[self.rule["per"]]
         result = np.empty((rows, self.outputs), np.float32)
         if rows == 0:
             return result
         # The arena is everything above the lowest address: values lie where they are.
         between = [np.empty(rows * (4 * width + 12) + 256, np.uint8) for width in self._widths[2:]]
-        addresses = np.array([result.ctypes.data, x.ctypes.data, *(rounded(each.ctypes.data) for each in between)], np.int64)
+        addresses = np.array([result.ctypes.data, x.ctypes.data, *(aligned(each.ctypes.data) for each in between)], np.int64)
         arena = int(addresses.min())
         offsets, counts = addresses - arena, np.full(len(addresses), rows, np.int64)
         widths = np.array(self._widths, np.int64)
@@ -80,7 +80,7 @@ class Linear:
             offset=offsets.ctypes.data,
             rows=counts.ctypes.data,
             width=widths.ctypes.data,
-            scratch=rounded(scratch.ctypes.data),
+            scratch=aligned(scratch.ctypes.data),
             scratch_bytes=each,
             tier=self._tier,
         )

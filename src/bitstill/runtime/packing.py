@@ -18,7 +18,7 @@ from bitstill.program.levels import kept_weights
 from bitstill.quant.granularity import Bucket
 from bitstill.quant.layouts import Layout, bits_for, packed_length
 from bitstill.runtime import structs as structures
-from bitstill.runtime.structs import LINE, PANEL, PLANES, Range, rounded
+from bitstill.runtime.structs import LINE, PANEL, PLANES, Range, aligned
 
 Array = npt.NDArray[Any]
 _LAYOUTS = {"bits": 0, "trits": 1, "bytes": 2}
@@ -105,7 +105,7 @@ def matrix(archive: Archive, layer: str, library: ctypes.CDLL, tier: int | None 
     if isinstance(record.granularity, Bucket) or (grouped and len(record.shape) > 2) or len(record.planes) > PLANES:
         return _dense(archive.weight(layer))
     held, inputs = Held(), record.weights // record.shape[0]
-    padded = rounded(inputs)
+    padded = aligned(inputs)
     offsets = any(plane.offset for plane in record.planes)
     whole = all(plane.first is not None for plane in record.planes)
     recoded = record.mask and whole and not offsets
@@ -145,7 +145,7 @@ def matrix(archive: Archive, layer: str, library: ctypes.CDLL, tier: int | None 
         rows = _inputs_last(kept.reshape(record.shape).astype(np.uint8))
         struct.mask = held.at(_lines(rows, 1, 0, padded, library), np.uint8)
     if by_integers and shifted:
-        struct.weights = held.at(_by_panel(totals[:, None]))
+        struct.weight_sums = held.at(_by_panel(totals[:, None]))
     return Matrix(struct, held, by_integers)
 
 
@@ -232,7 +232,7 @@ def _dense(weight: Array) -> Matrix:
     struct = structures.Matrix(
         outputs=outputs,
         inputs=inputs,
-        padded=rounded(inputs),
+        padded=aligned(inputs),
         groups=1,
         group=inputs,
         dense=held.at(_by_panel(rows)),

@@ -26,7 +26,7 @@ class Reference:
         self.archive, self.program = archive, program
         self._by_token = _by_token(program)
         self._weights: dict[str, Array] = {}
-        self._make: dict[type[Any], Callable[..., Array]] = {
+        self._operations: dict[type[Any], Callable[..., Array]] = {
             ops.Linear: self._linear, ops.Quantize: self._quantize, ops.LayerNorm: self._norm,
             ops.Activation: self._activation, ops.Add: self._add,
             ops.Convolution: self._convolution, ops.BatchNorm: self._batch_norm, ops.MaxPool: self._max_pool,
@@ -35,35 +35,35 @@ class Reference:
 
     @property
     def weight_bytes(self) -> int:
-        """That weights take in memory: unpacked ones, and those of the file."""
+        """Bytes held by the weights: unpacked ones, and those of the file."""
         held = (*self._weights.values(), *self.archive.tensors.values())
         return sum(array.nbytes for array in held)
 
-    def texts(self, rows: Mapping[str, Array], seen: Array) -> Array:
-        """Answers for texts: rows of tables (texts, length) by layer, and which tokens are real."""
+    def texts(self, rows: Mapping[str, Array], real: Array) -> Array:
+        """Outputs for texts: rows of tables (texts, length) by layer, and which tokens are real."""
         values: dict[str, Array] = {}
         for step in self.program.steps:
             match step.operation:
                 case ops.Embedding(layer) | ops.Positions(layer):
                     values[step.output] = self._weight(layer)[rows[layer].reshape(-1)]
                 case ops.Attention():
-                    values[step.output] = self._attention(step.operation, seen, *(values[name] for name in step.inputs))
+                    values[step.output] = self._attention(step.operation, real, *(values[name] for name in step.inputs))
                 case ops.FirstToken():
-                    given = values[step.inputs[0]]
-                    values[step.output] = given.reshape(*seen.shape, given.shape[1])[:, 0]
+                    tokens = values[step.inputs[0]]
+                    values[step.output] = tokens.reshape(*real.shape, tokens.shape[1])[:, 0]
                 case ops.ByText():
-                    given = values[step.inputs[0]]
-                    values[step.output] = given.reshape(*seen.shape, given.shape[1])
+                    tokens = values[step.inputs[0]]
+                    values[step.output] = tokens.reshape(*real.shape, tokens.shape[1])
                 case operation:
-                    values[step.output] = self._make[type(operation)](operation, *(values[name] for name in step.inputs))
+                    values[step.output] = self._operations[type(operation)](operation, *(values[name] for name in step.inputs))
         return values[self.program.steps[-1].output]
 
-    def pictures(self, picture: Array) -> Array:
-        """Answers for pictures (samples, channels, height, width)."""
-        values = {self.program.inputs[0].name: picture}
+    def images(self, image: Array) -> Array:
+        """Outputs for images (samples, channels, height, width)."""
+        values = {self.program.inputs[0].name: image}
         for step in self.program.steps:
-            given = (values[name] for name in step.inputs)
-            values[step.output] = self._make[type(step.operation)](step.operation, *given)
+            inputs = (values[name] for name in step.inputs)
+            values[step.output] = self._operations[type(step.operation)](step.operation, *inputs)
         return values[self.program.steps[-1].output]
 
     def _weight(self, layer: str) -> Array:
@@ -74,8 +74,8 @@ class Reference:
         return self._weights[layer]
 
     def _leftover(self, name: str) -> Array | None:
-        found = self.archive.tensors.get(name)
-        return None if found is None else found.astype(np.float32)
+        tensor = self.archive.tensors.get(name)
+        return None if tensor is None else tensor.astype(np.float32)
 
     # Operations ------------------------------------------------------------------------------------------------------------
 
@@ -88,8 +88,8 @@ class Reference:
         weight, edge = self._weight(operation.layer), operation.padding
         x = np.pad(self._input(operation.layer, x), ((0, 0), (0, 0), (edge, edge), (edge, edge)))
         if min(size - kernel for size, kernel in zip(x.shape[2:], weight.shape[2:], strict=True)) < 0:
-            wanted = f"at least {weight.shape[2]} x {weight.shape[3]} with padding"
-            raise ArtifactError(wanted, given=str(x.shape[2:]), where=operation.layer, fix="Give a larger picture.")
+            size = f"at least {weight.shape[2]} x {weight.shape[3]} with padding"
+            raise ArtifactError(size, given=str(x.shape[2:]), where=operation.layer, fix="Give a larger image.")
         windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], axis=(2, 3))
         windows = windows[:, :, :: operation.stride, :: operation.stride]
         y: Array = np.einsum("schwij,ocij->sohw", windows, weight, optimize=True)
@@ -118,19 +118,19 @@ class Reference:
         return self._affine(operation.layer, y, 1)
 
     def _batch_norm(self, operation: ops.BatchNorm, x: Array) -> Array:
-        behind = x.ndim - 1
+        trailing = x.ndim - 1
         mean, variance = (
             self.archive.tensors[f"{operation.layer}.running_{name}"].astype(np.float32) for name in ("mean", "var")
         )
-        column = (-1, *[1] * (behind - 1))
+        column = (-1, *[1] * (trailing - 1))
         y = (x - mean.reshape(column)) / np.sqrt(variance.reshape(column) + np.float32(operation.epsilon))
-        return self._affine(operation.layer, y, behind)
+        return self._affine(operation.layer, y, trailing)
 
-    def _affine(self, layer: str, y: Array, behind: int) -> Array:
-        column = (-1, *[1] * (behind - 1))
-        by, plus = self._leftover(f"{layer}.weight"), self._leftover(f"{layer}.bias")
-        y = y if by is None else y * by.reshape(column)
-        return y if plus is None else y + plus.reshape(column)
+    def _affine(self, layer: str, y: Array, trailing: int) -> Array:
+        column = (-1, *[1] * (trailing - 1))
+        weight, bias = self._leftover(f"{layer}.weight"), self._leftover(f"{layer}.bias")
+        y = y if weight is None else y * weight.reshape(column)
+        return y if bias is None else y + bias.reshape(column)
 
     def _activation(self, operation: ops.Activation, x: Array) -> Array:
         y: Array
@@ -149,11 +149,11 @@ class Reference:
         total: Array = x + y
         return total
 
-    def _attention(self, operation: ops.Attention, seen: Array, *given: Array) -> Array:
+    def _attention(self, operation: ops.Attention, real: Array, *operands: Array) -> Array:
         heads, width = operation.heads, operation.head_width
-        query, key, value = (each.reshape(*seen.shape, heads, width).transpose(0, 2, 1, 3) for each in given)
+        query, key, value = (each.reshape(*real.shape, heads, width).transpose(0, 2, 1, 3) for each in operands)
         scores = query @ key.transpose(0, 1, 3, 2) / np.float32(math.sqrt(width))
-        scores = np.where(seen[:, None, None, :], scores, -np.inf)
+        scores = np.where(real[:, None, None, :], scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         if operation.probabilities is not None:
@@ -192,7 +192,7 @@ def _windows(x: Array, window: tuple[int, int]) -> Array:
     """(samples, channels, height, width) -> (samples, channels, rows, window rows, columns, window columns)."""
     (high, wide), (rows, columns) = x.shape[2:], window
     if high < rows or wide < columns:
-        fix = "Give a larger picture."
+        fix = "Give a larger image."
         raise ArtifactError(f"at least {rows} x {columns} to pool", given=f"{high} x {wide}", where="input", fix=fix)
     cut = x[:, :, : high // rows * rows, : wide // columns * columns]
     return cut.reshape(*x.shape[:2], high // rows, rows, wide // columns, columns)

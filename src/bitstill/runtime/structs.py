@@ -7,18 +7,18 @@ from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
 INTERFACE = 5
-PANEL, LINE, ALIGN, SLICES, PLANES, TAILS = 16, 64, 64, 3, 2, 6
+PANEL, LINE, ALIGN, SLICES, PLANES, EPILOGUES = 16, 64, 64, 3, 2, 6
 
 
-def rounded(number: int) -> int:
-    """Up to a whole line of the cache: of an address, or of the inputs in a row of codes."""
+def aligned(number: int) -> int:
+    """The next multiple of `ALIGN`: of an address, of bytes, or of the codes in a row."""
     return -(-number // ALIGN) * ALIGN
 
 
-class Waiting(IntEnum):
-    """`bs_waiting`: whether a step waits until all threads have done the one before."""
+class Sync(IntEnum):
+    """`bs_sync`: whether threads wait for each other before a step."""
 
-    ALWAYS, NEVER, UNLESS_ROWS_ARE_MANY = range(3)
+    ALWAYS, NEVER, FEW_ROWS = range(3)
 
 
 class Op(IntEnum):
@@ -31,15 +31,15 @@ class Op(IntEnum):
     CONVOLVE = 4
     NORM = 5
     ATTEND = 6
-    TAKE = 7
+    FIRST_TOKEN = 7
     POOL = 8
     INPUT = 9
     FLATTEN = 10
     ATTEND_RANGES = 11
 
 
-class TailKind(IntEnum):
-    """`bs_tail_kind`."""
+class EpilogueKind(IntEnum):
+    """`bs_epilogue_kind`."""
 
     END = 0
     AFFINE = 1
@@ -53,6 +53,13 @@ class Range(IntEnum):
     DYNAMIC = 0
     CLIP = 1
     STEP = 2
+
+
+class Pooling(IntEnum):
+    """`bs_pooling`."""
+
+    MAX = 0
+    MEAN = 1
 
 
 FUNCTIONS = {"relu": 1, "gelu": 2, "gelu_tanh": 3, "tanh": 4}
@@ -99,17 +106,17 @@ class Matrix(Structure):
     _fields_ = (
         *((name, c_int64) for name in ("outputs", "inputs", "padded", "groups", "group", "planes")),
         ("plane", Plane * PLANES),
-        *((name, c_void_p) for name in ("mask", "dense", "weights")),
+        *((name, c_void_p) for name in ("mask", "dense", "weight_sums")),
     )
 
 
-class Tail(Structure):
-    """`bs_tail`."""
+class Epilogue(Structure):
+    """`bs_epilogue`."""
 
     _fields_ = (
         *((name, c_int32) for name in ("kind", "function", "value", "pad")),
-        ("by", c_void_p),
-        ("plus", c_void_p),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
     )
 
 
@@ -117,13 +124,13 @@ class Rule(Structure):
     """`bs_rule`."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("bits", "symmetric", "range", "span")),
+        *((name, c_int32) for name in ("bits", "symmetric", "range", "rows_per_range")),
         *((name, c_float) for name in ("low", "high", "step")),
     )
 
     @property
-    def moves(self) -> bool:
-        """Whether codes depend on the extremes of what comes in."""
+    def needs_range(self) -> bool:
+        """Whether codes depend on the range of the values."""
         return self.range != Range.STEP or not self.symmetric
 
 
@@ -131,17 +138,17 @@ class Step(Structure):
     """`bs_step`."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("op", "input", "input_2", "input_3", "output", "input_4", "by_rows", "coded")),
+        *((name, c_int32) for name in ("op", "input", "input_2", "input_3", "output", "input_4", "sync", "quantized")),
         ("matrix", POINTER(Matrix)),
         ("table", POINTER(Table)),
         *((name, c_int32) for name in ("index", "heads", "head_width")),
         ("epsilon", c_float),
-        ("by", c_void_p),
-        ("plus", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
         ("rule", Rule),
-        *((name, c_int32) for name in ("height", "across", "channels", "kernel_y", "kernel_x", "stride", "padding")),
-        *((name, c_int32) for name in ("out_height", "out_across", "mean")),
-        ("tail", Tail * TAILS),
+        *((name, c_int32) for name in ("height", "width", "channels", "kernel_height", "kernel_width", "stride", "padding")),
+        *((name, c_int32) for name in ("out_height", "out_width", "pooling")),
+        ("epilogue", Epilogue * EPILOGUES),
     )
 
 
@@ -151,7 +158,8 @@ class Run(Structure):
     _fields_ = (
         ("steps", POINTER(Step)),
         ("n_steps", c_int64),
-        *((name, c_void_p) for name in ("arena", "offset", "rows", "width", "indices", "given", "starts", "hidden", "first")),
+        *((name, c_void_p) for name in ("arena", "offset", "rows", "width", "indices", "inputs")),
+        *((name, c_void_p) for name in ("starts", "masked", "first_rows")),
         *((name, c_int64) for name in ("texts", "longest", "samples")),
         ("scratch", c_void_p),
         ("scratch_bytes", c_int64),
@@ -160,4 +168,4 @@ class Run(Structure):
 
 
 SIZES = tuple(ctypes.sizeof(kind) for kind in (Table, Matrix, Step, Run))
-"""As `bs_sizeof` counts them: a library of another version is noticed before it is used."""
+"""As `bs_sizeof` reports them: a library of another version is detected before it is used."""

@@ -1,167 +1,14 @@
-/* What Python calls. */
+/* Running steps, and the bare product. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "tier.h"
 
-#define DECLARE(name) extern const bs_tier bs_tier_##name
-DECLARE(portable);
-#if defined(BS_AVX2)
-DECLARE(avx2);
-#endif
-#if defined(BS_AVXVNNI)
-DECLARE(avxvnni);
-#endif
-#if defined(BS_AVX512)
-DECLARE(avx512);
-#endif
-#if defined(BS_AMX)
-DECLARE(amx);
-#endif
-#if defined(BS_NEON)
-DECLARE(neon);
-#endif
-
-const bs_tier *const bs_tiers[] = {
-#if defined(BS_AMX)
-    &bs_tier_amx,
-#endif
-#if defined(BS_AVX512)
-    &bs_tier_avx512,
-#endif
-#if defined(BS_AVXVNNI)
-    &bs_tier_avxvnni,
-#endif
-#if defined(BS_AVX2)
-    &bs_tier_avx2,
-#endif
-#if defined(BS_NEON)
-    &bs_tier_neon,
-#endif
-    &bs_tier_portable, NULL};
-
-static const bs_tier *_Atomic chosen;
-
-static int best_form(const bs_tier *of, int bits) { return bits == 1 && of->nibbles ? BS_NIBBLES : bits; }
-
-/* Whether a tier multiplies as plain C does, in the form that it likes best, from the first input and from a later one. */
-static int multiplies(const bs_tier *tried) {
-    enum { ROWS = 21, PADDED = 384, USED = 352, PANELS = BS_TOGETHER };
-    int8_t rows[ROWS * PADDED], *copy = malloc(BS_BLOCK * PADDED * BS_ROOM);
-    uint8_t codes[PANELS * BS_PANEL * PADDED], lines[2][PANELS * BS_PANEL * PADDED];
-    uint32_t state = 1;
-    int same = copy != NULL;
-    if (!same) return 0;
-    tried->enter();
-    for (int i = 0; i < ROWS * PADDED; i++) rows[i] = (int8_t)((state = state * 1664525 + 1013904223) >> 24);
-    for (int bits = 1; bits <= 4 && same; bits *= 2) {
-        for (int i = 0; i < PANELS * BS_PANEL * PADDED; i++) codes[i] = (uint8_t)((state = state * 1664525 + 1013904223) >> (32 - bits));
-        int form = best_form(tried, bits), per_line = 4 * (8 / bits);
-        bs_pack_lines(codes, PANELS * BS_PANEL, PADDED, PADDED, form, 0, lines[0]);
-        bs_pack_lines(codes, PANELS * BS_PANEL, PADDED, PADDED, bits, 0, lines[1]);
-        for (int first = 0; first <= 32; first += 32)
-            for (int m = 1; m <= ROWS; m += 5) {
-                int32_t sums[2][PANELS * BS_TILE] = {{0}}, begins = m % 2;
-                int64_t skip = first / per_line * BS_LINE, count = (USED - first) / per_line, apart = PADDED / per_line * BS_LINE;
-                bs_factors of = {tried->arrange(rows, PADDED, m, form, copy), PADDED, first, lines[0] + skip, count, apart, m, PANELS, form, !begins, begins};
-                bs_factors plainly = {rows, PADDED, first, lines[1] + skip, count, apart, m, PANELS, bits, !begins, begins};
-                tried->multiply(&of, sums[0]);
-                bs_tier_portable.multiply(&plainly, sums[1]);
-                same = same && memcmp(sums[0], sums[1], sizeof sums[0]) == 0;
-            }
-    }
-    tried->leave();
-    free(copy);
-    return same;
-}
-
-/* Tried once, because nobody has every processor to try it on beforehand. */
-static int usable(int index) {
-    enum { UNKNOWN, YES, NO };
-    static _Atomic int found[8];
-    const bs_tier *tried = bs_tiers[index];
-    if (found[index] == UNKNOWN) found[index] = tried->runs_here() && (tried == &bs_tier_portable || multiplies(tried)) ? YES : NO;
-    return found[index] == YES;
-}
-
-static const bs_tier *tier(void) {
-    for (int i = 0; !chosen; i++)
-        if (usable(i)) chosen = bs_tiers[i]; /* plain C, the last, always is */
-    return chosen;
-}
-
-const char *bs_tier_name(int index) {
-    for (int i = 0; bs_tiers[i]; i++)
-        if (usable(i) && index-- == 0) return bs_tiers[i]->name;
-    return NULL;
-}
-
-int bs_use_tier(const char *name) {
-    for (int i = 0; bs_tiers[i]; i++)
-        if (strcmp(bs_tiers[i]->name, name) == 0 && usable(i)) {
-            chosen = bs_tiers[i];
-            return 0;
-        }
-    return -1;
-}
-
-const bs_tier *bs_tier_in_use(void) { return tier(); }
-
-const char *bs_name_of(const bs_tier *of) { return of->name; }
-
-int bs_best_form(const bs_tier *of, int bits) { return best_form(of ? of : tier(), bits); }
-
 int bs_interface(void) { return BS_INTERFACE; }
 
 int64_t bs_sizeof(int which) {
     static const int64_t sizes[] = {sizeof(bs_table), sizeof(bs_matrix), sizeof(bs_step), sizeof(bs_run)};
-    return which >= 0 && which < 4 ? sizes[which] : -1;
-}
-
-/* Four codes of a bit each: the first in the lowest bit. */
-static inline uint8_t nibble_of(const uint8_t *codes) {
-    return (uint8_t)(codes[0] | codes[1] << 1 | codes[2] << 2 | codes[3] << 3);
-}
-
-void bs_pack_lines(const uint8_t *codes, int64_t outputs, int64_t inputs, int64_t padded, int form, int shift, uint8_t *lines) {
-    int bits = form == BS_NIBBLES ? 1 : form;
-    int64_t panels = UP(outputs, BS_PANEL) / BS_PANEL, quads = 8 / bits, count = padded / (4 * quads);
-    memset(lines, 0, (size_t)(panels * count * BS_LINE));
-    for (int64_t n = 0; n < outputs; n++) {
-        const uint8_t *row = codes + n * inputs;
-        uint8_t *panel = lines + n / BS_PANEL * count * BS_LINE;
-        int64_t k = 0;
-        if (form == BS_NIBBLES && shift == 0)
-            for (; k + 32 <= inputs; k += 32) { /* a whole line: four codes of a bit, in bytes, to a nibble by one product */
-                uint8_t *line = panel + k / 32 * BS_LINE + n % BS_PANEL;
-                for (int v = 0; v < 2; v++)
-                    for (int h = 0; h < 2; h++) {
-                        uint8_t low = nibble_of(row + k + 16 * v + 4 * h), high = nibble_of(row + k + 16 * v + 8 + 4 * h);
-                        line[32 * v + 16 * h] = (uint8_t)(low | high << 4);
-                    }
-            }
-        for (; k < inputs; k++) {
-            int64_t quad = k / 4, of_line = quad % quads;
-            uint8_t *line = panel + quad / quads * BS_LINE, code = row[k] >> shift & ((1 << bits) - 1);
-            if (form == BS_NIBBLES) line[of_line / 4 * 32 + of_line % 2 * 16 + n % BS_PANEL] |= (uint8_t)(code << (of_line / 2 % 2 * 4 + k % 4));
-            else line[4 * (n % BS_PANEL) + k % 4] |= (uint8_t)(code << (of_line * bits));
-        }
-    }
-}
-
-void bs_unpack_rows(const uint8_t *packed, int64_t rows, int64_t length, int64_t bytes, int layout, int bits, uint8_t *codes) {
-    static const int powers[5] = {1, 3, 9, 27, 81};
-    for (int64_t row = 0; row < rows; row++, packed += bytes, codes += length) {
-        if (layout == 2) memcpy(codes, packed, (size_t)length);
-        else if (layout == 1)
-            for (int64_t k = 0; k < length; k++) codes[k] = packed[k / 5] / powers[k % 5] % 3;
-        else if (bits == 1) {
-            for (int64_t k = 0; k < length / 8; k++)
-                for (int i = 0; i < 8; i++) codes[8 * k + i] = packed[k] >> i & 1;
-            for (int64_t k = length / 8 * 8; k < length; k++) codes[k] = packed[k / 8] >> (k % 8) & 1;
-        } else
-            for (int64_t k = 0; k < length; k++) codes[k] = (uint8_t)bits_at(packed, k * bits, bits);
-    }
+    return which >= 0 && which < (int)(sizeof sizes / sizeof sizes[0]) ? sizes[which] : -1;
 }
 
 typedef struct {
@@ -170,75 +17,96 @@ typedef struct {
     const bs_matrix *matrix;
     int plane;
     int32_t *result;
+    const bs_tier *tier;
 } product;
 
-static void multiply_all(void *what, bs_work *work) {
-    const product *given = what;
-    const bs_matrix *matrix = given->matrix;
-    const bs_plane *plane = &matrix->plane[given->plane];
-    int64_t panels = UP(matrix->outputs, BS_PANEL) / BS_PANEL, from, to;
-    int8_t *copy = malloc((size_t)(BS_BLOCK * matrix->padded * BS_ROOM));
+/* All slices of a block of rows and a few panels, in acc. */
+static void multiply_slices(const product *p, const int8_t *packed, int m, int64_t panel, int panels, int32_t *acc) {
+    const bs_plane *plane = &p->matrix->plane[p->plane];
+    for (int s = 0; s < plane->slices; s++) {
+        int64_t n_lines = p->matrix->padded / bs_line_inputs(plane->bits[s]), panel_bytes = n_lines * BS_LINE;
+        bs_gemm gemm = {
+            .codes = packed, .padded = p->matrix->padded,
+            .lines = plane->lines[s] + panel * panel_bytes, .n_lines = n_lines,
+            .panel_bytes = panel_bytes, .m = m, .panels = panels, .form = plane->form[s], .shift = plane->shift[s],
+            .result = s == 0 ? BS_OVERWRITE : BS_ACCUMULATE,
+        };
+        p->tier->multiply(&gemm, acc);
+    }
+}
+
+static void multiply_all(void *argument, bs_member *member) {
+    const product *p = argument;
+    const bs_matrix *matrix = p->matrix;
+    int64_t panels = bs_panels(matrix), block = bs_rows_at_once(matrix);
+    bs_part part = bs_share(member, panels);
+    int8_t *copy = malloc((size_t)(BS_BLOCK * matrix->padded * BS_PACKED_BYTES));
     if (!copy) return;
-    bs_share(work, panels, &from, &to);
-    int64_t block = bs_rows_at_once(matrix);
-    tier()->enter();
-    for (int64_t row = 0; row < given->m; row += block) {
-        int m = (int)(given->m - row < block ? given->m - row : block);
-        const int8_t *arranged = tier()->arrange(given->codes + row * matrix->padded, matrix->padded, m, plane->form[0], copy);
-        for (int64_t panel = from; panel < to; panel += BS_TOGETHER) {
-            int together = (int)(to - panel < BS_TOGETHER ? to - panel : BS_TOGETHER);
-            _Alignas(64) int32_t acc[BS_TOGETHER * BS_TILE];
-            for (int s = 0; s < plane->slices; s++) {
-                int64_t lines = matrix->padded / (4 * (8 / plane->bits[s]));
-                bs_factors of = {arranged, matrix->padded, 0, plane->lines[s] + panel * lines * BS_LINE, lines, lines * BS_LINE, m,
-                                 together, plane->form[s], plane->shift[s], s == 0};
-                tier()->multiply(&of, acc);
-            }
-            for (int j = 0; j < together; j++)
-                for (int i = 0; i < m; i++)
-                    memcpy(given->result + ((row + i) * panels + panel + j) * BS_PANEL, acc + j * BS_TILE + i * BS_PANEL, sizeof(int32_t) * BS_PANEL);
+    p->tier->begin();
+    for (int64_t row = 0; row < p->m; row += block) {
+        int m = (int)BS_MIN(block, p->m - row), form = matrix->plane[p->plane].form[0];
+        const int8_t *packed = p->tier->pack_rows(p->codes + row * matrix->padded, matrix->padded, m, form, copy);
+        for (int64_t panel = part.from; panel < part.to; panel += BS_PANELS_AT_ONCE) {
+            int few = (int)BS_MIN(part.to - panel, BS_PANELS_AT_ONCE);
+            _Alignas(BS_ALIGN) int32_t acc[BS_PANELS_AT_ONCE * BS_TILE];
+            multiply_slices(p, packed, m, panel, few, acc);
+            for (int j = 0; j < few; j++)
+                for (int i = 0; i < m; i++) {
+                    int32_t *to = p->result + ((row + i) * panels + panel + j) * BS_PANEL;
+                    memcpy(to, acc + j * BS_TILE + i * BS_PANEL, sizeof(int32_t) * BS_PANEL);
+                }
         }
     }
-    tier()->leave();
+    p->tier->end();
     free(copy);
 }
 
 void bs_product(const int8_t *codes, int64_t m, const bs_matrix *matrix, int plane, int32_t *result, int threads) {
-    product given = {codes, m, matrix, plane, result};
-    tier();
-    bs_together(multiply_all, &given, threads);
+    product p = {codes, m, matrix, plane, result, bs_tier_in_use()};
+    bs_parallel(multiply_all, &p, threads);
+}
+
+/* Packed codes of a block of rows, and their sums; of a convolution, before them the windows as rows; or floats
+   instead. */
+static int64_t product_scratch(const bs_step *step) {
+    const bs_matrix *matrix = step->matrix;
+    int64_t windows = step->op == BS_CONVOLVE ? BS_BLOCK : 0;
+    if (!step->quantized) return (int64_t)sizeof(float) * (windows + BS_PANEL) * matrix->inputs;
+    int64_t sums = BS_BLOCK * (int64_t)sizeof(int32_t) * matrix->groups;
+    return sums + (bs_rows_at_once(matrix) * BS_PACKED_BYTES + windows) * matrix->padded;
+}
+
+/* Keys, values, scores of a few queries, and one query's as codes. */
+static int64_t attention_scratch(const bs_step *step, int64_t longest) {
+    int64_t floats = step->head_width + BS_UP(step->head_width, BS_PANEL) + BS_QUERIES;
+    return BS_UP(longest, BS_PANEL) * ((int64_t)sizeof(float) * floats + 1);
 }
 
 int64_t bs_scratch_bytes(const bs_step *steps, int64_t n, int64_t longest) {
-    int64_t most = 64;
+    int64_t most = BS_ALIGN;
     for (int64_t i = 0; i < n; i++) {
         const bs_step *step = &steps[i];
         int64_t bytes = 0;
-        const bs_matrix *matrix = step->matrix;
-        int64_t coded = matrix ? BS_BLOCK * 4 * matrix->groups + bs_rows_at_once(matrix) * matrix->padded * BS_ROOM : 0;
-        if (step->op == BS_LINEAR) bytes = step->coded ? coded : 4 * BS_PANEL * matrix->inputs;
-        if (step->op == BS_CONVOLVE) bytes = step->coded ? coded + BS_BLOCK * matrix->padded : 4 * (BS_BLOCK + BS_PANEL) * step->matrix->inputs;
-        /* keys, values, scores of a few queries, and one query's as codes */
-        if (step->op == BS_ATTEND || step->op == BS_ATTEND_RANGES)
-            bytes = UP(longest, BS_PANEL) * (4 * (step->head_width + UP(step->head_width, BS_PANEL) + BS_QUERIES) + 1);
-        if (bytes > most) most = bytes;
+        if (step->op == BS_LINEAR || step->op == BS_CONVOLVE) bytes = product_scratch(step);
+        if (step->op == BS_ATTEND || step->op == BS_ATTEND_RANGES) bytes = attention_scratch(step, longest);
+        most = BS_MAX(most, bytes);
     }
-    return UP(most, 64);
+    return BS_UP(most, BS_ALIGN);
 }
 
-static void execute(void *what, bs_work *work) {
-    bs_run *run = what;
-    const bs_tier *with = run->tier;
-    with->enter();
+static void execute(void *argument, bs_member *member) {
+    bs_run *run = argument;
+    const bs_tier *tier = run->tier;
+    tier->begin();
     for (int64_t i = 0; i < run->n_steps; i++) {
         const bs_step *step = &run->steps[i];
-        if (!own_rows(run, step, work->threads)) bs_wait(work);
-        with->steps[step->op](run, step, work);
+        if (!bs_own_rows(run, step, member->threads)) bs_barrier(member);
+        tier->kernels[step->op](run, step, member);
     }
-    with->leave();
+    tier->end();
 }
 
 void bs_execute(bs_run *run, int threads) {
-    if (!run->tier) run->tier = tier();
-    bs_together(execute, run, threads);
+    if (!run->tier) run->tier = bs_tier_in_use();
+    bs_parallel(execute, run, threads);
 }

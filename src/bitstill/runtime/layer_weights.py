@@ -1,0 +1,105 @@
+"""An artifact's weights in the C library's form, packed once and shared by plans for images of several sizes."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitstill.artifact.reader import DAMAGED, Archive
+from bitstill.errors import ArtifactError
+from bitstill.runtime import packing
+
+Array = npt.NDArray[Any]
+
+
+def expect(what: str, expected: object, actual: object, where: str) -> None:
+    """Refuse sizes that the steps, which trust their numbers, would read beyond.
+
+    Raises:
+        ArtifactError: the two differ.
+    """
+    if expected != actual:
+        raise ArtifactError(what, given=str(actual), where=where, fix=DAMAGED)
+
+
+class LayerWeights:
+    """Weights by layer, and numbers by their address.
+
+    Args:
+        archive: the artifact.
+        library: the C library, for whose tier in use the weights are packed.
+    """
+
+    def __init__(self, archive: Archive, library: ctypes.CDLL) -> None:
+        self.archive, self.library = archive, library
+        self.tier: int = library.bs_tier_in_use()
+        self._matrices: dict[str, packing.Matrix] = {}
+        self._tables: dict[str, packing.Table] = {}
+        self._numbers = packing.Held()
+        self._addresses: dict[bytes, int] = {}
+
+    def release(self, *, everything: bool = False) -> None:
+        """Drop the file's tensors that have been packed; or all of them, where nothing more will be planned."""
+        if everything:
+            self.archive = replace(self.archive, tensors={})
+            return
+        packed = (self.archive.layers[layer] for layer in (*self._matrices, *self._tables) if layer in self.archive.layers)
+        dropped = {name for layer in packed for name in layer.tensors()}
+        remaining = {name: tensor for name, tensor in self.archive.tensors.items() if name not in dropped}
+        self.archive = replace(self.archive, tensors=remaining)
+
+    def rule(self, layer: str) -> Mapping[str, Any] | None:
+        """The rule by which the layer quantizes its input."""
+        record = self.archive.layers.get(layer)
+        return None if record is None else record.input
+
+    def matrix(self, layer: str) -> packing.Matrix:
+        """The layer's weight, for products."""
+        if layer not in self._matrices:
+            self._matrices[layer] = packing.matrix(self.archive, layer, self.library, self.tier)
+        return self._matrices[layer]
+
+    def table(self, layer: str) -> packing.Table:
+        """The layer's weight, for looking up rows."""
+        if layer not in self._tables:
+            self._tables[layer] = packing.table(self.archive, layer)
+        return self._tables[layer]
+
+    def kernel_shape(self, layer: str) -> tuple[int, ...]:
+        """The shape of a convolution's weight in the file."""
+        record = self.archive.layers.get(layer)
+        return self.archive.tensors[f"{layer}.weight"].shape if record is None else record.shape
+
+    def leftover(self, name: str, size: int) -> Array | None:
+        """A tensor that was not compressed, of so many numbers, as float32 (size,); None if there is none."""
+        tensor = self.archive.tensors.get(name)
+        if tensor is None:
+            return None
+        expect(f"{size} numbers", size, tensor.size, name)
+        return tensor.astype(np.float32).reshape(size)
+
+    def required(self, name: str, size: int) -> Array:
+        """The same, of a tensor that must exist."""
+        tensor = self.leftover(name, size)
+        if tensor is None:
+            raise ArtifactError(f"a tensor {name}", given="none", where=name, fix=DAMAGED)
+        return tensor
+
+    def numbers(self, values: Array) -> int:
+        """Address of one number for each channel, padded to a whole panel; equal numbers are stored once."""
+        key = hashlib.blake2b(values.tobytes(), digest_size=16).digest()
+        if key not in self._addresses:
+            self._addresses[key] = self._numbers.channels(values)
+        return self._addresses[key]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held by the weights."""
+        held = [*(each.held for each in self._matrices.values()), *(each.held for each in self._tables.values()), self._numbers]
+        return sum(each.bytes for each in held)
