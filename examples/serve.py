@@ -12,7 +12,6 @@ themselves, and a text that comes alone is computed at once.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -45,23 +44,21 @@ class Batcher:
 
     def __init__(self, folder: Path) -> None:
         self.model = bitstill.runtime.load(folder)
-        kind = json.loads((folder / "config.json").read_text()).get("problem_type")
-        classes = self.model(input_ids=np.zeros((1, 1), np.int64)).shape[1:]
-        if len(classes) != 1 or classes[0] < 2 or kind == "multi_label_classification":
-            raise SystemExit(f"{folder}: wanted a model that chooses one of several classes; change `answer` for other models")
+        outputs = self.model(input_ids=np.zeros((1, 1), np.int64)).shape[1:]
+        if len(outputs) != 1 or self.model.head.scores == "identity":
+            raise SystemExit(f"{folder}: wanted a model that classifies texts; change `answer` for other models")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_padding()
         self.tokenizer.enable_truncation(self.model.longest or 512)
         self.queue: asyncio.Queue[tuple[str, asyncio.Future[np.ndarray]]] = asyncio.Queue(WAITING)
 
     def answer(self, texts: list[str]) -> np.ndarray:
-        """Probabilities of the classes, (texts, classes)."""
+        """Probabilities, (texts, classes): of one class among all, or of each label by itself."""
         encoded = self.tokenizer.encode_batch(texts)
         parts = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         names = [each.name for each in self.model.program.inputs]
         logits = self.model(**{name: np.array([getattr(each, parts[name]) for each in encoded]) for name in names})
-        weights = np.exp(logits - logits.max(-1, keepdims=True))
-        return weights / weights.sum(-1, keepdims=True)
+        return self.model.head.probabilities(logits)
 
     async def ask(self, texts: list[str]) -> list[np.ndarray]:
         """Wait for the answers to some texts."""
@@ -111,7 +108,7 @@ async def refuse(_request: Request, error: RequestValidationError) -> JSONRespon
 
 @app.post("/classify")
 async def classify(asked: Texts, request: Request) -> list[dict[str, float]]:
-    """For each text, the probability of each class."""
+    """For each text, the probability of each class or label."""
     batcher = request.app.state.batcher
     found = await batcher.ask(asked.texts)
     labels = batcher.model.labels or tuple(map(str, range(len(found[0]))))

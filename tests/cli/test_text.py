@@ -78,8 +78,8 @@ def test_compress_then_evaluate(cli, bert, data, tmp_path):
     assert report["task"] == "text" and [path.name for path in tmp_path.iterdir()] == ["out"]
     config = json.loads((out / "config.json").read_text())
     assert config["task_options"] == {
-        "text": ["review"], "label": "mood", "regression": None, "max_length": 32, "truncate": False,
-        "classes": ["negative", "positive"],
+        "text": ["review"], "label": "mood", "objective": None, "max_length": 32, "truncate": False,
+        "classes": ["negative", "positive"], "separator": ";",
     }  # fmt: skip
     for split, samples in (("test", 10), ("validation", 6)):
         run = cli("evaluate", out, "--data", data, "--split", split, "--json")
@@ -152,7 +152,7 @@ BAD = {
     "too short": ((*COLUMNS, "--max-length", 3), "wanted a max_length of at least 4, got 3"),
     "beyond the model": ((*COLUMNS, "--max-length", 33), "wanted at most 32 tokens, got 33. Set --max-length to at most 32"),
     "default length": (COLUMNS, "wanted at most 32 tokens, got 128. Set --max-length to at most 32"),
-    "regression": ((*COLUMNS, *LENGTH, "--set", "text.regression=true"), "wanted numbers as labels, got 'negative'"),
+    "regression": ((*COLUMNS, *LENGTH, "--set", "text.objective=regression"), "wanted numbers as labels, got 'negative'"),
     "unknown option": ((*COLUMNS, "--set", "text.maxlength=8"), r"got 'maxlength'. Did you mean 'max_length'\?"),
     "another task": ((*COLUMNS, "--task", "sst2"), "the task 'text' with text options, got 'sst2'"),
     "an unknown task": (("--task", "sst-2"), "wanted a known task, got 'sst-2'. Did you mean 'sst2'"),

@@ -49,7 +49,8 @@ def test_every_task_reads_its_own_columns_and_is_judged_as_glue_judges_it(tmp_pa
     task = load_task(name, write(tmp_path, name, train=values * 4, **{known.test: values}))
     assert task.name == name and task.objective.label_names == (known.labels or ()) and task.test.labels.tolist() == values
     assert task.test.texts == tuple([f"{known.test} {column} {n}" for n in range(3)] for column in known.text)
-    assert task.options == TextOptions(known.text, "label", known.labels is None, known.max_length, truncate=True)
+    kind = "regression" if known.labels is None else "classification"
+    assert task.options == TextOptions(known.text, "label", kind, known.max_length, truncate=True)
     metrics = {
         "cola": matthews, "mrpc": accuracy_and_f1, "qqp": accuracy_and_f1, "stsb": pearson_and_spearman,
     }  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 
 from bitstill.data import text
 from bitstill.data.catalogue import load_task
-from bitstill.data.objectives import Classification, Regression
+from bitstill.data.objectives import Classification, MultiLabel, Regression
 from bitstill.data.text import TextOptions, TextSplit, TextTask, held_out
 from bitstill.errors import DataError, MissingPackageError, SpecError
 
@@ -107,7 +107,7 @@ def test_numbers_with_a_fraction_are_regression(tmp_path, kind):
 
 def test_whole_numbers_are_regression_where_that_is_said(tmp_path):
     folder = write(tmp_path / "data", train=labelled(0, 5, 3), test=labelled(7, -2.5))
-    task = load(folder, regression=True)
+    task = load(folder, objective="regression")
     assert task.objective == Regression() and task.test.labels.tolist() == [7.0, -2.5]
     refused(folder, r"text test: label: wanted labels 0 to 5, got 7.0 and 1 more")
 
@@ -115,6 +115,46 @@ def test_whole_numbers_are_regression_where_that_is_said(tmp_path):
 def test_classes_between_the_numbers_count(tmp_path):
     task = load(write(tmp_path / "data", train=labelled(0, 3, 0), test=labelled(2)))
     assert task.objective.label_names == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
+
+
+LISTS = (["dull", "odd"], [], ["bright"], ["odd", "dull"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_lists_of_labels_are_multi_label(tmp_path, kind):
+    cells, rest = ([";".join(row) or None for row in rows] if kind == "csv" else rows for rows in (LISTS, LISTS[:2]))
+    folder = write(tmp_path / "data", kind, train=labelled(*cells), validation=labelled(*rest), test=labelled(*rest))
+    task = load(folder, objective="multi-label" if kind == "csv" else None)
+    assert task.objective == MultiLabel(("bright", "dull", "odd")) and task.options.classes == ("bright", "dull", "odd")
+    assert task.train.labels.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1]]
+    assert task.test.labels.tolist() == [[0, 1, 1], [0, 0, 0]] and task.test.labels.dtype == torch.float32
+
+
+def test_labels_of_a_list_may_be_numbers(tmp_path):
+    task = load(write(tmp_path / "data", train=labelled([0, 2], []), test=labelled([1])))
+    assert task.objective == MultiLabel(("LABEL_0", "LABEL_1", "LABEL_2")) and task.options.classes is None
+    assert task.train.labels.shape[1] == 3 and task.test.labels.tolist() == [[0, 1, 0]]
+
+
+def test_another_separator_and_spaces_around_it(tmp_path):
+    folder = write(tmp_path / "data", "csv", train=labelled("a | b", "b"), test=labelled("a"))
+    task = load(folder, objective="multi-label", separator="|")
+    assert task.objective.label_names == ("a", "b") and task.test.labels.tolist() == [[1, 0]]
+
+
+BAD_LISTS = {
+    "unknown in test": ([["a"], ["b"]], [["a", "c"], ["d"]], "text test: label: wanted labels 'a', 'b', got 'c' and 1 more"),
+    "number out of range": ([[0], [1]], [[2]], "text test: label: wanted labels 0 to 1, got 2"),
+    "missing": ([["a"], None], [["a"]], "text train: label: wanted lists of labels, got None"),
+    "none at all": ([[], []], [[]], "text train: label: wanted at least one label, got empty lists only"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LISTS)
+def test_lists_that_are_refused(tmp_path, name):
+    train, test, message = BAD_LISTS[name]
+    folder = write(tmp_path / "data", train=labelled(*train, *train), test=labelled(*test))
+    refused(folder, message, objective="multi-label")
 
 
 LABELS = {
@@ -126,7 +166,6 @@ LABELS = {
     "missing": ((0, 1, None), (1,), "text train: label: wanted .*, got None"),
     "missing name": (("n", "p", None), ("n",), "text train: label: wanted .*, got None"),
     "truth": ((True, False), (True,), "got True"),
-    "a list": (([0], [1]), ([0],), r"got \[0\]"),
     "not finite": ((0.5, float("inf")), (1.0,), "text train: label: wanted numbers as labels, got inf"),
     "a name for a number": ((0.5, 1.5), ("x",), "text test: label: wanted numbers as labels, got 'x'"),
     "a fraction for a class": ((0, 1), (0.5,), "text test: label: wanted labels 0 to 1, got 0.5"),

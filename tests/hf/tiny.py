@@ -150,9 +150,11 @@ def text_task(
     truncate: bool = False,
 ) -> TextTask:
     """Two classes by name, or regression where there are no names."""
-    options = TextOptions(("one", "two") if pair else ("text",), "label", names is None, max_length, truncate)
+    kind = "regression" if names is None else "classification"
+    options = TextOptions(("one", "two") if pair else ("text",), "label", kind, max_length, truncate)
     parts = [split(count, seed, pair, names is None) for seed, count in enumerate((train, 6, 10))]
-    return TextTask("tiny", *parts, Regression() if names is None else Classification(len(names), names), options)
+    objective = Regression() if names is None else Classification(len(names), names)
+    return TextTask("tiny", *parts, objective, options)
 
 
 def image_task(classes: int = 2) -> Task:

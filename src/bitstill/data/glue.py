@@ -12,6 +12,7 @@ from pathlib import Path
 from bitstill.data.objectives import Classification, Regression
 from bitstill.data.sources import from_hub
 from bitstill.data.text import TextOptions, TextTask, held_out, read_files, split_of
+from bitstill.data.text_labels import Kind
 
 HUB_NAME = "nyu-mll/glue"
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -68,7 +69,8 @@ def load(name: str, data: Path | None = None) -> TextTask:
     glue = GLUE[name]
     home = os.environ.get("BITSTILL_DATA")
     folder = data or (Path(home) / "glue" / glue.folder if home else None)
-    options = TextOptions(glue.text, "label", glue.labels is None, glue.max_length, truncate=True)
+    kind: Kind = "classification" if glue.labels else "regression"
+    options = TextOptions(glue.text, "label", kind, glue.max_length, truncate=True)
     rows = {
         part: from_hub(HUB_NAME, glue.folder, part, where=f"{glue.folder} {part}", purpose="text tasks")
         if folder is None

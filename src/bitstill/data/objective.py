@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -107,6 +107,21 @@ class Objective(Protocol):
 
     def head(self) -> dict[str, Any]:
         """What an artifact's `config.json` says of the outputs, by the keys of transformers (`id2label`, `problem_type`)."""
+
+
+@runtime_checkable
+class WeighsClasses(Protocol):
+    """An objective whose loss on labels can weigh classes."""
+
+    def balanced_weights(self, labels: Tensor) -> tuple[float, ...]:
+        """Weights under which rare classes count as much as frequent ones, from the training labels."""
+
+    def with_class_weights(self, weights: tuple[float, ...]) -> Objective:
+        """The same objective with these weights, in the order of its outputs.
+
+        Raises:
+            SpecError: there are more or fewer weights than classes.
+        """
 
 
 def refuse_imitation(objective: Objective, kind: Imitation, fix: str) -> NoReturn:

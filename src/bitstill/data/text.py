@@ -6,18 +6,27 @@ What a model reads depends on its tokenizer, so a text task becomes a `Task` onl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bitstill.data.objective import Objective
-from bitstill.data.objectives import Classification, Regression
+from bitstill.data.objectives import Classification, MultiLabel, Regression
 from bitstill.data.shuffle import permutation
 from bitstill.data.sources import quiet
+from bitstill.data.text_labels import (
+    SEPARATOR,
+    Kind,
+    as_labels,
+    class_names,
+    kind_of,
+    multi_hot,
+    multi_label_names,
+    split_lists,
+)
 from bitstill.errors import DataError, SpecError, need_package, suggest
 
 READERS = {".csv": "from_csv", ".json": "from_json", ".jsonl": "from_json", ".parquet": "from_parquet"}
@@ -31,19 +40,23 @@ class TextOptions:
 
     Args:
         text: the column with the text, or two columns with a pair.
-        label: the column with the label: integers from 0, names, or numbers with a fraction for regression.
-        regression: whether labels are values; None decides by their type.
+        label: the column with the label: a class (an integer from 0, or a name), several of them (a list; in CSV files
+            separated by `separator`), or a value.
+        objective: "classification", "multi-label" or "regression"; None decides by the type of the labels: lists are
+            multi-label, numbers with a fraction are values, all others are classes.
         max_length: longest text in tokens, special ones included.
         truncate: cut longer texts off; else they are an error.
         classes: names of the classes in order, where labels are names; None takes those of the training files.
+        separator: between the labels of a row, where objective is "multi-label" and a cell can hold no list.
     """
 
     text: tuple[str, ...] = ("text",)
     label: str = "label"
-    regression: bool | None = None
+    objective: Kind | None = None
     max_length: int = 128
     truncate: bool = False
     classes: tuple[str, ...] | None = None
+    separator: str = SEPARATOR
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.text) <= 2:
@@ -60,7 +73,7 @@ class TextSplit:
 
     Args:
         texts: one list of strings per text column.
-        labels: int64 (rows,) classes or float32 (rows,) values.
+        labels: int64 (rows,) classes, float32 (rows, labels) of 0 and 1, or float32 (rows,) values.
         rows: where each was in its file; None is in order.
     """
 
@@ -113,19 +126,29 @@ def load(data: Path | None, options: TextOptions) -> TextTask:
         raise SpecError("a folder with your files", given="none", where="task text", fix=fix)
     parts = {part: read_files(data, part, required=part != "validation") for part in ("train", "validation", "test")}
     columns = {part: _columns(rows, options, f"text {part}") for part, rows in parts.items() if rows is not None}
-    values = {part: labels for part, (_, labels) in columns.items()}
-    regression = _is_regression(values["train"]) if options.regression is None else options.regression
-    named = any(isinstance(value, str) for value in values["train"])
-    names = None if regression else options.classes or _label_names(values["train"], named, f"text train: {options.label}")
-    if named and names is not None:
-        options = replace(options, classes=names)
-    splits = {
-        part: TextSplit(texts, as_labels(labels, names, f"text {part}: {options.label}", named=named))
-        for part, (texts, labels) in columns.items()
-    }
+    raw = {part: labels for part, (_, labels) in columns.items()}
+    objective, labels, options = _labels(raw, options)
+    splits = {part: TextSplit(texts, labels[part]) for part, (texts, _) in columns.items()}
     train, validation = (splits["train"], splits["validation"]) if "validation" in splits else held_out(splits["train"], "text")
-    objective = Regression() if names is None else Classification(len(names), names)
     return TextTask("text", train, validation, splits["test"], objective, options)
+
+
+def _labels(raw: Mapping[str, list[Any]], options: TextOptions) -> tuple[Objective, dict[str, Tensor], TextOptions]:
+    """Objective and labels of every part; the names of classes become part of the options."""
+    wheres = {part: f"text {part}: {options.label}" for part in raw}
+    kind = options.objective or kind_of(raw["train"])
+    if kind == "regression":
+        return Regression(), {part: as_labels(values, None, wheres[part]) for part, values in raw.items()}, options
+    if kind == "classification":
+        named = any(isinstance(value, str) for value in raw["train"])
+        names = options.classes or class_names(raw["train"], wheres["train"])
+        labels = {part: as_labels(values, names, wheres[part], named=named) for part, values in raw.items()}
+        return Classification(len(names), names), labels, replace(options, classes=names) if named else options
+    lists = {part: split_lists(values, options.separator, wheres[part]) for part, values in raw.items()}
+    named = any(isinstance(label, str) for row in lists["train"] for label in row)
+    names = options.classes or multi_label_names(lists["train"], wheres["train"])
+    labels = {part: multi_hot(rows, names, wheres[part], named=named) for part, rows in lists.items()}
+    return MultiLabel(names), labels, replace(options, classes=names) if named else options
 
 
 def held_out(train: TextSplit, name: str) -> tuple[TextSplit, TextSplit]:
@@ -178,32 +201,6 @@ def split_of(rows: Any, options: TextOptions, names: Sequence[str] | None, where
     return TextSplit(texts, as_labels(labels, names, f"{where}: {options.label}"))
 
 
-def as_labels(values: list[Any], names: Sequence[str] | None, where: str, *, named: bool = False) -> Tensor:
-    """Labels as classes 0 .. len(names) - 1, or as values where `names` is None.
-
-    Args:
-        values: as read.
-        names: of the classes, in order.
-        where: for errors.
-        named: whether `values` are those names, rather than their numbers.
-
-    Raises:
-        DataError: labels out of range, unknown names, missing or not finite values.
-    """
-    if names is None:
-        wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)]
-        if wrong:
-            raise DataError("numbers as labels", given=_odd(wrong), where=where, fix="Correct these rows.")
-        return torch.tensor(values, dtype=torch.float32)
-    known: dict[Any, int] = {name: index for index, name in enumerate(names)} if named else {i: i for i in range(len(names))}
-    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, (int, str)) or v not in known]
-    if wrong:
-        wanted = f"labels {', '.join(map(repr, names))}" if named else f"labels 0 to {len(names) - 1}"
-        fix = "Correct these rows; -1 marks the hidden labels of a published test set."
-        raise DataError(wanted, given=_odd(wrong), where=where, fix=fix)
-    return torch.tensor([known[value] for value in values])
-
-
 def _columns(
     rows: Any, options: TextOptions, where: str, *, allow_empty: bool = False
 ) -> tuple[tuple[list[str], ...], list[Any]]:
@@ -226,28 +223,3 @@ def _columns(
     if not labels:
         raise DataError("at least one row", given="none", where=where, fix="Check the file.")
     return texts, labels
-
-
-def _is_regression(values: list[Any]) -> bool:
-    return any(isinstance(value, float) for value in values)
-
-
-def _label_names(values: list[Any], named: bool, where: str) -> tuple[str, ...]:
-    """Names of the classes that occur: sorted strings, or made-up ones for the numbers 0 to the largest."""
-    if named:
-        names = tuple(sorted({value for value in values if isinstance(value, str)}))
-    else:
-        largest = max((v for v in values if isinstance(v, int) and not isinstance(v, bool)), default=0)
-        names = tuple(f"LABEL_{index}" for index in range(largest + 1))
-    if len(names) < 2 and all(isinstance(v, (int, str)) and not isinstance(v, bool) for v in values):
-        raise DataError(
-            "at least two classes",
-            given=f"only {values[0]!r}",
-            where=where,
-            fix="Name the right column with --label-column; for values instead of classes, set text.regression=true.",
-        )
-    return names
-
-
-def _odd(wrong: list[Any]) -> str:
-    return f"{wrong[0]!r}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")

@@ -18,6 +18,7 @@ from bitstill.data.task import predict
 from bitstill.deliver.evaluate import task_of
 from bitstill.deliver.load import load
 from bitstill.errors import ArtifactError
+from bitstill.program.heads import Head, head_of
 from bitstill.program.samples import made_up
 
 Array = npt.NDArray[Any]
@@ -39,7 +40,8 @@ class Compared:
         largest_difference: of two outputs.
         largest_output: of the artifact.
         tolerance: fraction of the latter that the former may be.
-        same_label: fraction of inputs; of outputs that are equally large, the first counts. None without labels.
+        same_label: fraction of inputs (of decisions, where labels are decided each by itself); of outputs that are equally
+            large, the first counts. None without labels.
         metric: on a task, of the artifact and of what was exported.
     """
 
@@ -88,7 +90,7 @@ def _made_up(archive: Archive, model: nn.Module, run: Run, tolerance: float) -> 
     with torch.inference_mode():
         tensors = {name: torch.from_numpy(value) for name, value in values.items()}
         answer = model(**tensors)[0] if "input_ids" in tensors else model(*tensors.values())
-    return _compared(answer.float().numpy(), run(values), "random", tolerance)
+    return _compared(answer.float().numpy(), run(values), "random", tolerance, head_of(archive.config))
 
 
 def _on_task(archive: Archive, model: nn.Module, run: Run, tolerance: float, data: Path | None) -> Compared:
@@ -97,14 +99,27 @@ def _on_task(archive: Archive, model: nn.Module, run: Run, tolerance: float, dat
     ours, theirs = (predict(network, task, task.test, BATCH) for network in (model, _Exported(run, only)))
     decides = task.objective.decides
     ours_value, theirs_value = (task.objective.metrics(outputs, task.test.labels)[decides] for outputs in (ours, theirs))
-    return _compared(ours.numpy(), theirs.numpy(), f"{task.name}, test", tolerance, (decides, ours_value, theirs_value))
+    return _compared(
+        ours.numpy(),
+        theirs.numpy(),
+        f"{task.name}, test",
+        tolerance,
+        head_of(archive.config),
+        (decides, ours_value, theirs_value),
+    )
 
 
 def _compared(
-    wanted: Array, given: Array, inputs: str, tolerance: float, metric: tuple[str, float, float] | None = None
+    wanted: Array,
+    given: Array,
+    inputs: str,
+    tolerance: float,
+    head: Head,
+    metric: tuple[str, float, float] | None = None,
 ) -> Compared:
     largest, of = float(np.abs(given - wanted).max()), float(np.abs(wanted).max())
-    same = float((given.argmax(-1) == wanted.argmax(-1)).mean()) if wanted.ndim == 2 else None
+    ours, theirs = head.decisions(wanted), head.decisions(given)
+    same = None if wanted.ndim != 2 or ours is None or theirs is None else float((ours == theirs).mean())
     return Compared(len(wanted), inputs, largest, of, tolerance, same, metric)
 
 

@@ -14,6 +14,7 @@ from bitstill.artifact.reader import DAMAGED, Archive, read
 from bitstill.errors import ArtifactError, DataError, SpecError, suggest
 from bitstill.program import operations as ops
 from bitstill.program.from_artifact import fitting, program_of
+from bitstill.program.heads import head_of
 from bitstill.program.operations import Program
 from bitstill.runtime.engine import NativeEngine
 from bitstill.runtime.library import library, processors
@@ -56,7 +57,7 @@ class Model:
 
     Attributes:
         program: what it computes.
-        labels: names of classes, where the artifact has them.
+        head: what the outputs mean; `head.probabilities(outputs)` are those of classes or labels.
         engine: "avx2" or another instruction set of the C library; "numpy" where the package was installed without it.
     """
 
@@ -66,8 +67,7 @@ class Model:
         if pooling is not None and not self._by_text:
             fix = "Leave it out: a classifier gives its answers for each text."
             raise SpecError("an encoder without a head, to pool", given=program.result, where="pooling", fix=fix)
-        names = archive.config.get("id2label") or {}
-        self.labels = tuple(name for _, name in sorted(names.items(), key=lambda item: int(item[0])))
+        self.head = head_of(archive.config)
         self._reads_texts = program.inputs[0].name == "input_ids"
         for each in program.inputs:
             _check_shape(each)
@@ -81,6 +81,11 @@ class Model:
         lookups = ((step.operation, step.inputs[0]) for step in program.steps)
         self._tables = [(each, source) for each, source in lookups if isinstance(each, (ops.Embedding, ops.Positions))]
         self._rows = {operation.layer: _table_rows(archive, operation.layer) for operation, _ in self._tables}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of classes or labels, where the artifact has them."""
+        return self.head.labels
 
     @property
     def weight_bytes(self) -> int:

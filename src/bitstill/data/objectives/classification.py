@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ class Classification:
         label_names: in order; empty where they have none.
         decides: "accuracy", "macro F1"; of two classes also "F1" (of class 1), "Matthews correlation" and "mean of accuracy and
             F1"; or one of `extra_metrics`.
-        class_weights: of the cross-entropy on labels, one per class (`balanced_weights`); None weighs all alike.
+        class_weights: of the cross-entropy on labels, one per class; None weighs all alike.
         label_smoothing: of that cross-entropy.
         extra_metrics: by name, (logits (samples, classes), labels (samples,)) -> a number, larger is better.
     """
@@ -50,11 +51,7 @@ class Classification:
         if self.decides not in self._metrics():
             fix = suggest(self.decides, self._metrics())
             raise SpecError("a known metric", given=repr(self.decides), where="Classification", fix=fix)
-        weights = self.class_weights
-        if weights is not None and (len(weights) != self.classes or min(weights) < 0 or not sum(weights) > 0):
-            fix = "Give one number of at least 0 per class, in the order of the classes, or 'balanced'."
-            wanted = f"{self.classes} class weights of at least 0, some above 0"
-            raise SpecError(wanted, given=str(weights), where="class_weights", fix=fix)
+        check_class_weights(self.class_weights, self.classes)
 
     @property
     def width(self) -> int:
@@ -118,22 +115,35 @@ class Classification:
         """Names of the classes by number, and the reverse."""
         return named_outputs(self.label_names or tuple(f"LABEL_{index}" for index in range(self.classes)))
 
+    def balanced_weights(self, labels: Tensor) -> tuple[float, ...]:
+        """Weights inversely proportional to the frequency of the classes, 1 on average over the samples.
+
+        A class that never occurs gets the weight 0.
+        """
+        counts = labels.bincount(minlength=self.classes).tolist()
+        occurring = sum(count > 0 for count in counts)
+        return tuple(len(labels) / (occurring * count) if count else 0.0 for count in counts)
+
+    def with_class_weights(self, weights: tuple[float, ...]) -> Classification:
+        """The same objective with these weights."""
+        return replace(self, class_weights=weights)
+
     def _metrics(self) -> dict[str, Metric]:
         of_two: dict[str, Metric] = {"F1": f1, "Matthews correlation": matthews, "mean of accuracy and F1": accuracy_and_f1}
         every: dict[str, Metric] = {"accuracy": accuracy, "macro F1": partial(macro_f1, classes=self.classes)}
         return {**every, **(of_two if self.classes == 2 else {}), **self.extra_metrics}
 
 
-def balanced_weights(labels: Tensor, classes: int) -> tuple[float, ...]:
-    """Class weights inversely proportional to the classes' frequency, 1 on average over the samples.
+def check_class_weights(weights: tuple[float, ...] | None, count: int) -> None:
+    """Refuse class weights of another number, negative ones, and none but zeros.
 
-    Args:
-        labels: int64 (samples,), of the training split.
-        classes: how many there are; one that never occurs gets the weight 0.
+    Raises:
+        SpecError: with how many there should be.
     """
-    counts = labels.bincount(minlength=classes).tolist()
-    occurring = sum(count > 0 for count in counts)
-    return tuple(len(labels) / (occurring * count) if count else 0.0 for count in counts)
+    if weights is not None and (len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf):
+        fix = "Give one number per class, in the order of the classes, or 'balanced'."
+        wanted = f"{count} class weights of at least 0, some above 0"
+        raise SpecError(wanted, given=f"{len(weights)}: {', '.join(map(str, weights))}", where="class_weights", fix=fix)
 
 
 def named_outputs(names: tuple[str, ...]) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""Losses of outputs that are each a yes or no: cross-entropy and divergence of one Bernoulli variable per output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitstill.errors import SpecError
+from bitstill.losses.logits import Reduction
+from bitstill.losses.taps import Output
+from bitstill.schedules import Scheduled, at
+
+
+def binary_kl_divergence(student: Tensor, teacher: Tensor, temperature: float, reduction: Reduction) -> Tensor:
+    """T^2 KL(sigmoid(teacher / T) || sigmoid(student / T)), summed over the outputs of a sample.
+
+    Args:
+        student, teacher: logits (batch, labels).
+        temperature: T > 0.
+        reduction: "batchmean" divides the sum by the batch size, "mean" also by the number of labels.
+    """
+    ours, theirs = student.float() / temperature, teacher.float() / temperature
+    positive = F.sigmoid(theirs) * (F.logsigmoid(theirs) - F.logsigmoid(ours))
+    negative = F.sigmoid(-theirs) * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
+    return (positive + negative).sum() * temperature**2 / (student.numel() if reduction == "mean" else student.shape[0])
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Cross-entropy of each output with its label (batch, labels), 0 or 1; mean over all of them. No teacher.
+
+    Args:
+        class_weights: of each label where it holds, against 1 where it does not; None weighs both alike.
+    """
+
+    class_weights: tuple[float, ...] | None = None
+    needs_teacher = False
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        logits = student.logits.float()
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weights)
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """No intermediate outputs."""
+        return (), ()
+
+
+@dataclass(frozen=True)
+class BinaryKL:
+    """`binary_kl_divergence` from the teacher, at a temperature that may be a schedule."""
+
+    temperature: Scheduled = 2.0
+    reduction: Reduction = "batchmean"
+    needs_teacher = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
+            fix = "Common values are 1 to 5."
+            raise SpecError("a temperature above 0", given=str(self.temperature), where="BinaryKL", fix=fix)
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        return binary_kl_divergence(student.logits, target.logits, at(self.temperature, progress), self.reduction)
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """No intermediate outputs."""
+        return (), ()
+
+
+@dataclass(frozen=True)
+class SoftBinaryCrossEntropy:
+    """Cross-entropy of each output with the teacher's probability, summed over the outputs of a sample.
+
+    Args:
+        reduction: as in `binary_kl_divergence`.
+    """
+
+    reduction: Reduction = "batchmean"
+    needs_teacher = True
+
+    def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        assert target is not None
+        logits, soft = student.logits.float(), F.sigmoid(target.logits.float())
+        total = F.binary_cross_entropy_with_logits(logits, soft, reduction="sum")
+        return total / (logits.numel() if self.reduction == "mean" else logits.shape[0])
+
+    def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """No intermediate outputs."""
+        return (), ()

@@ -1,0 +1,54 @@
+"""The head of an artifact: what the outputs of its network mean, as `config.json` says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Scores = Literal["softmax", "sigmoid", "identity"]
+_OF_PROBLEM: dict[str, Scores] = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+    "regression": "identity",
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The meaning of outputs.
+
+    Args:
+        labels: their names in order; empty where they have none.
+        scores: "softmax", one of several classes; "sigmoid", labels that are decided each by itself; "identity", values.
+    """
+
+    labels: tuple[str, ...]
+    scores: Scores
+
+    def probabilities(self, outputs: Array) -> Array:
+        """What outputs (samples, outputs) say: probabilities of classes or labels; values as they are. float32."""
+        if self.scores == "identity":
+            return outputs
+        logits = outputs.astype(np.float64)
+        if self.scores == "sigmoid":
+            return np.asarray(np.exp(-np.logaddexp(0.0, -logits)), np.float32)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        return np.asarray(weights / weights.sum(-1, keepdims=True), np.float32)
+
+    def decisions(self, outputs: Array) -> Array | None:
+        """The class of each sample (samples,), or whether each label holds (samples, labels); None of values."""
+        if self.scores == "identity":
+            return None
+        return np.asarray(outputs >= 0 if self.scores == "sigmoid" else outputs.argmax(-1))
+
+
+def head_of(config: Mapping[str, Any]) -> Head:
+    """The head that `config.json` describes: by its `problem_type`, and without one by the number of its outputs."""
+    names = config.get("id2label") or {}
+    labels = tuple(name for _, name in sorted(names.items(), key=lambda item: int(item[0])))
+    return Head(labels, _OF_PROBLEM.get(config.get("problem_type") or "", "identity" if len(labels) == 1 else "softmax"))
