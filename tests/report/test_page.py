@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from bitstill.data.objectives import Classification
 from bitstill.model.lifecycle import freeze, prepare
 from bitstill.quant.rules import Compression, Uniform
 from bitstill.report.page import artifact_page, comparison_page
@@ -30,6 +31,20 @@ def test_artifact_page_shows_every_figure(run_report: dict[str, Any], latent: nn
         assert words in document.text, words
     assert ["0", "32 × 64", "2-bit affine", "2,048", "640", "2.50", "1.61"] in _plain(document)
     assert ["2.weight", "10 × 32", "not selected", "320"] in _plain(document)
+
+
+def test_artifact_page_shows_what_was_taken_for_what(run_report: dict[str, Any], latent: nn.Module) -> None:
+    outputs = nn.functional.one_hot(torch.tensor([0, 1, 1, 2]), 3).float()
+    objective, labels = Classification(3, ("cat", "dog", HOSTILE)), torch.tensor([0, 1, 0, 2])
+    run_report["delivered"] |= {
+        "metrics": objective.metrics(outputs, labels),
+        "baseline": {"accuracy": 50.0},
+        "details": {title: table.to_json() for title, table in objective.report(outputs, labels).items()},
+    }
+    document = check_self_contained(artifact_page(run_report, latent))
+    rows = _plain(document)
+    assert ["accuracy", "75.00", "50.00"] in rows and ["cat", "100.00", "50.00", "66.67", "2"] in rows
+    assert ["cat", "1", "1", "0"] in rows and ["dog", "0", "1", "0"] in rows
 
 
 def test_artifact_page_is_the_same_twice(run_report: dict[str, Any], latent: nn.Module) -> None:

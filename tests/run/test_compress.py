@@ -24,7 +24,7 @@ from bitstill.data.objectives import Classification, Regression
 from bitstill.decode import encode
 from bitstill.errors import ArtifactError, DataError, SpecError
 from bitstill.quant.rules import Compression, Uniform
-from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation
+from bitstill.recipes import DifferentiableQuantization, FineTuning, PostTraining, QuantizedDistillation
 from bitstill.run.run_file import read_run
 from bitstill.train import Settings
 from bitstill.train.actions import Compress
@@ -94,7 +94,9 @@ def test_a_users_network_and_task_go_there_and_back(networks, tmp_path):
     x = own_task().test.inputs["x"]
     assert torch.equal(again(x), result.model(x))
     accuracy = 100 * float((again(x).argmax(-1) == own_task().test.labels).double().mean())
-    assert result.report["delivered"] == {"metric": "accuracy", "test": pytest.approx(accuracy, abs=1e-9), "samples": 64}
+    delivered = result.report["delivered"]
+    assert delivered["metric"] == "accuracy" and delivered["samples"] == 64
+    assert delivered["test"] == delivered["metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-9)
     assert result.report["task"] == "mine" and result.report["size"]["nominal_bits"] == 2
     assert torch.equal(again.offset, networks["student"].offset)
 
@@ -184,7 +186,7 @@ class Mine:
 
 def test_a_users_recipe_runs_and_is_reported():
     result = own({"student": Mlp()}, Mine(5))
-    assert result.report["recipe"] == {"kind": "Mine", "bits": 5}
+    assert result.report["recipe"] == {"kind": "tests.run.test_compress:Mine", "bits": 5}
     assert {layer["name"] for layer in result.report["size"]["layers"]} == {"body.0", "body.2"}
 
 
@@ -364,3 +366,18 @@ def test_the_folder_of_a_result_is_absolute(networks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = own(networks, PostTraining(4), out="here")
     assert result.folder == tmp_path / "here" and Path("here/config.json").exists()
+
+
+def test_class_weights_reach_the_run_and_its_recipe_file(tmp_path, networks):
+    recipe, models = FineTuning(steps=20, lr=1e-2, batch_size=32, validations=1), {"student": networks["student"]}
+    plain = bitstill.compress(recipe, own_task(), models, settings=QUIET)
+    weights = (10.0, 0.1, 0.1)
+    weighted = bitstill.compress(recipe, own_task(), models, out=tmp_path / "out", class_weights=weights, settings=QUIET)
+    recall = [result.report["delivered"]["details"]["per class"]["rows"]["0"][1] for result in (plain, weighted)]
+    assert recall[1] > max(recall[0], 95)
+    assert read_run(tmp_path / "out" / "recipe.yaml", {}).class_weights == weights
+
+
+def test_class_weights_of_the_wrong_length_are_refused_before_training(tmp_path):
+    with pytest.raises(SpecError, match=r"class_weights: wanted 3 class weights of at least 0, some above 0, got 2: 1.0, 2.0"):
+        bitstill.compress(FineTuning(steps=4), own_task(), {"student": Mlp()}, class_weights=(1.0, 2.0), settings=QUIET)

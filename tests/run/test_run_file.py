@@ -114,3 +114,14 @@ def test_a_flag_in_epochs_drops_steps_of_the_file_but_not_of_another_flag(tmp_pa
 def test_reading_leaves_nothing_behind_between_calls():
     first = read_run(None, BASE, ["bits=2"])
     assert read_run(None, BASE).build_recipe() == QuantizedDistillation() and first.build_recipe().bits == 2
+
+
+@pytest.mark.parametrize(("text", "weights"), [("balanced", "balanced"), ("[1, 0.5, 2]", (1, 0.5, 2))])
+def test_class_weights_are_a_word_or_numbers(tmp_path, text, weights):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"recipe: fine-tuning\ntask: digits\nstudent: digits-student\nclass_weights: {text}\n")
+    run = read_run(path, {})
+    assert run.class_weights == weights
+    again = tmp_path / "again.yaml"
+    again.write_text(run.to_yaml())
+    assert read_run(again, {}) == run

@@ -53,6 +53,9 @@ def evaluate(
         f"{measured['metric']} on {measured['samples']:,} {measured['task']} {split} samples: [bold]{measured['value']:.2f}[/]",
         highlight=False,
     )
+    others = [f"{name} {value:.2f}" for name, value in measured["metrics"].items() if name != measured["metric"]]
+    if others:
+        out.print(", ".join(others), style="dim", highlight=False)
 
 
 def inspect(

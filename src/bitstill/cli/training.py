@@ -85,7 +85,7 @@ def compress(
     built = wanted.build_recipe()
     if dry_run:
         more = (wanted.settings, wanted.storage, wanted.data, wanted.text, wanted.augmented)
-        planned = look(Job(built, wanted.models(built), wanted.task, *more))
+        planned = look(Job(built, wanted.models(built), wanted.task, *more, class_weights=wanted.class_weights))
         if as_json:
             print_json(planned)
         else:
@@ -96,7 +96,8 @@ def compress(
     with stoppable():
         result = run(
             built, wanted.task, wanted.models(built), out=wanted.out, settings=wanted.settings, storage=wanted.storage,
-            resume=resume, data=wanted.data, text=wanted.text, augmented=wanted.augmented, each_stage=each_stage,
+            resume=resume, data=wanted.data, text=wanted.text, augmented=wanted.augmented,
+            class_weights=wanted.class_weights, each_stage=each_stage,
         )  # fmt: skip
     if as_json:
         print_json(result.report)
@@ -140,7 +141,15 @@ def finetune(
     assert isinstance(recipe, FineTuning)
     with stoppable():
         report = run(
-            model, task, folder, recipe=recipe, settings=wanted.settings, data=wanted.data, text=wanted.text, resume=resume
+            model,
+            task,
+            folder,
+            recipe=recipe,
+            settings=wanted.settings,
+            data=wanted.data,
+            text=wanted.text,
+            class_weights=wanted.class_weights,
+            resume=resume,
         )
     if as_json:
         print_json(report)

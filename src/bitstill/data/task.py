@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bitstill.data.objective import Objective
-from bitstill.errors import BitstillError, DataError
+from bitstill.data.objective import Objective, WeighsClasses
+from bitstill.errors import BitstillError, DataError, SpecError
 from bitstill.model.modes import evaluating
 
 Batch = dict[str, Tensor]
@@ -149,6 +149,38 @@ class Task:
                 where=name,
                 fix="Teacher and student must both have as many outputs as the task's objective asks for.",
             )
+
+
+def with_class_weights(task: Task, weights: Literal["balanced"] | tuple[float, ...]) -> Task:
+    """The task with weights for the classes in its loss on labels.
+
+    Args:
+        task: of an objective with classes.
+        weights: one per class, in their order; "balanced" takes them from the training labels, so that rare classes count as
+            much as frequent ones.
+
+    Raises:
+        SpecError: the objective has no classes, or another number of them.
+    """
+    if not isinstance(task.objective, WeighsClasses):
+        given, fix = type(task.objective).__name__, "Leave class_weights out."
+        raise SpecError("an objective with classes", given=given, where="class_weights", fix=fix)
+    values = task.objective.balanced_weights(task.train.labels) if weights == "balanced" else tuple(weights)
+    return replace(task, objective=task.objective.with_class_weights(values))
+
+
+def assess(model: nn.Module, task: Task, split: Split) -> dict[str, Any]:
+    """What a report says of a model on a split: every metric, that of the best constant answer too, and details."""
+    outputs, objective = predict(model, task, split), task.objective
+    metrics = objective.metrics(outputs, split.labels)
+    return {
+        "metric": objective.decides,
+        "test": metrics[objective.decides],
+        "samples": len(split),
+        "metrics": metrics,
+        "baseline": baseline(task, split),
+        "details": {title: table.to_json() for title, table in objective.report(outputs, split.labels).items()},
+    }
 
 
 def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int = 500) -> float:

@@ -27,7 +27,7 @@ from bitstill.artifact.format import CARD, RECIPE, REPORT
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import SizeReport, check_size, size_report, to_json
 from bitstill.artifact.writer import Storage, write
-from bitstill.data.task import Task, evaluate
+from bitstill.data.task import Task, assess
 from bitstill.deliver.architecture import architecture_of, can_rebuild, from_architecture
 from bitstill.errors import ArtifactError
 from bitstill.model.contents import contents_of
@@ -42,7 +42,12 @@ class Delivered:
 
     model: nn.Module
     size: SizeReport
-    metric: float
+    assessment: dict[str, Any]
+
+    @property
+    def metric(self) -> float:
+        """The metric that decides, on the test split."""
+        return float(self.assessment["test"])
 
 
 def write_artifact(
@@ -60,11 +65,11 @@ def write_artifact(
     Raises:
         ArtifactError: if what was read back differs from what was written, or is larger than its arithmetic.
     """
-    about = {"task": task.name, "metric": task.objective.decides, "task_options": dict(task.options)}
+    about = {**_head(model, task), "task": task.name, "metric": task.objective.decides, "task_options": dict(task.options)}
     reloaded, size = write_network(folder, model, storage, about, skeleton)
     if task.preprocessor is not None:
         task.preprocessor.save(folder)
-    return Delivered(reloaded, size, evaluate(reloaded, task, task.test))
+    return Delivered(reloaded, size, assess(reloaded, task, task.test))
 
 
 def write_network(
@@ -155,7 +160,7 @@ def deliver(
         delivered = write_artifact(folder, model, task, storage, skeleton)
         complete = {
             **report,
-            "delivered": {"metric": task.objective.decides, "test": delivered.metric, "samples": len(task.test)},
+            "delivered": delivered.assessment,
             "size": to_json(delivered.size),
         }
         write_file(folder / RECIPE, recipe_yaml.encode())
@@ -194,6 +199,13 @@ def environment() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def _head(model: nn.Module, task: Task) -> dict[str, Any]:
+    """What the objective says of the outputs, where the network's own config does not say it."""
+    head = task.objective.head()
+    says_nothing = not task.objective.label_names and "problem_type" not in head
+    return {} if says_nothing or "model_type" in architecture_of(model) else head
 
 
 def _check_parity(frozen: nn.Module, reloaded: nn.Module, folder: Path) -> None:

@@ -11,8 +11,7 @@ from bitstill.artifact.hub import located
 from bitstill.artifact.reader import read_config
 from bitstill.data.catalogue import TASKS, TEXT
 from bitstill.data.imported import import_network
-from bitstill.data.task import Task
-from bitstill.data.task import evaluate as metric_of
+from bitstill.data.task import Task, assess
 from bitstill.data.text import TextOptions
 from bitstill.decode import decode
 from bitstill.deliver.load import load
@@ -38,7 +37,8 @@ def evaluate(
         split: "test" or "validation".
 
     Returns:
-        Task, split, number of samples, name of the metric and its value.
+        Task, split, and what report.json says of the delivered model: the metric that decides, its "value", number of samples,
+        all metrics, those of the best constant answer, and details such as figures per class.
 
     Raises:
         ArtifactError: the artifact is damaged, or its task is not one of bitstill's.
@@ -51,10 +51,8 @@ def evaluate(
         task = task_of(folder, data) if task is None else task_for(task, {"artifact": folder}, data)
     network = import_network(model, 0, "model")[0] if isinstance(model, str) else model
     part = task.test if split == "test" else task.validation
-    return {
-        "task": task.name, "split": split, "samples": len(part), "metric": task.objective.decides,
-        "value": metric_of(load(folder, network), task, part),
-    }  # fmt: skip
+    assessment = assess(load(folder, network), task, part)
+    return {"task": task.name, "split": split, "value": assessment.pop("test"), **assessment}
 
 
 def task_of(folder: Path, data: str | Path | None = None) -> Task:
@@ -76,5 +74,13 @@ def task_of(folder: Path, data: str | Path | None = None) -> Task:
             where=str(folder),
             fix="Name the task: --task package.module:Name.",
         )
-    options = decode(TextOptions, config.get("task_options"), "config.json: task_options") if name == TEXT else None
+    options = decode(TextOptions, _current(config.get("task_options")), "config.json: task_options") if name == TEXT else None
     return task_for(name, {"artifact": folder}, data, options)
+
+
+def _current(options: Any) -> Any:
+    """Options of an artifact in today's words; older ones said whether labels were values, not what the objective was."""
+    if not isinstance(options, dict) or "regression" not in options:
+        return options
+    objective = {True: "regression", False: "classification"}.get(options["regression"])
+    return {**{key: value for key, value in options.items() if key != "regression"}, "objective": objective}

@@ -42,7 +42,8 @@ def artifact_page(report: Report, latent: nn.Module) -> str:
     ]
     drawn = [part for part in parts if part.figures]
     where = Section("Bytes", tables=(sections.kinds(report["size"]),)) if missing else _bytes(report)
-    shown = (where, sections.layers(report), *drawn, sections.settings(report))
+    tests = sections.details(report)
+    shown = (where, *((tests,) if tests.tables else ()), sections.layers(report), *drawn, sections.settings(report))
     page = Page(made, _subtitle(report), sections.headline(report), shown)
     return styled(page) if missing is None else plain(page, advice(missing))
 

@@ -25,6 +25,12 @@ from bitstill.report.tables import KINDS, Row, largest_leftover, layer_cells
 Report = Mapping[str, Any]
 LONG = 14
 """Tables with more rows are folded."""
+DETAILS = {
+    "per class": ("class", "In percent."),
+    "per label": ("label", "In percent."),
+    "confusion": ("true \\ predicted", "Samples of the class of a row that were taken for the class of a column."),
+}
+"""First heading and note of the tables of bitstill's own objectives; those of others do without."""
 NEAR = 3
 """Percentage points below the teacher within which a small model counts as nearly as good."""
 
@@ -51,6 +57,21 @@ def headline(report: Report) -> tuple[Fact, ...]:
     else:
         facts.append(Fact("bits per weight", "float", "nothing is quantized"))
     return tuple(facts)
+
+
+def details(report: Report) -> Section:
+    """Every metric beside that of the best constant answer, and the objective's own tables, such as the confusion table."""
+    delivered = report.get("delivered", {})
+    metrics, constant = delivered.get("metrics", {}), delivered.get("baseline", {})
+    tables = []
+    if metrics:
+        rows = tuple((name, decimal(value), decimal(constant.get(name))) for name, value in metrics.items())
+        tables.append(Table(("metric", "test", "best constant answer"), rows, 1))
+    for title, table in delivered.get("details", {}).items():
+        first, note = DETAILS.get(title, ("", ""))
+        cells = tuple((name, *map(_figure, figures)) for name, figures in table["rows"].items())
+        tables.append(Table((first, *table["columns"]), cells, 1, title.capitalize(), note, folded=len(cells) > LONG))
+    return Section("Test split", "", tuple(tables))
 
 
 def layers(report: Report) -> Section:
@@ -165,6 +186,10 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def _figure(value: float | int | None) -> str:
+    return count(value) if isinstance(value, int) else decimal(value)
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -81,6 +81,7 @@ def compress(
     data: str | Path | None = None,
     text: TextOptions | None = None,
     augmented: str | Path | None = None,
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None,
     each_stage: bool = False,
 ) -> Result:
     """Train a compressed model under a recipe, deliver it as an artifact, and read it back.
@@ -97,6 +98,7 @@ def compress(
         data: a folder with local files for the task.
         text: columns, longest text and so on, for the task "text".
         augmented: a folder with variants of the task's training texts (`bitstill.augment`), which are trained on as well.
+        class_weights: of the loss on labels, one per class; "balanced" counts rare classes as much as frequent ones.
         each_stage: also deliver what every stage but the last leaves of the student, to `out`-<stage>.
 
     Returns:
@@ -116,7 +118,7 @@ def compress(
     _check_arguments(task, out, resume, data or augmented, each_stage)
     job = Job(
         recipe_class(recipe)() if isinstance(recipe, str) else recipe,
-        models, task, settings or Settings(), storage or Storage(), data, text, augmented,
+        models, task, settings or Settings(), storage or Storage(), data, text, augmented, class_weights=class_weights,
     )  # fmt: skip
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))

@@ -17,7 +17,7 @@ from bitstill.artifact.format import REPORT
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report
 from bitstill.artifact.writer import Storage, write
-from bitstill.data.task import Task, evaluate
+from bitstill.data.task import Task, assess, evaluate
 from bitstill.decode import encode
 from bitstill.deliver.deliver import deliver, measure
 from bitstill.errors import SpecError
@@ -105,12 +105,7 @@ class PretrainedDelivery:
         with replaced_folder(out) as folder:
             save_pretrained(networks["student"], task, folder)
             reloaded = self._reload(run, folder)
-            delivered = {
-                "metric": task.objective.decides,
-                "test": evaluate(reloaded, task, task.test),
-                "validation": evaluate(reloaded, task, task.validation),
-                "samples": len(task.test),
-            }
+            delivered = {**assess(reloaded, task, task.test), "validation": evaluate(reloaded, task, task.validation)}
             sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
             complete = {**report, "delivered": delivered, "parameters": sizes, "train_samples": len(task.train)}
             write_file(folder / REPORT, json.dumps(complete, indent=1, sort_keys=True).encode())

@@ -19,7 +19,7 @@ from torch import nn
 
 from bitstill.artifact.format import REPORT
 from bitstill.data.objectives import MeanStates
-from bitstill.data.task import Task
+from bitstill.data.task import Task, with_class_weights
 from bitstill.decode import encode
 from bitstill.deliver.deliver import environment
 from bitstill.deliver.load_task import task_for
@@ -109,6 +109,8 @@ def prepare_run(job: Job, out: Path, *, untrained: bool = False) -> PreparedRun:
     task = job.task
     if isinstance(task, str):
         task = task_for(task, job.models, job.data, job.text, augmented=job.augmented)
+    if task is not None and job.class_weights is not None:
+        task = with_class_weights(task, job.class_weights)
     models = resolve_models(job.recipe, job.models, job.settings.seed, task)
     if task is not None:
         for name, network in models.networks.items():

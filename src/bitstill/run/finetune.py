@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bitstill.artifact.format import REPORT
 from bitstill.data.text import TextOptions
@@ -25,6 +25,7 @@ def finetune(
     settings: Settings | None = None,
     data: str | Path | None = None,
     text: TextOptions | None = None,
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune a pretrained encoder on a task's labels.
@@ -37,6 +38,7 @@ def finetune(
         settings: seed, precision, checkpoints.
         data: a folder with local files.
         text: columns and so on, for the task "text".
+        class_weights: of the loss on labels, one per class, or "balanced".
         resume: continue a run that was stopped.
 
     Returns:
@@ -47,6 +49,9 @@ def finetune(
     """
     need_package("transformers", extra="all", purpose="fine-tuning")
     target = Path(out).resolve()
-    job = Job(recipe or FineTuning(), {"student": model}, task, settings or Settings(), data=data, text=text)
+    job = Job(
+        recipe or FineTuning(), {"student": model}, task, settings or Settings(),
+        data=data, text=text, class_weights=class_weights,
+    )  # fmt: skip
     execute(job, PretrainedDelivery(), target, resume=resume)
     return dict(json.loads((target / REPORT).read_text(encoding="utf-8")))

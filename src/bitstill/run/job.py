@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from bitstill.artifact.writer import Storage
 from bitstill.data.task import Task
@@ -28,6 +29,7 @@ class Job:
         text: columns, longest text and so on, for the task "text".
         augmented: a folder with variants of the task's training texts, which are trained on as well.
         cache: folder for a tokenized corpus; None is beside the result.
+        class_weights: of the loss on the task's labels, one per class; "balanced" takes them from the training labels.
     """
 
     recipe: Recipe
@@ -39,3 +41,4 @@ class Job:
     text: TextOptions | None = None
     augmented: str | Path | None = None
     cache: str | Path | None = None
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None

@@ -18,7 +18,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from torch import nn
@@ -45,6 +45,7 @@ class RunFile:
         teacher, student: networks by name, or folders of artifacts.
         data: a folder with local files for the task.
         text: how files of your own are read, for the task "text".
+        class_weights: of the loss on labels: one number per class, or "balanced".
         augmented: a folder with variants of the training texts, from `bitstill augment`.
         options: settings of the recipe.
         settings: how the run is carried out.
@@ -59,6 +60,7 @@ class RunFile:
     student: str | None = None
     data: str | None = None
     text: TextOptions | None = None
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     augmented: str | None = None
     options: Any = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
@@ -98,6 +100,7 @@ def run_file_of(job: Job) -> RunFile:
         student=names.get("student"),
         data=None if job.data is None else str(job.data),
         text=job.text,
+        class_weights=job.class_weights,
         augmented=None if job.augmented is None else str(job.augmented),
         options=encode(job.recipe),
         settings=job.settings,

@@ -82,7 +82,7 @@ class MeanStates:
 
     def constant_output(self, labels: Tensor) -> Tensor:
         """The mean vector."""
-        return labels.mean(0)
+        return labels.flatten(1).mean(0) if labels.ndim > 1 else labels.mean().reshape(1)
 
     def head(self) -> dict[str, Any]:
         """Nothing: there is no head."""
