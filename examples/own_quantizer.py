@@ -1,6 +1,6 @@
 """A quantizer of your own: levels at powers of two, which hardware multiplies by with shifts (Miyashita et al. 2016).
 
-bitstill.prepare(model, Compression(weight=PowersOfTwo(bits=2)))
+bitstill.prepare(model, bitstill.quant.Compression(weight=PowersOfTwo(bits=2)))
 
 In a run file, where this file is importable: `weight: {kind: own_quantizer:PowersOfTwo, bits: 2}`.
 """

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from examples.own_quantizer import PowersOfTwo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -50,6 +51,7 @@ QUANTIZERS: dict[str, Quantizer] = {
     "ternary-fitted": Ternary(iterations=10),
     "ternary-loss-aware": Ternary(iterations=3, loss_aware=True),
     "affine3-clipped": Uniform(3, gradient=Clipped(0.2)),
+    **{f"own-powers-of-two{b}": PowersOfTwo(b) for b in (2, 4)},
 }
 GRANULARITIES: dict[str, Granularity] = {
     "tensor": PerTensor(), "channel": PerChannel(), "group5": PerGroup(5), "group999": PerGroup(999),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from examples.own_quantizer import PowersOfTwo
 from torch import nn
 
 import bitstill
@@ -30,35 +26,26 @@ from bitstill.train.settings import Settings
 from bitstill.train.stage import Stage, Term
 from tests.train.tiny import network, task
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Any]:
-    sys.path.insert(0, str(EXAMPLES))
-    yield importlib.import_module("own_quantizer")
-    sys.path.remove(str(EXAMPLES))
-
 
 @pytest.mark.parametrize("bits", [2, 3, 5])
-def test_each_weight_is_at_the_nearest_power_of_two(own, bits):
+def test_each_weight_is_at_the_nearest_power_of_two(bits):
     weight = torch.randn(6, 50)
-    effective = own.PowersOfTwo(bits).quantize(weight, None, {}).dequantize().numpy()
+    effective = PowersOfTwo(bits).quantize(weight, None, {}).dequantize().numpy()
     for row, values in zip(weight.numpy(), effective, strict=True):
         magnitudes = np.abs(row).max() * 2.0 ** -np.arange(2 ** (bits - 1))
         levels = np.concatenate([magnitudes, -magnitudes])
         np.testing.assert_allclose(values, levels[np.abs(row[:, None] - levels).argmin(1)], rtol=1e-6)
 
 
-def test_settings_that_cannot_be_are_refused(own):
+def test_settings_that_cannot_be_are_refused():
     with pytest.raises(bitstill.BitstillError, match="bits from 2 to 5, got 6"):
-        own.PowersOfTwo(6)
+        PowersOfTwo(6)
 
 
 @pytest.mark.parametrize("scale_dtype", ["float32", "float16"])
 @pytest.mark.parametrize("prune", [None, Prune(0.5)], ids=["dense", "pruned"])
-def test_it_trains_and_what_is_delivered_is_what_was_trained(own, prune, scale_dtype, tmp_path, exact):
-    rule = Compression(weight=own.PowersOfTwo(3, granularity=PerGroup(5), scale_dtype=scale_dtype), prune=prune)
+def test_it_trains_and_what_is_delivered_is_what_was_trained(prune, scale_dtype, tmp_path, exact):
+    rule = Compression(weight=PowersOfTwo(3, granularity=PerGroup(5), scale_dtype=scale_dtype), prune=prune)
     models: dict[str, nn.Module] = {"student": network(2)}
     data: Task = task()
     stage = Stage("own", terms=(Term(CrossEntropy()),), steps=60, batch_size=16, optimizer=AdamW(0.01))
@@ -76,9 +63,9 @@ def test_it_trains_and_what_is_delivered_is_what_was_trained(own, prune, scale_d
     assert {(layer.quantizer, layer.planes[0].levels) for layer in layers} == {("3-bit powers of two", 8)}
 
 
-def test_the_runtime_and_onnx_compute_with_its_levels(own, tmp_path):
+def test_the_runtime_and_onnx_compute_with_its_levels(tmp_path):
     model = build("digits-student").eval()
-    bitstill.prepare(model, Compression(weight=own.PowersOfTwo(2)))
+    bitstill.prepare(model, Compression(weight=PowersOfTwo(2)))
     bitstill.save(model, tmp_path / "out")
     (picture,) = made_up(read_config(tmp_path / "out"), 5, 1).values()
     with torch.no_grad():
@@ -89,10 +76,10 @@ def test_the_runtime_and_onnx_compute_with_its_levels(own, tmp_path):
     assert report["compared"]["largest_difference"] < 1e-3
 
 
-def test_it_is_data_as_every_rule_is(own):
-    rule = Compression(weight=own.PowersOfTwo(2), input=QuantizeInput())
+def test_it_is_data_as_every_rule_is():
+    rule = Compression(weight=PowersOfTwo(2), input=QuantizeInput())
     assert (
-        encode(rule)["weight"]["kind"] == "own_quantizer:PowersOfTwo"
+        encode(rule)["weight"]["kind"] == "examples.own_quantizer:PowersOfTwo"
         and decode(Compression, encode(rule), imports=True) == rule
     )
     assert isinstance(rule.weight, Quantizer) and hash(rule) == hash(replace(rule))

@@ -128,7 +128,7 @@ def test_iterations_are_needed() -> None:
 def test_what_has_never_followed_an_optimizer_is_not_delivered_as_loss_aware() -> None:
     model = nn.Sequential(nn.Linear(7, 5))
     prepare(model, RULE)
-    with pytest.raises(SpecError, match=r"quantizers that have followed an optimizer.*bitstill\.after_optimizer_step"):
+    with pytest.raises(SpecError, match=r"quantizers that have followed an optimizer.*bitstill\.train\.after_optimizer_step"):
         freeze(model)
 
 

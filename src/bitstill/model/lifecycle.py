@@ -296,8 +296,8 @@ def _freeze_layer(name: str, module: CompressedLayer, tied: CompressedLayer | No
     transposed = isinstance(module, CompressedTransposedLinear)
     latent = module.weight.detach()
     check_finite(latent, f"{name}.weight")
-    for kept, tensor in transform.state.items():
-        check_finite(tensor, f"{name}, {kept} of its quantizer")
+    for key, tensor in transform.state.items():
+        check_finite(tensor, f"{name}, {key} of its quantizer")
     quantized = transform.quantize(latent.T if transposed else latent)
     check_scales(latent.T if transposed else latent, quantized, transform.quantizer, name)
     if tied is not None:

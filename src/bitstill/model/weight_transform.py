@@ -38,6 +38,7 @@ class WeightTransform(nn.Module):
         super().__init__()
         self.prune = prune
         self.register_buffer("mask", None if prune is None else layer_mask(weight, prune, prune.sparsity))
+        self.learned, self.latents = nn.ParameterDict(), nn.ParameterDict()
         self._buffer_names: tuple[str, ...] = ()
         with torch.no_grad():
             self.set_quantizer(quantizer, quantizer.initial_state(weight.detach(), self.mask))
@@ -50,20 +51,21 @@ class WeightTransform(nn.Module):
         """
         for name in self._buffer_names:
             delattr(self, name)
-        for name, kept in state.items():
-            if hasattr(self if kept.role == "buffer" else nn.ParameterDict(), name):
+        self.quantizer = quantizer
+        for name, tensor in state.items():
+            if hasattr(self if tensor.role == "buffer" else nn.ParameterDict(), name):
                 fix = "Choose another name in initial_state."
                 raise SpecError("a name that is free", given=repr(name), where=f"state of {type(quantizer).__name__}", fix=fix)
         numbers, weights, buffers = (
-            {name: kept.value for name, kept in state.items() if kept.role == role} for role in ("number", "weight", "buffer")
+            {name: tensor.value for name, tensor in state.items() if tensor.role == role}
+            for role in ("number", "weight", "buffer")
         )
-        self.quantizer = quantizer
         self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in numbers.items()})
         self.latents = nn.ParameterDict({name: nn.Parameter(value) for name, value in weights.items()})
         self._buffer_names = tuple(buffers)
         for name, value in buffers.items():
             self.register_buffer(name, value)
-        self._per_row = all(kept.per_row for kept in state.values())
+        self._per_row = all(tensor.per_row for tensor in state.values())
 
     @property
     def state(self) -> dict[str, Tensor]:
