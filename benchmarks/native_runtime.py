@@ -33,7 +33,7 @@ import bitstill
 import bitstill.runtime
 from bitstill.deliver.bench import Network, networks_in, race
 from bitstill.deliver.deliver import environment
-from bitstill.program.samples import made_up
+from bitstill.program.samples import random_inputs
 from bitstill.quant.rules import Binary, Compression, QuantizeInput
 
 HERE = Path(__file__).parent
@@ -73,7 +73,7 @@ def rivals(teacher: Path, folder: Path) -> dict[str, Network]:
     int8_file.rename(places[ORT] / "model.onnx")
     floats = openvino.convert_model(floats_file)
     openvino.save_model(floats, places["OpenVINO float32"] / "model.xml", compress_to_fp16=False)
-    samples = [made_up(config, 1, 32, seed=seed) for seed in range(32)]
+    samples = [random_inputs(config, 1, 32, seed=seed) for seed in range(32)]
     quantized = nncf.quantize(floats, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples))
     openvino.save_model(quantized, places[NNCF] / "model.xml", compress_to_fp16=False)
     found = {name: replace(networks_in(place)[0], name=name) for name, place in places.items()}

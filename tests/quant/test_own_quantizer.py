@@ -17,7 +17,7 @@ from bitstill.data.task import Task, evaluate
 from bitstill.decode import decode, encode
 from bitstill.losses.logits import CrossEntropy
 from bitstill.model.lifecycle import freeze, pack
-from bitstill.program.samples import made_up
+from bitstill.program.samples import random_inputs
 from bitstill.quant import Compression, PerGroup, Prune, QuantizeInput, Quantizer
 from bitstill.train.actions import Compress
 from bitstill.train.loop import train
@@ -67,7 +67,7 @@ def test_the_runtime_and_onnx_compute_with_its_levels(tmp_path):
     model = build("digits-student").eval()
     bitstill.prepare(model, Compression(weight=PowersOfTwo(2)))
     bitstill.save(model, tmp_path / "out")
-    (picture,) = made_up(read_config(tmp_path / "out"), 5, 1).values()
+    (picture,) = random_inputs(read_config(tmp_path / "out"), 5, 1).values()
     with torch.no_grad():
         wanted = model(torch.from_numpy(picture)).numpy()
     computed = bitstill.runtime.load(tmp_path / "out")(picture)

@@ -22,7 +22,7 @@ import bitstill.runtime
 from bitstill.artifact.format import CONFIG, METADATA, WEIGHTS, records_digest
 from bitstill.artifact.reader import read_config
 from bitstill.errors import BitstillError
-from bitstill.program.samples import made_up
+from bitstill.program.samples import random_inputs
 
 
 def numbers(value, path=()):
@@ -87,7 +87,7 @@ def tried(source, count, seed):
     """How many were refused, and how many ran."""
     from bitstill.runtime import load
 
-    values = made_up(read_config(source), 2, 5)
+    values = random_inputs(read_config(source), 2, 5)
     refused = 0
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(count):

@@ -21,7 +21,7 @@ from bitstill.hf import attention_scores as attention
 from bitstill.model.attention_operands import AttentionTransform, quantize_attention
 from bitstill.program.from_artifact import program_of
 from bitstill.program.operations import Attention, ByText, Embedding, Input, Program, Quantize, Transform
-from bitstill.program.samples import made_up
+from bitstill.program.samples import random_inputs
 from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput
 from bitstill.runtime.layer_weights import LayerWeights
 from bitstill.runtime.library import library
@@ -116,7 +116,7 @@ def artifact(kind, folder, products="token", probabilities="token-asymmetric", i
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_network_says_the_same(kind, engine, tmp_path):
     artifact(kind, tmp_path / "a")
-    values = made_up(read_config(tmp_path / "a"), 5, 11, shortest=1)
+    values = random_inputs(read_config(tmp_path / "a"), 5, 11, shortest=1)
     found, wanted = bitstill.runtime.load(tmp_path / "a")(**values), in_torch(tmp_path / "a", values)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=0.02 * np.abs(wanted).max())
 

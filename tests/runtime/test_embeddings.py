@@ -13,7 +13,7 @@ import bitstill.runtime
 from bitstill.artifact.reader import read_config
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.program.from_artifact import program_of
-from bitstill.program.samples import made_up
+from bitstill.program.samples import random_inputs
 from bitstill.quant.rules import Binary, Compression
 from tests.exporters.test_networks import BYTES, FAMILIES, encoder_artifact
 from tests.hf import tiny
@@ -35,7 +35,7 @@ def in_torch(folder, values):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_each_token_has_its_vector_and_padding_has_none(kind, input, engine, tmp_path):
     bare_artifact(kind, tmp_path / "a", input)
-    values = made_up(read_config(tmp_path / "a"), 5, 11, shortest=1)
+    values = random_inputs(read_config(tmp_path / "a"), 5, 11, shortest=1)
     found, wanted = bitstill.runtime.load(tmp_path / "a")(**values), in_torch(tmp_path / "a", values)
     seen = values["attention_mask"] == 1
     assert found.shape == (5, 11, 16) and found.dtype == np.float32 and not found[~seen].any() and (~seen).any()
@@ -44,7 +44,7 @@ def test_each_token_has_its_vector_and_padding_has_none(kind, input, engine, tmp
 
 def test_each_text_has_the_mean_or_the_first_of_its_tokens(engine, tmp_path):
     bare_artifact("bert", tmp_path / "a", None)
-    values = made_up(read_config(tmp_path / "a"), 4, 9, shortest=2)
+    values = random_inputs(read_config(tmp_path / "a"), 4, 9, shortest=2)
     tokens, mask = in_torch(tmp_path / "a", values), values["attention_mask"]
     mean = bitstill.runtime.load(tmp_path / "a", pooling="mean")(**values)
     np.testing.assert_allclose(mean, np.stack([x[m == 1].mean(0) for x, m in zip(tokens, mask, strict=True)]), atol=1e-5)
@@ -96,7 +96,7 @@ def test_transformers_makes_up_no_pooler(tmp_path):
     bare_artifact("roberta", tmp_path / "a")
     loaded = AutoModel.from_pretrained(tmp_path / "a")
     assert loaded.pooler is None
-    values = made_up(read_config(tmp_path / "a"), 2, 6)
+    values = random_inputs(read_config(tmp_path / "a"), 2, 6)
     tensors = {name: torch.from_numpy(value) for name, value in values.items()}
     with torch.inference_mode():
         assert torch.equal(loaded(**tensors)[0], bitstill.load(tmp_path / "a")(**tensors)[0])

@@ -19,7 +19,7 @@ from bitstill import runtime as kernels
 from bitstill.artifact.reader import read_config
 from bitstill.errors import ArtifactError, DataError, SpecError
 from bitstill.program.from_artifact import program_of
-from bitstill.program.samples import made_up
+from bitstill.program.samples import random_inputs
 from bitstill.quant.granularity import PerTensor
 from bitstill.quant.rules import Binary, Compression, QuantizeInput, Ternary, Uniform
 from bitstill.runtime import engine as runtime_engine
@@ -42,7 +42,7 @@ def in_torch(folder, values):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_an_encoder_says_the_same(kind, input, engine, tmp_path):
     encoder_artifact(kind, tmp_path / "a", input)
-    values = made_up(read_config(tmp_path / "a"), 5, 11, shortest=1)
+    values = random_inputs(read_config(tmp_path / "a"), 5, 11, shortest=1)
     found = bitstill.runtime.load(tmp_path / "a")(**values)
     wanted = in_torch(tmp_path / "a", values)
     # A rounding to the other side, early on, moves what follows: a last bit of a float may do that.
@@ -71,14 +71,14 @@ def test_behind_the_first_token_a_sample_is_a_row(engine, tmp_path):
     rule = Compression(weight=Binary(), targets=("*pooler.dense",), input=QuantizeInput(per="sample"))
     bitstill.prepare(model, rule)
     bitstill.save(model, tmp_path / "a")
-    values = made_up(read_config(tmp_path / "a"), 5, 11, shortest=1)
+    values = random_inputs(read_config(tmp_path / "a"), 5, 11, shortest=1)
     wanted = in_torch(tmp_path / "a", values)
     np.testing.assert_allclose(bitstill.runtime.load(tmp_path / "a")(**values), wanted, rtol=0, atol=0.01)
 
 
 def test_tokens_may_be_hidden_anywhere(engine, tmp_path):
     encoder_artifact("bert", tmp_path / "a", None)
-    values = made_up(read_config(tmp_path / "a"), 3, 9)
+    values = random_inputs(read_config(tmp_path / "a"), 3, 9)
     for hidden in ((slice(None), 0), (slice(None), 4), (1, slice(2, 8))):
         values["attention_mask"][:] = 1
         values["attention_mask"][hidden] = 0
@@ -90,7 +90,7 @@ def test_tokens_may_be_hidden_anywhere(engine, tmp_path):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_convolutional_network_says_the_same(name, bits, engine, tmp_path):
     network_artifact(name, bits, tmp_path / "a")
-    (picture,) = made_up(read_config(tmp_path / "a"), 2, 1).values()
+    (picture,) = random_inputs(read_config(tmp_path / "a"), 2, 1).values()
     found = bitstill.runtime.load(tmp_path / "a")(picture)
     with torch.inference_mode():
         wanted = bitstill.load(tmp_path / "a")(torch.from_numpy(picture)).numpy()
@@ -154,7 +154,7 @@ def test_a_picture_that_is_too_small(engine, tmp_path):
 def test_many_threads_may_call_at_once(engine, tmp_path):
     encoder_artifact("bert", tmp_path / "a")
     model = bitstill.runtime.load(tmp_path / "a", threads=3)
-    asked = [made_up(read_config(tmp_path / "a"), batch, 5 + batch, seed=batch) for batch in range(1, 7)]
+    asked = [random_inputs(read_config(tmp_path / "a"), batch, 5 + batch, seed=batch) for batch in range(1, 7)]
     wanted, wrong = [model(**values) for values in asked], []
 
     def ask(number):
@@ -202,7 +202,7 @@ def test_engines_are_named(engine, tmp_path):
 def test_a_model_keeps_the_instruction_set_that_it_was_loaded_for(tmp_path):
     """Its weights are packed for that one; another's reads them as something else."""
     encoder_artifact("bert", tmp_path / "a")
-    values = made_up(read_config(tmp_path / "a"), 5, 11, shortest=1)
+    values = random_inputs(read_config(tmp_path / "a"), 5, 11, shortest=1)
     models, wanted = {}, {}
     try:
         for name in tiers():
@@ -251,7 +251,7 @@ def test_a_table_with_one_scale_stays_packed(quantizer, tmp_path):
     model = tiny.model("bert", hidden_size=40, num_attention_heads=4).eval()
     bitstill.prepare(model, Compression(weight=quantizer, targets=("*word_embeddings",)))
     bitstill.save(model, tmp_path / "a")
-    values, loaded = made_up(read_config(tmp_path / "a"), 5, 11, shortest=1), bitstill.runtime.load(tmp_path / "a")
+    values, loaded = random_inputs(read_config(tmp_path / "a"), 5, 11, shortest=1), bitstill.runtime.load(tmp_path / "a")
     np.testing.assert_allclose(loaded(**values), in_torch(tmp_path / "a", values), rtol=0, atol=1e-4)
     (table,) = (each for name, each in loaded._engine.layers._tables.items() if name.endswith("word_embeddings"))
     assert not table.struct.dense and table.held.bytes < 40 * len(tiny.VOCABULARY) * 1.3 + 1100

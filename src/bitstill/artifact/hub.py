@@ -15,7 +15,7 @@ from bitstill.errors import ArtifactError
 _NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 
 
-def located(source: str | Path) -> Path:
+def resolve_folder(source: str | Path) -> Path:
     """The folder of an artifact, fetched first if it is the name of one on the hub.
 
     Args:

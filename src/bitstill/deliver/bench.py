@@ -21,7 +21,7 @@ from bitstill.deliver.deliver import environment
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.program.convnets import CONV_NETS
 from bitstill.program.from_artifact import program_of
-from bitstill.program.samples import Array, made_up
+from bitstill.program.samples import Array, random_inputs
 from bitstill.runtime.library import processors
 
 FILES = {"onnx": "model.onnx", "openvino": "model.bin", "openvino-bf16": "model.bin"}
@@ -185,7 +185,7 @@ def _in_turns(
     seconds: dict[tuple[int, int], list[list[float]]] = {point: [[] for _ in places] for point in points}
     with tqdm(total=len(points) * turns, desc="timing", unit="turn", leave=False, disable=not progress) as bar:
         for point in points:
-            values = [made_up(network.config, *point) for network in workers.networks]
+            values = [random_inputs(network.config, *point) for network in workers.networks]
             for turn in range(turns):
                 for place in places if turn % 2 else reversed(places):
                     seconds[point][place].append(workers.time(place, values[place]))

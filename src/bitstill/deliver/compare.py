@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitstill.artifact.format import REPORT
-from bitstill.artifact.hub import located
+from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report
 from bitstill.deliver.bench import networks_in, race
@@ -57,7 +57,7 @@ def compare(
         ArtifactError: an artifact is damaged, or its report lacks a metric.
         SpecError: they were measured on different tasks, or none was given.
     """
-    where = [located(folder) for folder in folders]
+    where = [resolve_folder(folder) for folder in folders]
     if not where:
         raise SpecError("one artifact or more", given="none", where="compare", fix="Name their folders.")
     names = _names(folders, where)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bitstill.artifact.hub import located
+from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import read_config
 from bitstill.data.catalogue import TASKS, TEXT
 from bitstill.data.imported import import_network
@@ -46,7 +46,7 @@ def evaluate(
     """
     if split not in ("test", "validation"):
         raise SpecError("a known split", given=repr(split), where="split", fix=suggest(split, ("test", "validation")))
-    folder = located(folder)
+    folder = resolve_folder(folder)
     if not isinstance(task, Task):
         task = task_of(folder, data) if task is None else task_for(task, {"artifact": folder}, data)
     network = import_network(model, 0, "model")[0] if isinstance(model, str) else model

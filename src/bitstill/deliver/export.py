@@ -15,7 +15,7 @@ from bitstill._version import __version__
 from bitstill.artifact.config_keys import ATTENTION, RESIZED, TRANSFORMERS_WEIGHTS
 from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import CONFIG, TOKENIZER_FILES, WEIGHTS
-from bitstill.artifact.hub import located
+from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import Archive, Array, read
 from bitstill.deliver.parity import Compared, Run, compare_outputs
 from bitstill.errors import ArtifactError, SpecError, suggest
@@ -95,7 +95,7 @@ def export(
     """
     options = Options(activations, opset, on_task, None if data is None else Path(data))
     _check(to, options)
-    archive, target = read(located(folder)), Path(out).resolve()
+    archive, target = read(resolve_folder(folder)), Path(out).resolve()
     check_new(target)
     with replaced_folder(target) as beside:
         notes = _TARGETS[to].write(archive, beside, options)

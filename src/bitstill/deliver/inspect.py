@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bitstill.artifact.hub import located
+from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import Archive, read
 from bitstill.artifact.size import size_report, to_json
 from bitstill.errors import ArtifactError
@@ -23,7 +23,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     Raises:
         ArtifactError: as `artifact.reader.read`.
     """
-    archive = read(located(folder))
+    archive = read(resolve_folder(folder))
     leftovers = [
         {"parameter": name, "shape": list(tensor.shape), "action": "float", "detail": str(tensor.dtype), "bytes": tensor.nbytes}
         for name, tensor in archive.leftovers.items()

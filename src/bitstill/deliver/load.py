@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from bitstill.artifact.hub import located
+from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import read
 from bitstill.deliver.architecture import from_architecture
 from bitstill.model.attention_operands import attention_record
@@ -27,7 +27,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, kernels: bool = 
     Raises:
         ArtifactError: the folder is missing, damaged, of another version, or does not fit `model`.
     """
-    archive = read(located(folder))
+    archive = read(resolve_folder(folder))
     network = from_architecture(archive.config) if model is None else copy.deepcopy(model)
     loaded = load_into(network, archive)
     if attention_record(loaded):

@@ -19,7 +19,7 @@ from bitstill.deliver.evaluate import task_of
 from bitstill.deliver.load import load
 from bitstill.errors import ArtifactError
 from bitstill.program.heads import Head, head_of
-from bitstill.program.samples import made_up
+from bitstill.program.samples import random_inputs
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Array]
@@ -75,7 +75,7 @@ def compare_outputs(
         ArtifactError: they differ by more than the tolerance.
     """
     model = load(archive.folder)
-    found = _on_task(archive, model, run, tolerance, data) if on_task else _made_up(archive, model, run, tolerance)
+    found = _on_task(archive, model, run, tolerance, data) if on_task else _on_random_inputs(archive, model, run, tolerance)
     if not found.passed:
         fix = "Nothing was written. Report it, please, with the artifact's config.json; bitstill.load runs it in torch."
         alike = f"outputs that differ by at most {tolerance} of the largest, {found.largest_output:.4g}"
@@ -84,9 +84,9 @@ def compare_outputs(
     return found
 
 
-def _made_up(archive: Archive, model: nn.Module, run: Run, tolerance: float) -> Compared:
+def _on_random_inputs(archive: Archive, model: nn.Module, run: Run, tolerance: float) -> Compared:
     longest = min(LENGTHS[1], archive.config.get("max_position_embeddings", LENGTHS[1]) - 2)
-    values = made_up(archive.config, SAMPLES, longest, shortest=LENGTHS[0])
+    values = random_inputs(archive.config, SAMPLES, longest, shortest=LENGTHS[0])
     with torch.inference_mode():
         tensors = {name: torch.from_numpy(value) for name, value in values.items()}
         answer = model(**tensors)[0] if "input_ids" in tensors else model(*tensors.values())
@@ -95,7 +95,7 @@ def _made_up(archive: Archive, model: nn.Module, run: Run, tolerance: float) -> 
 
 def _on_task(archive: Archive, model: nn.Module, run: Run, tolerance: float, data: Path | None) -> Compared:
     task = task_of(archive.folder, data)
-    (only,) = ["input_ids"] if "model_type" in archive.config else list(made_up(archive.config, 1, 1))
+    (only,) = ["input_ids"] if "model_type" in archive.config else list(random_inputs(archive.config, 1, 1))
     ours, theirs = (predict(network, task, task.test, BATCH) for network in (model, _Exported(run, only)))
     decides = task.objective.decides
     ours_value, theirs_value = (task.objective.metrics(outputs, task.test.labels)[decides] for outputs in (ours, theirs))

@@ -99,16 +99,16 @@ def block_type(layer: LayerRecord) -> BlockType:
             raise _unfit("zeros that are a level", "a mask over levels with an offset", layer, "Train it symmetric.")
         levels = np.append(levels, 0)
     row = layer.weights // layer.shape[0]
-    fitting = [kind for kind in TYPES if kind.says(levels, offset=plane.offset)]
-    if not fitting:
+    candidates = [kind for kind in TYPES if kind.says(levels, offset=plane.offset)]
+    if not candidates:
         fix = "Train it symmetric, or with at most 4 bits."
         raise _unfit("levels that a block of ggml can say", f"{plane.levels} levels with an offset", layer, fix)
-    for kind in fitting:
+    for kind in candidates:
         if row % kind.size == 0 and (layer.grid.groups == 1 or layer.grid.size % kind.size == 0) and _by_row(layer):
             return kind
     if not _by_row(layer):
         raise _unfit("scales that stay in a row", "flat buckets", layer, "Train it with PerChannel or PerGroup.")
-    smallest = fitting[-1].size
+    smallest = candidates[-1].size
     given = f"rows of {row}" if row % smallest else f"groups of {layer.grid.size}"
     raise _unfit(f"rows and groups of whole blocks of {smallest}", given, layer, "Leave the layer in float (ignore).")
 

@@ -13,8 +13,8 @@ from bitstill.program.operations import Program
 
 
 @contextlib.contextmanager
-def fitting(where: str) -> Iterator[None]:
-    """What is wrong in a file that has sound checksums and makes no sense all the same becomes one of our errors.
+def as_artifact_error(where: str) -> Iterator[None]:
+    """Turn what goes wrong with a file of sound checksums and contradictory settings into an ArtifactError.
 
     Raises:
         ArtifactError: with what happened.
@@ -36,7 +36,7 @@ def program_of(archive: Archive) -> Program:
     Raises:
         ArtifactError: its architecture is not known here, or does something that no operation says.
     """
-    with fitting(f"{archive.folder}: config.json"):
+    with as_artifact_error(f"{archive.folder}: config.json"):
         return _program(archive)
 
 
@@ -49,6 +49,6 @@ def _program(archive: Archive) -> Program:
     name = config.get("architecture")
     if name not in CONV_NETS:
         fix = "Only these have a program; run others in torch (bitstill.load)."
-        wanted = f"an encoder of transformers, or one of {', '.join(CONV_NETS)}"
-        raise ArtifactError(wanted, given=str(config.get("class", name)), where="config.json", fix=fix)
+        known = f"an encoder of transformers, or one of {', '.join(CONV_NETS)}"
+        raise ArtifactError(known, given=str(config.get("class", name)), where="config.json", fix=fix)
     return CONV_NETS[name](config["arguments"])

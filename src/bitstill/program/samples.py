@@ -1,4 +1,4 @@
-"""Inputs that are made up, for whoever compares or times networks: random tokens, pictures of noise."""
+"""Random inputs, to compare or time networks: random tokens, images of noise."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from bitstill.program.convnets import CONV_NETS
 
 Array = npt.NDArray[Any]
 FREE = {"height": 32, "width": 32, "frames": 100, "bands": 40}
-"""Sides of a picture or spectrogram that a network leaves open."""
+"""Sides of an image or spectrogram that a network leaves open."""
 WORDS = 1_000
-"""Below this id, vocabularies keep special and unused tokens."""
+"""Ids below this are special or unused tokens in most vocabularies."""
 
 
-def made_up(
+def random_inputs(
     config: Mapping[str, Any], batch: int, length: int, *, shortest: int | None = None, seed: int = 0
 ) -> dict[str, Array]:
     """Random inputs for a network.
 
     Args:
         config: its `config.json`: of an encoder of transformers, or of one of bitstill's own networks.
-        batch: texts or pictures.
-        length: of the longest text in tokens; pictures have none.
-        shortest: texts have any length from here on, with padding behind; None makes all equally long.
-        seed: for the draw.
+        batch: texts or images.
+        length: of the longest text in tokens; images have none.
+        shortest: length of the shortest text; shorter ones are padded. None makes all equally long.
+        seed: of the random generator.
 
     Returns:
-        By the names that programs use: int64 (batch, length), or float32 (batch, channels, height, width).
+        By the names of the program's inputs: int64 (batch, length), or float32 (batch, channels, height, width).
     """
     draw = np.random.default_rng(seed)
     if "model_type" not in config:
-        (given,) = CONV_NETS[config["architecture"]](config["arguments"]).inputs
-        shape = [{"batch": batch, **FREE}[size] if isinstance(size, str) else size for size in given.shape]
-        return {given.name: draw.standard_normal(shape).astype(np.float32)}
+        (image,) = CONV_NETS[config["architecture"]](config["arguments"]).inputs
+        shape = [{"batch": batch, **FREE}[size] if isinstance(size, str) else size for size in image.shape]
+        return {image.name: draw.standard_normal(shape).astype(np.float32)}
     words, padding = config["vocab_size"], config.get("pad_token_id") or 0
     lengths = draw.integers(length if shortest is None else min(shortest, length), length + 1, batch)
     mask = (np.arange(length) < lengths[:, None]).astype(np.int64)

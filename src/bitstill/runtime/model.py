@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bitstill.artifact.hub import located
+from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import DAMAGED, Archive, read
 from bitstill.errors import ArtifactError, DataError, SpecError, suggest
 from bitstill.program import operations as ops
-from bitstill.program.from_artifact import fitting, program_of
+from bitstill.program.from_artifact import as_artifact_error, program_of
 from bitstill.program.heads import head_of
 from bitstill.program.operations import Program
 from bitstill.runtime.engine import NativeEngine
@@ -46,8 +46,8 @@ def load(source: str | Path, *, threads: int | None = None, pooling: Pooling | N
         raise SpecError("at least one thread", given=repr(threads), where="threads", fix="Leave it out to use all processors.")
     if pooling not in (None, *get_args(Pooling)):
         raise SpecError("a known pooling", given=repr(pooling), where="pooling", fix=suggest(str(pooling), get_args(Pooling)))
-    folder = located(source)
-    with fitting(str(folder)):
+    folder = resolve_folder(source)
+    with as_artifact_error(str(folder)):
         archive = read(folder)
         return Model(archive, program_of(archive), min(int(threads), MAX_THREADS), pooling)
 
@@ -114,7 +114,7 @@ class Model:
             DataError: an input is missing or unknown, has another shape or type, or names a word or position that no table has.
         """
         values = self._by_name(arrays, named)
-        with fitting("config.json"):
+        with as_artifact_error("config.json"):
             return self._answer_texts(values) if self._reads_texts else self._answer_images(values)
 
     def _by_name(self, arrays: tuple[npt.ArrayLike, ...], named: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
