@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import bitstill
+from bitstill.artifact.format import CONFIG, METADATA, WEIGHTS, records_digest
+from bitstill.errors import ArtifactError
 from bitstill.model.lifecycle import freeze, pack, prepare, unpack
-from bitstill.quant.granularity import PerChannel
+from bitstill.quant.granularity import PerChannel, PerTensor
 from bitstill.quant.rules import Binary, Compression, LearnedStep, Prune, QuantizeInput, SplitBinary, Ternary, Uniform
 
 WORDS, WIDTH = 40, 16
@@ -121,3 +127,19 @@ def test_a_buffer_of_the_users_own_may_be_called_as_one_of_ours(name, tmp_path, 
     assert getattr(reloaded[0], name) == 2.0
     x = torch.randn(3, 8)
     assert exact(reloaded(x)) == exact(model(x))
+
+
+@pytest.mark.parametrize("change", [{"scale_dtype": "float16"}, {"shape": [WIDTH, WORDS]}, {"quantizer": "other"}], ids=str)
+def test_records_of_one_weight_that_differ_are_refused(change, tmp_path):
+    model = Tied()
+    prepare(model, Compression(weight=Uniform(4, granularity=PerTensor())))
+    bitstill.save(model, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / CONFIG).read_text())
+    settings = config["quantization_config"]
+    settings["layers"]["out"].update(change)
+    data = save(load_file(tmp_path / "out" / WEIGHTS), {METADATA: records_digest(settings["layers"])})
+    settings["weights_sha256"] = hashlib.sha256(data).hexdigest()
+    (tmp_path / "out" / WEIGHTS).write_bytes(data)
+    (tmp_path / "out" / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=r"out and words: wanted equal records of one weight"):
+        bitstill.read(tmp_path / "out")

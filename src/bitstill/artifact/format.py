@@ -122,11 +122,11 @@ class LayerRecord:
 
     def tensors(self) -> dict[str, str]:
         """Every tensor this layer has in the file: name -> "codes", "scale", "offset", "levels" or "mask"."""
-        found = {self.tensor("mask"): "mask"} if self.mask else {}
+        names = {self.tensor("mask"): "mask"} if self.mask else {}
         for index, plane in enumerate(self.planes):
             present = {"codes": True, "scale": True, "offset": plane.offset, "levels": plane.first is None}
-            found |= {self.tensor(kind, index): kind for kind, there in present.items() if there}
-        return found
+            names |= {self.tensor(kind, index): kind for kind, there in present.items() if there}
+        return names
 
     def to_json(self) -> dict[str, Any]:
         """The record as `config.json` holds it."""

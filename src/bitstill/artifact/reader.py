@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,10 @@ class Archive:
         if stored.ndim != 1 or len(stored) < size or zero.size != 1:
             raise _damaged_codes(f"a bitmap of {layer.weights} bits and a level zero", f"shape {stored.shape}", where)
         there = np.unpackbits(stored[:size], bitorder="little")[: layer.weights].astype(bool)
-        kept, wanted = int(there.sum()), packed_length(int(there.sum()), record.levels - 1, record.layout)
-        if len(stored) != size + wanted:
-            raise _damaged_codes(f"{wanted} bytes of codes after the bitmap", str(len(stored) - size), where)
-        rest = packing.unpack(stored[None, size:], kept, record.levels - 1, record.layout)[0]
+        nonzero, expected = int(there.sum()), packed_length(int(there.sum()), record.levels - 1, record.layout)
+        if len(stored) != size + expected:
+            raise _damaged_codes(f"{expected} bytes of codes after the bitmap", str(len(stored) - size), where)
+        rest = packing.unpack(stored[None, size:], nonzero, record.levels - 1, record.layout)[0]
         codes = np.full(layer.weights, zero[0], np.uint8)
         codes[there] = rest + (rest >= zero[0])
         return codes.reshape(layer.grid.rows, layer.grid.length)
@@ -115,17 +115,17 @@ class Archive:
         Raises:
             ArtifactError: one is missing, or is not a number.
         """
-        found = {}
+        numbers = {}
         for part in {"clip": ("low", "high"), "step": ("step",)}.get(rule["range"], ()):
             name = f"{transform}.{part}"
             tensor = self.tensors.get(name)
             if tensor is None or tensor.size != 1:
                 given = "none" if tensor is None else f"shape {tensor.shape}"
                 raise ArtifactError(f"one number {name}", given=given, where=name, fix=DAMAGED)
-            found[part] = np.float32(tensor.reshape(()))
-        if "step" in found:
-            found["step"] = np.maximum(np.abs(found["step"]), np.float32(1e-8))
-        return found
+            numbers[part] = np.float32(tensor.reshape(()))
+        if "step" in numbers:
+            numbers["step"] = np.maximum(np.abs(numbers["step"]), np.float32(1e-8))
+        return numbers
 
     def weight(self, name: str) -> Array:
         """The effective weight of the packed layer `name`, float32, bit for bit the one that was trained."""
@@ -143,8 +143,8 @@ class Archive:
         weight = total.reshape(grid.rows, -1)[:, : grid.length].reshape(layer.shape)
         if layer.mask:
             row = int(np.prod(layer.shape[1:]))
-            kept = np.unpackbits(self.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :row]
-            weight = np.where(kept.reshape(layer.shape).astype(bool), weight, np.float32(0))
+            important = np.unpackbits(self.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :row]
+            weight = np.where(important.reshape(layer.shape).astype(bool), weight, np.float32(0))
         return np.ascontiguousarray(weight)
 
 
@@ -165,7 +165,9 @@ def read(folder: str | Path) -> Archive:
     layers = {name: LayerRecord.from_json(name, record) for name, record in settings["layers"].items()}
     for layer in layers.values():
         _check_layer(layer, tensors, folder)
-    return Archive(folder, config, layers, tensors)
+    archive = Archive(folder, config, layers, tensors)
+    _check_shared(archive)
+    return archive
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -250,6 +252,16 @@ def _read_tensors(path: Path, settings: dict[str, Any]) -> dict[str, Array]:
     return tensors
 
 
+def _check_shared(archive: Archive) -> None:
+    """Layers that share their tensors read them alike: whatever decodes a weight may do so once for all of them."""
+    first = {layer.stored_as: layer for layer in archive.stored_weights.values()}
+    for layer in archive.layers.values():
+        owner = first[layer.stored_as]
+        if replace(layer, name=owner.name, kind=owner.kind, input=owner.input) != owner:
+            where = f"{archive.folder / CONFIG}: {layer.name} and {owner.name}"
+            raise ArtifactError("equal records of one weight", given="records that differ", where=where, fix=DAMAGED)
+
+
 def _check_layer(layer: LayerRecord, tensors: dict[str, Array], folder: Path) -> None:
     expected = {name: layer.grid.scale_shape for name, kind in layer.tensors().items() if kind in ("scale", "offset")}
     if layer.mask:
@@ -262,12 +274,12 @@ def _check_layer(layer: LayerRecord, tensors: dict[str, Array], folder: Path) ->
         if plane.first is None:
             expected[layer.tensor("levels", index)] = (plane.levels,)  # type: ignore[assignment]
     for name, kind in layer.tensors().items():
-        found = tensors.get(name)
+        tensor = tensors.get(name)
         dtypes = ("uint8",) if kind in ("codes", "mask") else ("float32", "float16")
-        if found is None or (name in expected and found.shape != expected[name]) or found.dtype.name not in dtypes:
+        if tensor is None or (name in expected and tensor.shape != expected[name]) or tensor.dtype.name not in dtypes:
             raise ArtifactError(
                 f"a tensor {name} of {dtypes[0]} and shape {expected.get(name, 'any')}",
-                given="none" if found is None else f"{found.dtype.name}, shape {found.shape}",
+                given="none" if tensor is None else f"{tensor.dtype.name}, shape {tensor.shape}",
                 where=str(folder / WEIGHTS),
                 fix="The file is damaged; deliver the model again.",
             )

@@ -56,7 +56,7 @@ def blocks(model: nn.Module) -> Blocks:
         )
     sizes = {key: sum(p.numel() for block in members for p in block.parameters()) for key, members in lists.items()}
     name = max(lists, key=sizes.__getitem__)
-    found = Blocks(name, lists[name])
+    repeated = Blocks(name, lists[name])
     beside = [key for key in lists if not f"{key}.".startswith(f"{name}.") and not f"{name}.".startswith(f"{key}.")]
     rivals = [key for key in beside if len(lists[key]) > 1 and sizes[key] > sizes[name] / 4]
     if rivals:
@@ -67,16 +67,16 @@ def blocks(model: nn.Module) -> Blocks:
             fix="An encoder and a decoder have no common depth to match or to reduce; use losses on logits only.",
         )
     declared = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    declared = declared if isinstance(declared, int) else len(found)
-    different = len({id(module) for module in found.modules})
-    if different < len(found) or declared != len(found):
+    declared = declared if isinstance(declared, int) else len(repeated)
+    different = len({id(module) for module in repeated.modules})
+    if different < len(repeated) or declared != len(repeated):
         raise MatchError(
             f"{declared} different blocks",
             given=f"{different} in {name!r}",
             where=type(model).__name__,
             fix="One block that runs several times (ALBERT) has no layers to choose or to match; use losses on logits only.",
         )
-    return found
+    return repeated
 
 
 def choose(depth: int, keep: int, choice: Choice) -> tuple[int, ...]:
@@ -126,20 +126,20 @@ def reduced(model: nn.Module, layers: Sequence[int]) -> nn.Module:
         SpecError: a layer out of range.
         MatchError: no blocks.
     """
-    found = blocks(model)
-    check_choice(layers, len(found))
+    repeated = blocks(model)
+    check_choice(layers, len(repeated))
     student = copy.deepcopy(model)
-    whole = student.get_submodule(found.name)
-    kept = [whole.get_submodule(str(layer)) for layer in layers]
-    _check_alike([whole.get_submodule(str(place)) for place in range(len(kept))], kept, layers)
-    swap(student, {whole: nn.ModuleList(kept).train(whole.training)})
-    _renumber(student, kept, layers, len(found))
+    whole = student.get_submodule(repeated.name)
+    remaining = [whole.get_submodule(str(layer)) for layer in layers]
+    _check_alike([whole.get_submodule(str(place)) for place in range(len(remaining))], remaining, layers)
+    swap(student, {whole: nn.ModuleList(remaining).train(whole.training)})
+    _renumber(student, remaining, layers, len(repeated))
     return student
 
 
-def _check_alike(places: Sequence[nn.Module], kept: Sequence[nn.Module], layers: Sequence[int]) -> None:
+def _check_alike(places: Sequence[nn.Module], remaining: Sequence[nn.Module], layers: Sequence[int]) -> None:
     """Refuse a block that is built unlike the one whose place it takes: who rebuilds the model from its config gets another."""
-    for place, (old, new) in enumerate(zip(places, kept, strict=True)):
+    for place, (old, new) in enumerate(zip(places, remaining, strict=True)):
         ours, theirs = ({name: tensor.shape for name, tensor in block.state_dict().items()} for block in (new, old))
         if ours != theirs:
             odd = next(name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name))
@@ -151,9 +151,9 @@ def _check_alike(places: Sequence[nn.Module], kept: Sequence[nn.Module], layers:
             )
 
 
-def _renumber(student: nn.Module, kept: Sequence[nn.Module], layers: Sequence[int], depth: int) -> None:
+def _renumber(student: nn.Module, remaining: Sequence[nn.Module], layers: Sequence[int], depth: int) -> None:
     """Make the config, and the numbers that blocks keep of themselves, say what is there now."""
-    for place, block in enumerate(kept):
+    for place, block in enumerate(remaining):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.__dict__["layer_idx"] = place

@@ -23,29 +23,29 @@ def move_masks(model: nn.Module, sparsity: float) -> None:
     Raises:
         SpecError: no layer of `model` prunes.
     """
-    found = _pruned(model)
-    if not found:
+    layers = _pruned(model)
+    if not layers:
         fix = "Compress it with prune=Prune(...)."
         raise SpecError("a model with layers that prune", given="none", where=type(model).__name__, fix=fix)
-    together = [(t, w) for t, w in found if t.prune is not None and t.prune.scope == "global"]
+    together = [(t, w) for t, w in layers if t.prune is not None and t.prune.scope == "global"]
     for (transform, _), mask in zip(
         together, global_masks([w for _, w in together], sparsity) if together else [], strict=True
     ):
         _set(transform, mask)
-    for transform, weight in found:
+    for transform, weight in layers:
         if transform.prune is not None and transform.prune.scope == "layer":
             _set(transform, layer_mask(weight, transform.prune, sparsity))
 
 
 def _pruned(model: nn.Module) -> list[tuple[WeightTransform, Tensor]]:
-    found: dict[WeightTransform, Tensor] = {}
+    weights: dict[WeightTransform, Tensor] = {}
     for module in model.modules():
         transform = pruning_transform(module)
         if transform is not None:
             assert isinstance(module.weight, Tensor)
             latent = module.weight.detach()
-            found[transform] = latent.T if isinstance(module, CompressedTransposedLinear) else latent
-    return list(found.items())
+            weights[transform] = latent.T if isinstance(module, CompressedTransposedLinear) else latent
+    return list(weights.items())
 
 
 def _set(transform: WeightTransform, mask: Tensor) -> None:

@@ -16,24 +16,24 @@ Record = Mapping[str, Mapping[str, Any]]
 
 def sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Of every module by name: its own tensors' shapes, and its settings that are whole numbers or tuples of them."""
-    found = {}
+    by_name = {}
     for name, module in model.named_modules():
         tensors = {**module._parameters, **module._buffers}
         shapes = {key: list(tensor.shape) for key, tensor in tensors.items() if tensor is not None}
-        found[name] = {"shapes": shapes, "settings": {k: _plain(v) for k, v in vars(module).items() if _whole(v)}}
-    return found
+        by_name[name] = {"shapes": shapes, "settings": {k: _plain(v) for k, v in vars(module).items() if _whole(v)}}
+    return by_name
 
 
 def changes(before: Record, after: Record) -> dict[str, dict[str, Any]]:
     """What of `sizes` is different `after`, by module; settings that only exist on one side do not count."""
-    found: dict[str, dict[str, Any]] = {}
+    changed: dict[str, dict[str, Any]] = {}
     for name, now in after.items():
         for kind, values in now.items():
             old = before[name][kind]
             different = {key: value for key, value in values.items() if key in old and old[key] != value}
             if different:
-                found.setdefault(name, {})[kind] = different
-    return found
+                changed.setdefault(name, {})[kind] = different
+    return changed
 
 
 def resize(model: nn.Module, record: Record | None) -> None:

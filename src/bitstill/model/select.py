@@ -126,15 +126,15 @@ def layers_in_order(model: nn.Module, run_once: RunOnce) -> list[str]:
 def _matches(model: nn.Module, layers: dict[str, nn.Module], pattern: str, run_once: RunOnce | None, setting: str) -> set[str]:
     if pattern.startswith("role:"):
         return {_by_role(model, pattern, run_once)} & set(layers)
-    found = {name for name in layers if fnmatchcase(name, pattern)}
-    if not found:
+    matching = {name for name in layers if fnmatchcase(name, pattern)}
+    if not matching:
         raise MatchError(
             "a pattern that matches a compressible layer",
             given=repr(pattern),
             where=f"{setting} over {type(model).__name__}",
             fix=suggest(pattern, layers),
         )
-    return found
+    return matching
 
 
 def _by_role(model: nn.Module, role: str, run_once: RunOnce | None) -> str:

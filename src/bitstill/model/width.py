@@ -147,15 +147,15 @@ class Attention:
 
 def attention_layers(model: nn.Module) -> list[Attention]:
     """The attention modules of a transformer with separate query, key and value matrices of equal width."""
-    found = []
+    attention = []
     for module in model.modules():
         setting = next((name for name in _HEADS if isinstance(getattr(module, name, None), int)), None)
         layers = [getattr(module, name) for names in _MATRICES for name in names if hasattr(module, name)]
         sized = any(hasattr(module, name) for name in ("attention_head_size", "head_dim"))
         plain = len(layers) == 3 and all(isinstance(layer, nn.Linear) for layer in layers)
         if setting and sized and plain and len({layer.out_features for layer in layers}) == 1:
-            found.append(Attention(module, setting, tuple(layers)))
-    return found
+            attention.append(Attention(module, setting, tuple(layers)))
+    return attention
 
 
 _HEADS = ("num_attention_heads", "n_heads", "num_heads")

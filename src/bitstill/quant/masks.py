@@ -80,8 +80,8 @@ def even_mask(weight: Tensor, sparsity: float, within: int) -> Tensor:
         raise SpecError(f"rows that {within} divides", given=f"rows of {length} weights", where="N:M pruning", fix=fix)
     groups = weight.detach().float().abs().reshape(-1, within)
     order = groups.argsort(dim=-1, descending=True, stable=True)
-    kept = within - round(sparsity * within)
-    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[:, :kept], True)
+    remaining = within - round(sparsity * within)
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[:, :remaining], True)
     return mask.reshape(weight.shape)
 
 
