@@ -76,7 +76,7 @@ def load_pretrained(source: str, task: Task, role: str, seed: int = 0) -> Loaded
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
                 trust_remote_code=False,
-                **task.objective.head(),
+                **{"problem_type": None, **task.objective.head()},  # a teacher's own may be of another task
             )
     except DataError:
         raise
