@@ -26,8 +26,9 @@ import torch
 from bitstill.data.corpus import Corpus, pack_corpus
 from bitstill.data.task import Batch
 from bitstill.deliver.deliver import environment
-from bitstill.hf.headless import corpus_task, encoder_of, load_encoder
-from bitstill.hf.text import load_tokenizer
+from bitstill.hf.corpus_task import corpus_task, encoder_of
+from bitstill.hf.pretrained import load_encoder
+from bitstill.hf.tokenize import load_tokenizer
 from bitstill.model.blocks import choose, reduced
 from bitstill.recipes.general_distillation import GeneralDistillation
 from bitstill.train.step import TrainingStep

@@ -24,7 +24,7 @@ import bitstill
 import llama_cpp
 from bitstill.data.catalogue import load_task
 from bitstill.deliver.deliver import environment
-from bitstill.hf.text import load_tokenizer
+from bitstill.hf.tokenize import load_tokenizer
 
 HERE = Path(__file__).parent
 

@@ -13,6 +13,7 @@ from bitstill.artifact.reader import Archive as Archive
 from bitstill.artifact.reader import read as read
 from bitstill.artifact.writer import Storage as Storage
 from bitstill.deliver.bench import bench as bench
+from bitstill.deliver.callback import deliver_callback as deliver_callback
 from bitstill.deliver.compare import Comparison as Comparison
 from bitstill.deliver.compare import compare as compare
 from bitstill.deliver.deliver import save as save

@@ -70,6 +70,11 @@ class MissingPackageError(BitstillError, ImportError):
     """An optional package that this feature needs and that is not installed."""
 
 
+def one_line(error: BaseException) -> str:
+    """The error of another library within one of ours: its kind and the beginning of its message, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def suggest(name: str, valid: Iterable[str]) -> str:
     """One sentence that names the nearest valid spelling of `name` and lists what else there is, up to a dozen."""
     options = sorted(valid)

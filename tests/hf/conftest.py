@@ -14,7 +14,7 @@ from transformers.utils import logging
 import bitstill
 import bitstill.report.page
 from bitstill.data.task import Task
-from bitstill.hf.text import tokenize
+from bitstill.hf.tokenize import tokenize
 
 from . import tiny
 

@@ -15,7 +15,7 @@ from bitstill.data import TextOptions
 from bitstill.data.task import evaluate
 from bitstill.deliver.load_task import task_for
 from bitstill.errors import BitstillError, CheckpointError, DataError, SpecError
-from bitstill.hf.models import load_pretrained
+from bitstill.hf.pretrained import load_pretrained
 from bitstill.recipes import XTC, FineTuning
 from bitstill.run.finetune import finetune
 from bitstill.train.step import TrainingStep

@@ -17,7 +17,8 @@ import bitstill.train.loop as loop
 from bitstill.data.corpus import Corpus
 from bitstill.data.metrics import linear_cka
 from bitstill.errors import DataError, SpecError
-from bitstill.hf.headless import corpus_task, encoder_of, load_encoder
+from bitstill.hf.corpus_task import corpus_task, encoder_of
+from bitstill.hf.pretrained import load_encoder
 from bitstill.losses.features import AttentionScoreMSE, FeatureMSE, Pair
 from bitstill.losses.projection import Projection
 from bitstill.losses.taps import Output

@@ -15,7 +15,7 @@ import bitstill
 from bitstill.data.text import TextOptions, TextSplit
 from bitstill.deliver.load_task import task_for, text_task
 from bitstill.errors import DataError, SpecError
-from bitstill.hf.text import check_same_vocabulary, load_tokenizer, tokenize
+from bitstill.hf.tokenize import check_same_vocabulary, load_tokenizer, tokenize
 
 from . import tiny
 
@@ -121,7 +121,7 @@ def test_more_tokens_than_the_model_can_read_are_refused():
 
 def test_many_texts_are_tokenized_in_chunks_alike(monkeypatch):
     whole = tokenize(tiny.text_task(), tiny.tokenizer())
-    monkeypatch.setattr("bitstill.hf.text.CHUNK", 5)
+    monkeypatch.setattr("bitstill.hf.tokenize.CHUNK", 5)
     parts = tokenize(tiny.text_task(), tiny.tokenizer(), progress=False)
     assert all(getattr(whole, part).digest() == getattr(parts, part).digest() for part in PARTS)
 

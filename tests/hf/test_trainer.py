@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import bitstill
-from bitstill.deliver.trainer import deliver_callback
+from bitstill.deliver.callback import deliver_callback
 from bitstill.errors import ArtifactError, SpecError, TrainingError
 from bitstill.hf.trainer import DistillationLoss, QuantizerCallback
 from bitstill.losses.features import AttentionScoreMSE, FeatureMSE

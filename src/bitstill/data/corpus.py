@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from bitstill.artifact.files import filled_folder, write_file
 from bitstill.data.folders import check_same, check_unused
 from bitstill.data.sources import quiet
-from bitstill.errors import DataError, need_package
+from bitstill.errors import DataError, need_package, one_line
 
 TOKENS, MANIFEST, VERSION = "tokens.bin", "tokens.json", 2
 DOCUMENTS, CHARACTERS = 500, 1 << 20
@@ -181,7 +181,7 @@ def _documents(corpus: Corpus, skip: int) -> Iterator[str]:
     except DataError:
         raise
     except Exception as error:  # readers of files and of the hub raise whatever their libraries do
-        given = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        given = one_line(error)
         fix = "Check the path, or the connection where it is a name on the hub."
         raise DataError("a corpus that can be read", given=given, where=corpus.source, fix=fix) from error
 

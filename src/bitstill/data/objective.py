@@ -18,6 +18,8 @@ from bitstill.losses.logits import Reduction
 from bitstill.losses.protocol import Loss
 from bitstill.schedules import Scheduled
 
+HeadKind = Literal["sample", "none"]
+"""The head that a pretrained model needs: one row of outputs per sample, or none at all."""
 Imitation = Literal["kl", "cross-entropy"]
 """How a student imitates its teacher's output: the divergence at a temperature (Hinton et al. 2015), or the cross-entropy with
 what the teacher predicts. An objective serves each by its own loss of that family."""
@@ -54,6 +56,10 @@ class Objective(Protocol):
     @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the outputs in order; empty where they have none."""
+
+    @property
+    def head_kind(self) -> HeadKind:
+        """The head by which a model of transformers answers; `hf.auto_classes` knows the class that has it."""
 
     @property
     def summary(self) -> str:

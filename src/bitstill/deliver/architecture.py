@@ -24,7 +24,7 @@ def architecture_of(model: nn.Module) -> dict[str, Any]:
 
 def _architecture_of(model: nn.Module) -> dict[str, Any]:
     if type(model).__module__.startswith("transformers."):
-        from bitstill.hf.models import config_of
+        from bitstill.hf.configs import config_of
 
         config = config_of(model)
         if config is not None:
@@ -46,7 +46,7 @@ def from_architecture(config: dict[str, Any]) -> nn.Module:
     """
     if "model_type" in config:
         need_package("transformers", extra="all", purpose="loading this architecture")
-        from bitstill.hf.models import from_config
+        from bitstill.hf.configs import from_config
 
         return from_config(config)
     return own.from_architecture(config)

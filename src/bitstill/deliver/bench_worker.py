@@ -97,15 +97,15 @@ def _native(threads: int) -> Load:
 
 
 def _torch(threads: int) -> Load:
-    from bitstill.hf.models import classifier_in
+    from bitstill.hf.pretrained import load_float_classifier
 
-    return _in_torch(threads, classifier_in)
+    return _in_torch(threads, load_float_classifier)
 
 
 def _torch_bf16(threads: int) -> Load:
-    from bitstill.hf.models import classifier_in
+    from bitstill.hf.pretrained import load_float_classifier
 
-    return _in_torch(threads, lambda folder: classifier_in(folder).bfloat16())
+    return _in_torch(threads, lambda folder: load_float_classifier(folder).bfloat16())
 
 
 def _in_torch(threads: int, build: Callable[[Path], Any]) -> Load:

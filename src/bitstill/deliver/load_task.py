@@ -48,7 +48,7 @@ def task_for(
     if augmented is not None:
         found = with_variants(found, Path(augmented))
     need_package("transformers", extra="all", purpose="text tasks")
-    from bitstill.hf.text import input_names, shared_tokenizers, tokenize
+    from bitstill.hf.tokenize import input_names, shared_tokenizers, tokenize
 
     if tokenizer is not None:
         return tokenize(found, tokenizer)

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from bitstill.data.augmentation import Word
-from bitstill.errors import DataError
-from bitstill.hf.models import quiet
-from bitstill.hf.text import load_tokenizer
+from bitstill.errors import DataError, one_line
+from bitstill.hf.quiet import quiet
+from bitstill.hf.tokenize import load_tokenizer
 from bitstill.model.state import stored_tensors
 
 LARGEST_TABLE = 100_000
@@ -213,8 +213,7 @@ def _load(auto: Any, source: str, wanted: str, fix: str) -> Any:
                 source, dtype="float32", output_loading_info=True, use_safetensors=True, trust_remote_code=False
             )
     except Exception as error:  # whatever its many parts raise for files that are damaged or not there
-        given = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise DataError(wanted, given=given, where=source, fix=fix) from error
+        raise DataError(wanted, given=one_line(error), where=source, fix=fix) from error
     lost = [name for name in report["missing_keys"] if ".pooler." not in f".{name}"]
     if lost:
         raise DataError(wanted, given=f"one without {sorted(lost)[0]}", where=source, fix=fix)

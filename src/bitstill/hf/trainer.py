@@ -2,9 +2,9 @@
 
     bitstill.prepare(student, rule)
     loss = DistillationLoss(student, teacher, terms)
-    trainer = Trainer(student, ..., compute_loss_func=loss, callbacks=[deliver_callback("out", tokenizer=tokenizer)])
+    trainer = Trainer(student, ..., compute_loss_func=loss, callbacks=[bitstill.deliver_callback("out", ...)])
 
-`deliver_callback` of `bitstill.deliver.trainer` is the callback of this file that also delivers the student at the end.
+`bitstill.deliver_callback` makes the callback of this file deliver the student at the end.
 """
 
 from __future__ import annotations

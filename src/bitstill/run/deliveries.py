@@ -99,7 +99,7 @@ class PretrainedDelivery:
 
     def write(self, run: PreparedRun, out: Path, report: Mapping[str, Any]) -> None:
         """Save, read back and evaluate."""
-        from bitstill.hf.models import save_pretrained
+        from bitstill.hf.pretrained import save_pretrained
 
         task, networks = run.task, run.networks
         with replaced_folder(out) as folder:
@@ -112,10 +112,10 @@ class PretrainedDelivery:
 
     def _reload(self, run: PreparedRun, folder: Path) -> nn.Module:
         if run.job.task is None:
-            from bitstill.hf.headless import load_encoder
+            from bitstill.hf.pretrained import load_encoder
 
             return load_encoder(str(folder), "distilled model").model
-        from bitstill.hf.models import load_pretrained
+        from bitstill.hf.pretrained import load_pretrained
 
         return load_pretrained(str(folder), run.task, "fine-tuned model").model
 

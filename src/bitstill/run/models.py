@@ -108,7 +108,7 @@ def _resolve(model: ModelLike, seed: int, role: str, task: Task | None) -> _Reso
         expected = "a known model, or the folder of an artifact or of a Hugging Face model"
         raise SpecError(expected, given=repr(str(model)), where=role, fix=suggest(str(model), MODELS))
     need_package("transformers", extra="all", purpose=f"loading {str(model)!r}")
-    from bitstill.hf.models import load_pretrained
+    from bitstill.hf.pretrained import load_pretrained
 
     loaded = load_pretrained(str(model), task, role, seed)
     note = {"source": str(model), "new": list(loaded.new), "unused": list(loaded.unused)}
@@ -117,10 +117,10 @@ def _resolve(model: ModelLike, seed: int, role: str, task: Task | None) -> _Reso
 
 def _encoder(source: str, seed: int, role: str) -> _Resolved:
     need_package("transformers", extra="all", purpose=f"loading {source!r}")
-    from bitstill.hf.headless import load_encoder
+    from bitstill.hf.pretrained import load_encoder
 
     loaded = load_encoder(source, role, seed)
-    return _Resolved(loaded.model, loaded.new, {"source": source, "new": loaded.new})
+    return _Resolved(loaded.model, bool(loaded.new), {"source": source, "new": bool(loaded.new)})
 
 
 def is_artifact(source: ModelLike) -> bool:

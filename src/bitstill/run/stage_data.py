@@ -59,7 +59,7 @@ def _corpus_task(job: Job, corpus: Corpus, stage: Stage, task: Task | None, reso
     need_package("transformers", extra="all", purpose="a corpus")
     from accelerate import PartialState
 
-    from bitstill.hf.headless import corpus_task, encoder_of
+    from bitstill.hf.corpus_task import corpus_task, encoder_of
 
     trained = {role: model for role, model in job.models.items() if role not in resolved.untrained or task is not None}
     tokenizer = _tokenizer(task, trained)
@@ -81,7 +81,7 @@ def _tokenizer(task: Task | None, models: Mapping[str, ModelLike]) -> Any:
         SpecError: there is none.
         DataError: models have different ones.
     """
-    from bitstill.hf.text import Tokenizer, shared_tokenizers
+    from bitstill.hf.tokenize import Tokenizer, shared_tokenizers
 
     if task is not None and isinstance(task.preprocessor, Tokenizer):
         return task.preprocessor.tokenizer

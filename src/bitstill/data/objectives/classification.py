@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitstill.data.metrics import accuracy, accuracy_and_f1, confusion, f1, macro_f1, matthews, precision_recall_f1
-from bitstill.data.objective import DetailTable, Imitation
+from bitstill.data.objective import DetailTable, HeadKind, Imitation
 from bitstill.errors import DataError, SpecError, suggest
 from bitstill.losses.logits import KL, CrossEntropy, Reduction, SoftCrossEntropy
 from bitstill.losses.protocol import Loss
@@ -57,6 +57,11 @@ class Classification:
     def width(self) -> int:
         """One logit per class."""
         return self.classes
+
+    @property
+    def head_kind(self) -> HeadKind:
+        """One row of outputs per sample."""
+        return "sample"
 
     @property
     def summary(self) -> str:

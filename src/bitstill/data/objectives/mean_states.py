@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from bitstill.data.metrics import linear_cka
-from bitstill.data.objective import DetailTable, Imitation, refuse_imitation
+from bitstill.data.objective import DetailTable, HeadKind, Imitation, refuse_imitation
 from bitstill.errors import DataError, MatchError
 from bitstill.losses.logits import Reduction
 from bitstill.losses.protocol import Loss
@@ -33,6 +33,11 @@ class MeanStates:
     def label_names(self) -> tuple[str, ...]:
         """None."""
         return ()
+
+    @property
+    def head_kind(self) -> HeadKind:
+        """None: an encoder."""
+        return "none"
 
     @property
     def summary(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitstill.data.metrics import precision_recall_f1
-from bitstill.data.objective import DetailTable, Imitation
+from bitstill.data.objective import DetailTable, HeadKind, Imitation
 from bitstill.data.objectives.classification import check_class_weights, named_outputs
 from bitstill.errors import DataError, SpecError, suggest
 from bitstill.losses.logits import Reduction
@@ -55,6 +55,11 @@ class MultiLabel:
     def width(self) -> int:
         """One logit per label."""
         return len(self.label_names)
+
+    @property
+    def head_kind(self) -> HeadKind:
+        """One row of outputs per sample."""
+        return "sample"
 
     @property
     def summary(self) -> str:

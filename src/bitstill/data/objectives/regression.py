@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from bitstill.data.metrics import pearson, pearson_and_spearman, r_squared, spearman
-from bitstill.data.objective import DetailTable, Imitation
+from bitstill.data.objective import DetailTable, HeadKind, Imitation
 from bitstill.errors import DataError, SpecError, suggest
 from bitstill.losses.logits import MeanSquaredError, Reduction
 from bitstill.losses.protocol import Loss
@@ -52,6 +52,11 @@ class Regression:
     def label_names(self) -> tuple[str, ...]:
         """None."""
         return ()
+
+    @property
+    def head_kind(self) -> HeadKind:
+        """One row of outputs per sample."""
+        return "sample"
 
     @property
     def summary(self) -> str:

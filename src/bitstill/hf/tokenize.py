@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from bitstill.data.task import Batch, Forward, Split, Task
 from bitstill.data.text import TextOptions, TextSplit, TextTask
-from bitstill.errors import DataError, SpecError
-from bitstill.hf.models import quiet
+from bitstill.errors import DataError, SpecError, one_line
+from bitstill.hf.quiet import quiet
 
 CHUNK = 2_000
 """Rows that are tokenized at once, between two moves of the progress bar."""
@@ -43,7 +43,7 @@ def load_tokenizer(source: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         fix = "Check the path or the name; a folder needs tokenizer.json or the tokenizer's own files."
-        raise DataError("a model with a tokenizer", given=_first_line(error), where=str(source), fix=fix) from error
+        raise DataError("a model with a tokenizer", given=one_line(error), where=str(source), fix=fix) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made up from a config, without a vocabulary
         fix = "A folder needs tokenizer.json or the tokenizer's own files."
         raise DataError("a model with a tokenizer", given="no vocabulary", where=str(source), fix=fix)
@@ -150,19 +150,19 @@ def _read_by(kind: type[nn.Module], names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _encode(task: TextTask, part: str, split: TextSplit, tokenizer: Any, names: tuple[str, ...], progress: bool) -> Split:
     options = task.options
-    wanted: dict[str, Any] = {"return_token_type_ids": True} if "token_type_ids" in names else {}
+    settings: dict[str, Any] = {"return_token_type_ids": True} if "token_type_ids" in names else {}
     if options.truncate:
-        wanted["max_length"] = options.max_length
+        settings["max_length"] = options.max_length
     rows: dict[str, list[list[int]]] = {}
     bar = tqdm(total=len(split), desc=f"tokenizing {part}", unit="row", leave=False, disable=not progress or len(split) < CHUNK)
     for start in range(0, len(split), CHUNK):
         chunk = [column[start : start + CHUNK] for column in split.texts]
         # Without a limit first, so that what would be cut is noticed.
         with quiet():  # its own remark on long texts, which are dealt with below
-            found = tokenizer(*chunk, truncation=options.truncate, **wanted)
+            encoded = tokenizer(*chunk, truncation=options.truncate, **settings)
         for name in names:
-            if name in found:
-                rows.setdefault(name, []).extend(found[name])
+            if name in encoded:
+                rows.setdefault(name, []).extend(encoded[name])
         bar.update(len(chunk[0]))
     bar.close()
     lengths = torch.tensor([len(ids) for ids in rows["input_ids"]])
@@ -191,7 +191,3 @@ def _refuse_long(task: TextTask, part: str, lengths: Tensor, options: TextOption
         where=f"{task.name} {part}",
         fix="Set --max-length higher, or --truncate to cut them off.",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

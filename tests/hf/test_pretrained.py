@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, BertForPreTraining
 
-from bitstill.data.objectives import Classification
+from bitstill.data.objectives import Classification, MeanStates
+from bitstill.data.task import Split, Task
 from bitstill.data.text import TextSplit
 from bitstill.deliver.architecture import architecture_of, from_architecture
 from bitstill.errors import ArtifactError, DataError, MatchError
-from bitstill.hf.models import config_of, from_config, load_pretrained
-from bitstill.hf.text import tokenize
+from bitstill.hf.auto_classes import is_known
+from bitstill.hf.configs import config_of, from_config
+from bitstill.hf.pretrained import load_pretrained
+from bitstill.hf.tokenize import tokenize
 from bitstill.model.blocks import blocks, reduced
 from bitstill.recipes import FineTuning
 from bitstill.run.checks import check_model
@@ -337,3 +340,22 @@ def test_a_text_as_long_as_the_model_can_read_is_taken():
     long = [*found.train.texts[0][:7], " ".join(["film"] * 38)]
     task = tokenize(replace(found, train=TextSplit((long,), found.train.labels)), tiny.tokenizer(limit=10**30))
     check_model("student", tiny.model("bert"), task)
+
+
+def test_an_objective_without_a_head_loads_the_encoder_of_a_classifier(saved, task):
+    part = Split(task.test.inputs, torch.zeros(len(task.test), 16))
+    corpus = Task("corpus", part, part, part, MeanStates(), task.forward)
+    loaded = load_pretrained(str(saved("bert")), corpus, "teacher")
+    assert type(loaded.model).__name__ == "BertModel" and loaded.unused == ("classifier.bias", "classifier.weight")
+
+
+def test_a_kind_of_head_that_transformers_has_not_is_refused(saved, task):
+    class Odd(Classification):
+        head_kind = "four-legged"
+
+    with pytest.raises(DataError, match=r"wanted a head of transformers for text, got head_kind 'four-legged'.*sample"):
+        load_pretrained(str(saved("bert")), replace(task, objective=Odd(2)), "teacher")
+
+
+def test_one_of_several_classes_of_a_family_is_known():
+    assert is_known("DeiTForImageClassificationWithTeacher") and not is_known("DeiTFor")

@@ -1,80 +1,23 @@
-"""Encoders without a head, as general distillation takes and leaves them, and what they make of a corpus."""
+"""A corpus meets a tokenizer and a teacher: the step from token ids to the `Task` of general distillation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 
 from bitstill.data.corpus import Encoder
 from bitstill.data.objectives import MeanStates
 from bitstill.data.task import Batch, Split, Task
 from bitstill.errors import DataError
-from bitstill.hf import attention_scores as attention
-from bitstill.hf.models import quiet
-from bitstill.hf.text import Tokenizer
+from bitstill.hf.quiet import quiet
+from bitstill.hf.tokenize import Tokenizer
 from bitstill.model.modes import evaluating
 from bitstill.rng import derive
 
 HELD_OUT = 256
 """Sequences on which student and teacher are compared."""
-
-
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt")
-
-
-@dataclass(frozen=True)
-class Body:
-    """An encoder.
-
-    Args:
-        model: without a head.
-        new: whether its weights are random: a folder that held a configuration alone.
-    """
-
-    model: nn.Module
-    new: bool
-
-
-def load_encoder(source: str, role: str, seed: int = 0) -> Body:
-    """The encoder of a model (a masked language model, a classifier, or without a head) from a folder or the hub.
-
-    A folder with `config.json` and no weights gives one with random weights, for students of a shape of one's own.
-
-    Raises:
-        DataError: there is no such model, or parts of it are missing.
-    """
-    folder = Path(source)
-    bare = folder.is_dir() and not any(file.suffix in _WEIGHTS for file in folder.iterdir())
-    if bare and role != "student":
-        fix = "Only a student may begin with random weights."
-        raise DataError("a pretrained encoder", given="a folder without weights", where=f"{role} {source!r}", fix=fix)
-    try:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "init", role))
-            if bare:
-                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-                auto: Any = AutoModel
-                model, lost = auto.from_config(config, trust_remote_code=False), []
-            else:
-                model, report = AutoModel.from_pretrained(
-                    source, dtype="float32", output_loading_info=True, use_safetensors=True, trust_remote_code=False
-                )
-                lost = [name for name in sorted(report["missing_keys"]) if not name.startswith("pooler.")]
-    except Exception as error:  # whatever its many parts raise for files that are damaged or not there
-        given = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        fix = "Give the folder of a Hugging Face model, or its name on the hub (which needs a connection)."
-        raise DataError("a pretrained encoder", given=given, where=f"{role} {source!r}", fix=fix) from error
-    if lost:
-        given = f"{len(lost)} missing, such as {lost[0]}"
-        fix = "The folder holds another architecture than its config.json says, or only a part of it."
-        raise DataError("all weights of the encoder", given=given, where=f"{role} {source!r}", fix=fix)
-    attention.use(model)
-    return Body(model, bare)
 
 
 def encoder_of(tokenizer: Any) -> Encoder:
@@ -90,8 +33,8 @@ def encoder_of(tokenizer: Any) -> Encoder:
 
     def encode(texts: list[str]) -> list[list[int]]:
         with quiet():  # its remark on long texts: they are cut into sequences
-            found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return found
+            ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
 
     vocabulary = sorted(tokenizer.get_vocab().items())
     about = {"class": type(tokenizer).__name__, "vocabulary": derive(vocabulary), "separator": int(separator)}
@@ -101,7 +44,7 @@ def encoder_of(tokenizer: Any) -> Encoder:
 
 
 def corpus_task(sequences: Tensor, tokenizer: Any, teacher: nn.Module, mask_probability: float) -> Task:
-    """A corpus as what a student learns from its teacher on.
+    """The task of a student that learns from its teacher on a corpus.
 
     The labels of held-out sequences are the teacher's mean hidden states (`MeanStates`); the others have none.
 

@@ -1,0 +1,65 @@
+"""The `config.json` of an artifact from a transformers model, and the model from it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import transformers
+from torch import nn
+
+from bitstill.artifact.config_keys import POOLER, TRANSFORMERS_WEIGHTS
+from bitstill.errors import ArtifactError, one_line
+from bitstill.hf import attention_scores
+from bitstill.hf.auto_classes import is_known
+from bitstill.hf.quantizer import REFUSAL
+from bitstill.hf.quiet import quiet
+
+
+def config_of(model: nn.Module) -> dict[str, Any] | None:
+    """What `config.json` says of a transformers model, so that `from_config` and `from_pretrained` can rebuild it.
+
+    Returns:
+        None for other models.
+    """
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_diff_dict") or type(model).__module__.split(".")[0] != "transformers":
+        return None
+    assert config is not None
+    content: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
+    content.pop("quantization_config", None)  # the mark of `model.save_guard`; the artifact's own is added by its writer
+    content |= {"architectures": [type(model).__name__], "dtype": "float32", TRANSFORMERS_WEIGHTS: REFUSAL}
+    if getattr(model, "pooler", model) is None:  # an argument of the class, which no config of transformers holds
+        content[POOLER] = False
+    return content
+
+
+def from_config(config: dict[str, Any]) -> nn.Module:
+    """A freshly initialised model of the architecture that an artifact's `config.json` describes.
+
+    Raises:
+        ArtifactError: transformers does not know it.
+    """
+    settings = {key: value for key, value in config.items() if key not in ("quantization_config", TRANSFORMERS_WEIGHTS)}
+    try:
+        model = _build(settings)
+    except Exception as error:  # a config may be wrong in as many ways as there are architectures
+        raise ArtifactError(
+            "a classifier, or a model without a head, that transformers knows",
+            given=one_line(error),
+            where="config.json",
+            fix="Upgrade transformers, or pass the network: bitstill.load(folder, model=network).",
+        ) from error
+    attention_scores.use(model)
+    return model
+
+
+def _build(settings: dict[str, Any]) -> nn.Module:
+    name = (settings.get("architectures") or [None])[0]
+    if not is_known(name):
+        raise ValueError(f"architecture {name!r}")
+    cls = getattr(transformers, name)
+    arguments = {} if settings.pop(POOLER, True) else {"add_pooling_layer": False}
+    with quiet():
+        model: nn.Module = cls(cls.config_class.from_dict(settings), **arguments)
+    return model

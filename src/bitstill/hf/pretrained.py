@@ -1,0 +1,167 @@
+"""Pretrained models by folder or hub name, with the head that a task asks for or without. No code of theirs is run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from bitstill.data.task import Task
+from bitstill.errors import BitstillError, DataError, one_line
+from bitstill.hf import attention_scores
+from bitstill.hf.auto_classes import auto_class_for
+from bitstill.hf.quiet import quiet
+from bitstill.rng import derive
+
+_LOADING: dict[str, Any] = {
+    "dtype": "float32", "output_loading_info": True, "use_safetensors": True, "trust_remote_code": False,
+}  # fmt: skip
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model, and how it differs from its files.
+
+    Args:
+        model: in float32, computing attention by `hf.attention_scores` where transformers lets it.
+        new: parameters that the files do not have; they are initialised anew and must be trained.
+        unused: parameters of the files that the model has no place for.
+    """
+
+    model: nn.Module
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def load_pretrained(source: str, task: Task, role: str, seed: int = 0) -> Pretrained:
+    """A model with the head that the task's objective asks for.
+
+    Args:
+        source: folder or hub name.
+        task: its objective names the head and its outputs.
+        role: "student" or "teacher", for errors.
+        seed: of what has to be initialised anew.
+
+    Raises:
+        DataError: there is no such model, its head is for another task, its labels are in another order, or parts of its body
+            are missing.
+    """
+    if task.objective.head_kind == "none":
+        return load_encoder(source, role, seed)
+    head = auto_class_for(task)
+    with _loading("a pretrained model", source, role, seed):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if config.model_type not in head.classes:
+            fix = f"Valid: {', '.join(sorted(head.classes)[:12])} and others."
+            raise DataError(f"an encoder for {head.purpose}", given=config.model_type, where=source, fix=fix)
+        _check_labels(config, task, source)
+        # The problem type of a model that was trained for another task does not outlive its objective.
+        settings = {"problem_type": None, **task.objective.head()}
+        model, report = head.auto.from_pretrained(source, ignore_mismatched_sizes=True, **_LOADING, **settings)
+    _check_complete(model, report, task, f"{role} {source!r}")
+    attention_scores.use(model)
+    return Pretrained(model, tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])))
+
+
+def load_encoder(source: str, role: str, seed: int = 0) -> Pretrained:
+    """A model without its head: the encoder of a masked language model or of a classifier, or all of one that has no head.
+
+    Args:
+        source: folder or hub name. A folder with `config.json` and no weights gives a student with random weights.
+        role: "student" or "teacher", for errors.
+        seed: of random weights.
+
+    Raises:
+        DataError: there is no such model, or parts of it are missing.
+    """
+    folder = Path(source)
+    untrained = folder.is_dir() and not any(file.suffix in _WEIGHTS for file in folder.iterdir())
+    if untrained and role != "student":
+        fix = "Only a student may begin with random weights."
+        raise DataError("a pretrained encoder", given="a folder without weights", where=f"{role} {source!r}", fix=fix)
+    with _loading("a pretrained encoder", source, role, seed):
+        if untrained:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            new, unused = [name for name, _ in model.named_parameters()], []
+        else:
+            model, report = AutoModel.from_pretrained(source, **_LOADING)
+            new, unused = [], sorted(report["unexpected_keys"])
+    if not untrained:
+        missing = [name for name in sorted(report["missing_keys"]) if not name.startswith("pooler.")]
+        _check_body(missing, "all weights of the encoder", f"{role} {source!r}")
+    attention_scores.use(model)
+    return Pretrained(model, tuple(new), tuple(unused))
+
+
+def load_float_classifier(folder: Path) -> nn.Module:
+    """The float classifier of texts in a folder, as transformers itself loads and runs it."""
+    with quiet():
+        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(str(folder), local_files_only=True)
+    return model.eval()
+
+
+def save_pretrained(network: nn.Module, task: Task, folder: Path) -> None:
+    """Write a transformers model and the task's tokenizer to `folder`, as any tool reads them."""
+    with quiet():
+        network.save_pretrained(str(folder))  # type: ignore[operator]
+    if task.preprocessor is not None:
+        task.preprocessor.save(folder)
+
+
+@contextlib.contextmanager
+def _loading(expected: str, source: str, role: str, seed: int) -> Iterator[None]:
+    """Quiet loading, with random numbers of its own.
+
+    Raises:
+        DataError: loading failed.
+    """
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "init", role))
+            yield
+    except BitstillError:
+        raise
+    except Exception as error:  # whatever the many parts of transformers raise for files that are damaged or not there
+        fix = "Give the folder of a Hugging Face model, or its name on the hub (which needs a connection)."
+        raise DataError(expected, given=one_line(error), where=f"{role} {source!r}", fix=fix) from error
+
+
+def _check_labels(config: Any, task: Task, source: str) -> None:
+    """Refuse a classifier that means other classes by the same numbers: an old trap of NLI models."""
+    theirs = {str(name).lower(): int(index) for index, name in (config.id2label or {}).items()}
+    ours = {name.lower(): index for index, name in enumerate(task.objective.label_names)}
+    if theirs.keys() == ours.keys() and theirs != ours:
+        fix = "Reorder the rows of its classifier and its id2label, or fine-tune another model for the task."
+        order = ", ".join(sorted(theirs, key=theirs.__getitem__))
+        raise DataError(f"labels in the order {', '.join(ours)}", given=order, where=source, fix=fix)
+
+
+def _check_complete(model: nn.Module, report: dict[str, Any], task: Task, where: str) -> None:
+    """Refuse a body that is not whole, and a head of another shape."""
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    for name, theirs, ours in sorted(report["mismatched_keys"])[:1]:
+        if name.startswith(body):
+            fix = "The folder's config.json and its weights are not of one model."
+            raise DataError(f"{name} {tuple(ours)}, as its config says", given=str(tuple(theirs)), where=where, fix=fix)
+        raise DataError(
+            f"a model for {task.name} ({task.objective.summary}; {name} {tuple(ours)})",
+            given=f"{name} {tuple(theirs)}",
+            where=where,
+            fix="It was trained for other classes: give the model it was fine-tuned from, or one for this task.",
+        )
+    missing = [name for name in sorted(report["missing_keys"]) if name.startswith(body) and ".pooler." not in name]
+    _check_body(missing, "all weights below the classifier", where)
+
+
+def _check_body(missing: list[str], expected: str, where: str) -> None:
+    if missing:
+        fix = "The folder holds another architecture than its config.json says, or only a part of it."
+        raise DataError(expected, given=f"{len(missing)} missing, such as {missing[0]}", where=where, fix=fix)
