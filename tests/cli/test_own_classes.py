@@ -150,3 +150,29 @@ def test_what_is_no_task_or_no_network_is_one_clear_error(cli, own, flag, path, 
     options = [word for pair in named.items() for word in pair]
     done = cli("compress", "--recipe", "post-training", *options, *QUICK, "--out", "never")
     assert done.status == 1 and re.search(message, done.err) and "Traceback" not in done.err, done.err
+
+
+def test_a_kind_of_task_of_ones_own_is_run_and_evaluated(cli, at_root, tmp_path):
+    own = ("--task", "examples.own_task:visits")
+    network = "examples.own_task:Network"
+    done = cli("compress", "--recipe", "fine-tuning", *own, "--student", network, "--steps", 3, *QUICK, "--out", tmp_path / "a")
+    assert done.status == 0 and "deviance explained" in done.out, done.err
+    delivered = json.loads((tmp_path / "a" / "report.json").read_text())["delivered"]
+    measured = json.loads(cli("evaluate", tmp_path / "a", *own, "--model", network, "--json").out)
+    assert measured["value"] == delivered["test"] and measured["details"] == delivered["details"]
+
+
+@pytest.mark.parametrize(
+    ("task", "weights", "message"),
+    [
+        ("digits", "1,2,x", "--class-weights: wanted balanced, or one number per class, got '1,2,x'"),
+        ("digits", "1,2", "class_weights: wanted 10 class weights of at least 0, some above 0, got 2: 1.0, 2.0"),
+        ("examples.own_task:visits", "balanced", "class_weights: wanted an objective with classes, got Counts"),
+    ],
+)
+def test_class_weights_that_do_not_fit_are_one_clear_error(cli, at_root, task, weights, message):
+    student = "digits-student" if task == "digits" else "examples.own_task:Network"
+    run = cli(
+        "compress", "--recipe", "fine-tuning", "--task", task, "--student", student, "--class-weights", weights, "--out", "no"
+    )
+    assert run.status == 1 and message in run.err and "Traceback" not in run.err

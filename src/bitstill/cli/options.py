@@ -18,6 +18,10 @@ MaxLength = Annotated[int | None, typer.Option("--max-length", help="Longest tex
 Truncate = Annotated[
     bool | None, typer.Option("--truncate/--no-truncate", help="Cut longer texts off instead of refusing them.")
 ]
+ClassWeights = Annotated[
+    str | None,
+    typer.Option("--class-weights", help="Of the loss on labels: balanced, or a number per class, separated by commas."),
+]
 StepsOption = Annotated[int | None, typer.Option(help="The same in optimizer steps.")]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 PrecisionOption = Annotated[str, typer.Option(help="float32 or bf16.")]
@@ -35,3 +39,18 @@ def check_duration(epochs: float | None, steps: int | None, command: str) -> Non
     if epochs is not None and steps is not None:
         fix = "Drop one: both say how long to train."
         raise SpecError("one of --epochs and --steps", given="both", where=command, fix=fix)
+
+
+def class_weights_of(text: str | None) -> str | list[float] | None:
+    """The weights that `--class-weights` names.
+
+    Raises:
+        SpecError: neither a word that is known nor numbers.
+    """
+    if text is None or text == "balanced":
+        return text
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        fix = "For example: --class-weights 1,2.5,1."
+        raise SpecError("balanced, or one number per class", given=repr(text), where="--class-weights", fix=fix) from error

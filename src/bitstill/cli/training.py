@@ -10,6 +10,7 @@ import typer
 from bitstill.cli.options import (
     Assignments,
     CheckpointEvery,
+    ClassWeights,
     DataOption,
     JsonFlag,
     LabelColumn,
@@ -21,6 +22,7 @@ from bitstill.cli.options import (
     TextColumn,
     Truncate,
     check_duration,
+    class_weights_of,
 )
 from bitstill.cli.printing import escape, out, print_json, stoppable
 from bitstill.errors import SpecError
@@ -54,6 +56,7 @@ def compress(
     label_column: LabelColumn = None,
     max_length: MaxLength = None,
     truncate: Truncate = None,
+    class_weights: ClassWeights = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Where to deliver the artifact.")] = None,
     each_stage: Annotated[
         bool, typer.Option("--each-stage", help="Deliver what every stage leaves, too, to OUT-<stage>.")
@@ -78,6 +81,7 @@ def compress(
         "options.epochs": epochs, "options.steps": steps, "settings.seed": seed, "settings.precision": precision,
         "settings.checkpoint_every": checkpoint_every, "text.text": text_column or None, "text.label": label_column,
         "text.max_length": max_length, "text.truncate": truncate, "augmented": augmented,
+        "class_weights": class_weights_of(class_weights),
     }  # fmt: skip
     chosen = ([f"bits={'null' if bits == 'none' else bits}"] if bits is not None else []) + (assignments or [])
     check_duration(epochs, steps, "compress")
@@ -121,6 +125,7 @@ def finetune(
     label_column: LabelColumn = None,
     max_length: MaxLength = None,
     truncate: Truncate = None,
+    class_weights: ClassWeights = None,
     resume: ResumeFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -133,7 +138,7 @@ def finetune(
         "recipe": "fine-tuning", "task": task, "options.epochs": epochs, "options.steps": steps, "options.lr": lr,
         "options.batch_size": batch_size, "settings.seed": seed, "settings.precision": precision, "data": data,
         "text.text": text_column or None, "text.label": label_column, "text.max_length": max_length,
-        "text.truncate": truncate,
+        "text.truncate": truncate, "class_weights": class_weights_of(class_weights),
     }  # fmt: skip
     check_duration(epochs, steps, "finetune")
     wanted = read_run(None, overrides)

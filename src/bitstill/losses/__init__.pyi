@@ -19,3 +19,4 @@ from bitstill.losses.sigmoid import BinaryCrossEntropy as BinaryCrossEntropy
 from bitstill.losses.sigmoid import BinaryKL as BinaryKL
 from bitstill.losses.sigmoid import SoftBinaryCrossEntropy as SoftBinaryCrossEntropy
 from bitstill.losses.taps import Output as Output
+from bitstill.losses.taps import as_logits as as_logits
