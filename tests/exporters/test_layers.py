@@ -21,6 +21,7 @@ from bitstill.program.operations import Input, Program
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor
 from bitstill.quant.inputs import dynamic_asymmetric
 from bitstill.quant.rules import Binary, Compression, LearnedStep, Points, Prune, QuantizeInput, SplitBinary, Ternary, Uniform
+from tests.tolerance import assert_product_close
 
 QUANTIZERS = {
     "binary": Binary, "ternary": Ternary, "split": SplitBinary, "points5": partial(Points, 5),
@@ -87,7 +88,7 @@ def test_a_linear_layer(kind, which, tmp_path):
     rule = Compression(weight=QUANTIZERS[kind](granularity=PerChannel()), input=INPUTS[which])
     archive, model = delivered(network, tmp_path / "a", rule, x)
     lowered = lower(linear_program(19), archive)
-    close(run(lowered, x.numpy()), model(x).detach())
+    assert_product_close(run(lowered, x.numpy()), model(x).detach(), x, archive, INPUTS[which])
     by_integers = which not in ("float", "token-asymmetric", "sample-asymmetric", "step-asymmetric") and kind != "points5"
     assert lowered.arithmetic == {"0": "integer" if by_integers else "float"}
     model = onnx.load_model_from_string(lowered.data)
@@ -150,7 +151,8 @@ def test_whatever_the_shape_and_the_granularity_are(kind, granularity, which, in
     )
     with tempfile.TemporaryDirectory() as folder:
         archive, model = delivered(network, f"{folder}/a", rule, x)
-        close(run(lower(linear_program(inputs), archive), x.numpy()), model(x).detach())
+        result = run(lower(linear_program(inputs), archive), x.numpy())
+        assert_product_close(result, model(x).detach(), x, archive, INPUTS[which])
 
 
 @pytest.mark.parametrize("coded", [False, True])

@@ -7,8 +7,10 @@ import pytest
 from bitstill.runtime import model
 from bitstill.runtime.library import tiers, use_tier
 
+ENGINES = (*tiers(), "numpy")
 
-@pytest.fixture(params=[*tiers(), "numpy"])
+
+@pytest.fixture(params=ENGINES)
 def engine(request, monkeypatch):
     if request.param == "numpy":
         monkeypatch.setattr(model, "library", lambda: None)

@@ -29,6 +29,8 @@ from bitstill.runtime.model import Model
 from bitstill.runtime.plan import plan
 from tests.exporters.test_networks import BYTES, FAMILIES
 from tests.hf import tiny
+from tests.pairwise import pairwise
+from tests.runtime.conftest import ENGINES
 from tests.runtime.test_networks import in_torch
 from tests.runtime.test_plan import check
 
@@ -86,10 +88,10 @@ def compare(heads, width, spec, texts, length, seed, folder):
     assert off.mean() <= 0.02, np.abs(found - wanted).max()
 
 
-@pytest.mark.parametrize("further", [0, 3])
-@pytest.mark.parametrize("products", RULES)
-def test_it_is_attention_with_quantized_operands(products, further, engine, tmp_path):
-    probabilities = list(RULES)[(list(RULES).index(products) + further) % len(RULES)]
+@pytest.mark.parametrize(
+    ("products", "probabilities", "engine"), pairwise(list(RULES), list(RULES), ENGINES), indirect=["engine"]
+)
+def test_it_is_attention_with_quantized_operands(products, probabilities, engine, tmp_path):
     compare(3, 20, QuantizeAttention(RULES[products], RULES[probabilities]), 3, 19, 0, tmp_path / "a")
 
 

@@ -20,10 +20,16 @@ from bitstill.runtime.library import library
 from bitstill.runtime.model import Model
 from tests.exporters.test_layers import GRANULARITIES, INPUTS, QUANTIZERS, close, convolution_program, delivered, linear_program
 from tests.exporters.test_networks import BYTES
+from tests.pairwise import pairwise
+from tests.runtime.conftest import ENGINES
+from tests.tolerance import assert_product_close
+
+CONVOLVED = ["binary", "ternary", "split", "affine2", "symmetric5", "step8"]
+CONVOLVED_INPUTS = ["float", "sample", "tensor", "sample-asymmetric", "clip", "step-asymmetric"]
+GROUPED, GROUPED_INPUTS = ["affine4", "symmetric8", "split", "step2"], ["token", "tensor", "step"]
 
 
-@pytest.mark.parametrize("which", INPUTS)
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize(("kind", "which", "engine"), pairwise(list(QUANTIZERS), list(INPUTS), ENGINES), indirect=["engine"])
 def test_a_linear_layer(kind, which, engine, tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(19, 6, bias=which != "token"))
@@ -31,11 +37,10 @@ def test_a_linear_layer(kind, which, engine, tmp_path):
     x[2] = 0.0  # a token of zeros has no range
     rule = Compression(weight=QUANTIZERS[kind](), input=INPUTS[which])
     archive, packed = delivered(network, tmp_path / "a", rule, x)
-    close(Model(archive, linear_program(19), 2)(x.numpy()), packed(x).detach())
+    assert_product_close(Model(archive, linear_program(19), 2)(x.numpy()), packed(x).detach(), x, archive, INPUTS[which])
 
 
-@pytest.mark.parametrize("which", ["float", "sample", "tensor", "sample-asymmetric", "clip", "step-asymmetric"])
-@pytest.mark.parametrize("kind", ["binary", "ternary", "split", "affine2", "symmetric5", "step8"])
+@pytest.mark.parametrize(("kind", "which", "engine"), pairwise(CONVOLVED, CONVOLVED_INPUTS, ENGINES), indirect=["engine"])
 def test_a_convolution(kind, which, engine, tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=kind != "ternary"), nn.Linear(5, 2))
@@ -64,18 +69,17 @@ def test_whatever_the_shape_and_the_granularity_are(kind, granularity, which, in
         archive, packed = delivered(network, folder + "/a", rule, x)
         model = Model(archive, linear_program(inputs), 2)
         assert library() is None or model.engine != "numpy"
-        close(model(x.numpy()), packed(x).detach())
+        assert_product_close(model(x.numpy()), packed(x).detach(), x, archive, INPUTS[which])
 
 
-@pytest.mark.parametrize("kind", ["affine4", "symmetric8", "split", "step2"])
-@pytest.mark.parametrize("which", ["token", "tensor", "step"])
+@pytest.mark.parametrize(("kind", "which", "engine"), pairwise(GROUPED, GROUPED_INPUTS, ENGINES), indirect=["engine"])
 def test_groups_of_inputs_with_a_scale_each_are_multiplied_as_integers(kind, which, engine, tmp_path):
     torch.manual_seed(0)
     network, x = nn.Sequential(nn.Linear(96 + 20, 21)), torch.randn(40, 96 + 20)
     rule = Compression(weight=QUANTIZERS[kind](granularity=bitstill.quant.PerGroup(32)), input=INPUTS[which])
     archive, packed = delivered(network, tmp_path / "a", rule, x)
     model = Model(archive, linear_program(116), 2)
-    close(model(x.numpy()), packed(x).detach())
+    assert_product_close(model(x.numpy()), packed(x).detach(), x, archive, INPUTS[which])
     if engine != "numpy":
         (matrix,) = model._engine.layers._matrices.values()
         assert matrix.by_integers and matrix.struct.groups == 4
@@ -89,9 +93,9 @@ def test_inputs_that_are_next_to_a_tie_between_two_codes(engine, tmp_path):
     for _ in range(3):  # to the left or the right of it, or where it is
         x = np.nextafter(x, rng.choice([-np.inf, np.inf], x.shape).astype(np.float32))
     x[:, :1] = most
-    given, rule = torch.from_numpy(x), Compression(weight=bitstill.quant.Binary(), input=BYTES)
-    archive, packed = delivered(network, tmp_path / "a", rule, given)
-    close(Model(archive, linear_program(inputs), 1)(x), packed(given).detach())
+    inputs_of_torch, rule = torch.from_numpy(x), Compression(weight=bitstill.quant.Binary(), input=BYTES)
+    archive, packed = delivered(network, tmp_path / "a", rule, inputs_of_torch)
+    assert_product_close(Model(archive, linear_program(inputs), 1)(x), packed(inputs_of_torch).detach(), x, archive, BYTES)
 
 
 @pytest.mark.parametrize("kind", ["symmetric8", "affine8", "binary"])
@@ -104,7 +108,8 @@ def test_sums_that_32_bits_cannot_hold(kind, engine, tmp_path):
     rule = Compression(weight=quantizer.get(kind, QUANTIZERS["binary"]()), input=bitstill.quant.QuantizeInput(symmetric=False))
     x = torch.ones(3, 40_000)
     archive, packed = delivered(network, tmp_path / "a", rule, x)
-    close(Model(archive, linear_program(40_000), 2)(x.numpy()), packed(x).detach())
+    result = Model(archive, linear_program(40_000), 2)(x.numpy())
+    assert_product_close(result, packed(x).detach(), x, archive, rule.input)
 
 
 @pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf, 1e300])
