@@ -1,6 +1,6 @@
 """Text with labels, before any tokenizer has seen it: read from files or from the hub, checked row by row.
 
-What a model reads depends on its tokenizer, so a text task becomes a `Task` only when it meets one: `hf.text.tokenize`.
+What a model reads depends on its tokenizer, so a text task becomes a `Task` only when it meets one: `hf.tokenize.tokenize`.
 """
 
 from __future__ import annotations

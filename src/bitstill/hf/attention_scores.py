@@ -1,8 +1,8 @@
-"""An attention function that can tell its scores, registered the way transformers offers; no model class is patched.
+"""Attention whose scores can be tapped, registered with transformers as an attention function; no model class is patched.
 
-While nobody asks, it is transformers' own fused attention. While a tap asks (`distill.taps`), or where the operands of its
-products are quantized (`nn.attention`), it is the same attention written out, which leaves its scores before mask and softmax
-with the tap. Its mask function is registered too: transformers makes no mask at all for an attention it does not know, and
+Without a tap it is transformers' own fused attention. While scores are tapped (`losses.taps`), or where the operands of its
+products are quantized (`model.attention_operands`), it is the same attention written out, and hands the scores before mask and
+softmax to the tap. Its mask function is registered too: for an attention without one transformers makes no mask at all, and
 padding would silently be attended to.
 """
 
@@ -61,12 +61,12 @@ def attention(
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     causal = kwargs.get("is_causal")
     if getattr(module, "is_causal", False) if causal is None else causal:
-        # transformers leaves the mask out where it says no more than this; what no query may see is nothing to imitate.
-        _tell(receive, scores.tril())
+        # transformers passes no mask where it would be causal alone. Scores that it hides are nothing to imitate.
+        _hand_over(receive, scores.tril())
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
     else:
-        _tell(receive, scores)
+        _hand_over(receive, scores)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = torch.where(attention_mask, scores, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
@@ -85,20 +85,20 @@ def require(model: Any) -> None:
     """
     if hasattr(model, "set_attn_implementation"):
         use(model)
-    found = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if found != NAME:
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if implementation != NAME:
         fix = "Load it without model=, so that it is built from its config.json."
-        given = f"{type(model).__name__} with attention {found!r}"
+        given = f"{type(model).__name__} with attention {implementation!r}"
         raise ArtifactError("a network whose attention can be quantized", given=given, where="load", fix=fix)
 
 
-def _tell(receive: Any, scores: Tensor) -> None:
+def _hand_over(receive: Any, scores: Tensor) -> None:
     if receive is not None:
         receive(scores)
 
 
 def use(model: Any) -> None:
-    """Let `model` compute attention by `attention` where it can; others keep their own and offer no scores."""
+    """Let `model` compute attention by `attention` if transformers dispatches it; other models offer no scores."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     if getattr(model, "_supports_attention_backend", False):

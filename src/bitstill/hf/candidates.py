@@ -48,8 +48,8 @@ class Neighbours:
 
     def propose(self, words: Sequence[Word], count: int) -> list[list[str]]:
         """The `count` nearest words to each, itself left out."""
-        wanted = dict.fromkeys(str(word) for word in words)
-        queries = {word: vector for word in wanted if word not in self._known and (vector := self._vector(word)) is not None}
+        distinct = dict.fromkeys(str(word) for word in words)
+        queries = {word: vector for word in distinct if word not in self._known and (vector := self._vector(word)) is not None}
         for chunk in _chunks(list(queries), 256):
             unit = torch.nn.functional.normalize(torch.stack([queries[word] for word in chunk]), dim=1)
             near = (unit @ self.vectors.T).topk(min(2 * count + 2, len(self.words)), dim=1).indices.sort(dim=1).values
@@ -69,7 +69,7 @@ class Neighbours:
 
 
 class MaskedLanguageModel:
-    """What a masked language model would put in a word's place; words of several tokens are looked up elsewhere.
+    """Predictions of a masked language model for a word's place; words of several tokens are looked up elsewhere.
 
     As Jiao et al. (2020) do, the model reads the text with the word masked and then the text itself, and its best predictions
     are the candidates, pieces of words left out. The word itself is left out too: it is what stays without an exchange.
@@ -100,13 +100,13 @@ class MaskedLanguageModel:
         """The `count` best predictions for words that are one token; neighbours for the others."""
         single = [place for place, word in enumerate(words) if self._token(str(word)) in self.whole]
         rest = sorted(set(range(len(words))) - set(single))
-        found: dict[int, list[str]] = dict(zip(rest, self.otherwise.propose([words[p] for p in rest], count), strict=True))
+        candidates: dict[int, list[str]] = dict(zip(rest, self.otherwise.propose([words[p] for p in rest], count), strict=True))
         single.sort(key=lambda place: len(words[place].text))  # texts of similar length together
         with tqdm(total=len(single), desc="predicting words", unit="word", leave=False, disable=not self.progress) as bar:
             for chunk in _chunks(single, BATCH):
-                found |= zip(chunk, self._predict([words[place] for place in chunk], count), strict=True)
+                candidates |= zip(chunk, self._predict([words[place] for place in chunk], count), strict=True)
                 bar.update(len(chunk))
-        return [found[place] for place in range(len(words))]
+        return [candidates[place] for place in range(len(words))]
 
     def _predict(self, words: Sequence[Word], count: int) -> list[list[str]]:
         limit = min(LONGEST, self.tokenizer.model_max_length)
@@ -119,15 +119,15 @@ class MaskedLanguageModel:
         with torch.inference_mode():
             logits = self.model(**inputs.to(self.device)).logits
             rows = logits[torch.arange(len(words)), here.int().argmax(1)].float().cpu()
-        found: list[list[str]] = []
+        candidates: list[list[str]] = []
         for word, row, there in zip(words, rows, here.any(1).tolist(), strict=True):
             if not there:  # cut off all the same
-                found.append([])
+                candidates.append([])
                 continue
             best = row.topk(min(count + 1, row.shape[-1])).indices.tolist()
             named = [self.whole[token] for token in best if token in self.whole]
-            found.append([other for other in named if other.lower() != str(word).lower()][:count])
-        return found
+            candidates.append([other for other in named if other.lower() != str(word).lower()][:count])
+        return candidates
 
     def _token(self, word: str) -> int | None:
         ids = self.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
@@ -206,17 +206,17 @@ def whole_words(tokenizer: Any) -> dict[str, int]:
     return {text: token for (text, token), back in zip(named, again, strict=True) if back == [token]}
 
 
-def _load(auto: Any, source: str, wanted: str, fix: str) -> Any:
+def _load(auto: Any, source: str, expected: str, fix: str) -> Any:
     try:
         with quiet():
             model, report = auto.from_pretrained(
                 source, dtype="float32", output_loading_info=True, use_safetensors=True, trust_remote_code=False
             )
     except Exception as error:  # whatever its many parts raise for files that are damaged or not there
-        raise DataError(wanted, given=one_line(error), where=source, fix=fix) from error
-    lost = [name for name in report["missing_keys"] if ".pooler." not in f".{name}"]
-    if lost:
-        raise DataError(wanted, given=f"one without {sorted(lost)[0]}", where=source, fix=fix)
+        raise DataError(expected, given=one_line(error), where=source, fix=fix) from error
+    missing = [name for name in report["missing_keys"] if ".pooler." not in f".{name}"]
+    if missing:
+        raise DataError(expected, given=f"one without {sorted(missing)[0]}", where=source, fix=fix)
     return model.eval().requires_grad_(False)
 
 

@@ -123,11 +123,11 @@ class BitstillQuantizer(HfQuantizer):
 
 
 def _check_class(model: nn.Module, archive: Archive) -> None:
-    """Refuse another head: its weights are not in the file, and transformers would make them up or tie them to packed ones."""
-    wanted = archive.config.get("architectures") or []
-    if type(model).__name__ not in wanted:
+    """Refuse another head: transformers would initialise its weights at random or tie them to packed ones."""
+    architectures = archive.config.get("architectures") or []
+    if type(model).__name__ not in architectures:
         raise ArtifactError(
-            " or ".join(wanted) or "a model with a class in its config",
+            " or ".join(architectures) or "a model with a class in its config",
             given=type(model).__name__,
             where="config.json: architectures",
             fix="Load with the class that was delivered, or the Auto class that makes it.",
