@@ -2,7 +2,7 @@
 
 bitstill.prepare(model, bitstill.quant.Compression(weight=PowersOfTwo(bits=2)))
 
-In a run file, where this file is importable: `weight: {kind: own_quantizer:PowersOfTwo, bits: 2}`.
+In a run file: `options: {weight_quantizer: {kind: examples.own_quantizer:PowersOfTwo, bits: 2}}`.
 """
 
 from __future__ import annotations

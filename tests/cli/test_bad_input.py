@@ -293,7 +293,7 @@ def test_artifacts_that_cannot_be_read(cli, older, damage):
 
 
 def test_evaluate_refuses_an_unknown_split_or_task(cli, older):
-    refused(cli("evaluate", older, "--split", "tset"), r"--split: wanted a known split, got 'tset'. Did you mean 'test'\?")
+    refused(cli("evaluate", older, "--split", "tset"), r"split: wanted a known split, got 'tset'. Did you mean 'test'\?")
     for name in ("mine", None, ["digits"]):
         edit(older, lambda config, name=name: config.update(task=name))
         refused(cli("evaluate", older), "an artifact of a known task.*bitstill.load")

@@ -39,6 +39,18 @@ def test_a_recipe_of_ones_own_is_run_and_repeated_from_its_file(cli, at_root, tm
     assert weights(tmp_path / "c") != weights(tmp_path / "a")
 
 
+def test_a_quantizer_of_ones_own_is_run_and_repeated(cli, at_root, tmp_path):
+    quantizer = "weight_quantizer={kind: examples.own_quantizer:PowersOfTwo, bits: 3}"
+    models = ("--teacher", "digits-teacher", "--student", "digits-student", "--set", "teacher_epochs=0.5", "--steps", 5)
+    run = ("compress", "--recipe", "quantized-distillation", "--task", "digits", *models, *QUICK)
+    done = cli(*run, "--set", quantizer, "--out", tmp_path / "a")
+    assert done.status == 0, done.err
+    options = yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text())["options"]
+    assert options["weight_quantizer"]["kind"] == "examples.own_quantizer:PowersOfTwo"
+    assert cli("compress", tmp_path / "a" / "recipe.yaml", "--out", tmp_path / "b").status == 0
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
 def test_its_options_are_listed_like_those_of_any_other(cli, at_root):
     assert [option["name"] for option in describe(RECIPE)["options"]] == [
         "quantizer", "first_epochs", "second_epochs", "lr", "teacher_epochs",

@@ -1,4 +1,4 @@
-"""The command line. Each command parses, calls one function of the library and prints."""
+"""The command line: each command parses its options, calls the function of its name in `bitstill` and prints."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import sys
 
 import typer
 
+from bitstill.cli.artifacts import bench, compare, evaluate, export, inspect, push
+from bitstill.cli.overview import demo, recipes
 from bitstill.cli.printing import err, escape
-from bitstill.cli.showing import bench, compare, demo, evaluate, export, inspect, push, recipes
 from bitstill.cli.training import augment, compress, distill, finetune
 from bitstill.errors import BitstillError, without_torch
 
 app = typer.Typer(
     name="bitstill",
-    help="Distil trained networks into 1- to 8-bit ones, and deliver files that really are that small.",
+    help="Train networks down to 1 to 8 bits under a teacher, and deliver files that really are that small.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,7 +24,7 @@ for _command in (demo, compress, finetune, distill, augment, evaluate, inspect, 
 
 
 def main() -> None:
-    """Run the command line; an error of bitstill's becomes one message and exit status 1."""
+    """Run the command line; an error of bitstill becomes one message and exit status 1."""
     try:
         _run()
     except BitstillError as error:

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -11,30 +11,39 @@ from bitstill.errors import SpecError
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 DataOption = Annotated[str | None, typer.Option(help="Folder with local files for the task.")]
 TextColumn = Annotated[
-    list[str] | None, typer.Option("--text-column", help="Column with the text; twice for a pair. Task text only.")
+    list[str] | None,
+    typer.Option("--text-column", help="Column with the text; twice for pairs. Only for --task text."),
 ]
-LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column with the label. Task text only.")]
-MaxLength = Annotated[int | None, typer.Option("--max-length", help="Longest text in tokens. Task text only.")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column with the label. Only for --task text.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="Longest text in tokens. Only for --task text.")]
 Truncate = Annotated[
-    bool | None, typer.Option("--truncate/--no-truncate", help="Cut longer texts off instead of refusing them.")
+    bool | None, typer.Option("--truncate/--no-truncate", help="Truncate longer texts instead of refusing them.")
+]
+StepsOption = Annotated[int | None, typer.Option(help="Duration in optimizer steps instead of epochs.")]
+SeedOption = Annotated[int, typer.Option(help="Random seed.")]
+PrecisionOption = Annotated[str, typer.Option(help="Training precision: float32 or bf16.")]
+CheckpointEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints; default is one epoch.")]
+ResumeFlag = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any option of the recipe (kd_weight=0.9, granularity.size=64, layers.0=2), or settings.KEY, storage.KEY or "
+        "text.KEY; repeatable.",
+    ),
 ]
 ClassWeights = Annotated[
     str | None,
-    typer.Option("--class-weights", help="Of the loss on labels: balanced, or a number per class, separated by commas."),
+    typer.Option("--class-weights", help="Class weights of the loss on labels: balanced, or comma-separated numbers."),
 ]
-StepsOption = Annotated[int | None, typer.Option(help="The same in optimizer steps.")]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
-PrecisionOption = Annotated[str, typer.Option(help="float32 or bf16.")]
-CheckpointEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints; default is an epoch.")]
-ResumeFlag = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")]
-Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any option; repeatable.")]
 
 
 def check_duration(epochs: float | None, steps: int | None, command: str) -> None:
-    """Refuse two answers to how long to train.
+    """Refuse a duration in epochs and in steps.
 
     Raises:
-        SpecError: both are given.
+        SpecError: both are set.
     """
     if epochs is not None and steps is not None:
         fix = "Drop one: both say how long to train."

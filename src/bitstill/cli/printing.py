@@ -1,4 +1,4 @@
-"""What commands print, and where."""
+"""Output of the commands: documents, pages and short texts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RESUME = "The same command with --resume continues from the last checkpoint."
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document to standard output."""
     sys.stdout.write(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def write_page(path: Path, html: str) -> None:
-    """A page where the user wants it, in a folder that is made if it is not there."""
+    """Write an HTML page, and the folder it lies in if there is none."""
     from bitstill.artifact.files import write_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def write_page(path: Path, html: str) -> None:
 
 @contextlib.contextmanager
 def stoppable(advice: str = RESUME) -> Iterator[None]:
-    """Long work: Ctrl-C ends the command with status 130, and says how to go on."""
+    """Context of long work: Ctrl-C ends the command with status 130 and prints how to resume."""
     try:
         yield
     except KeyboardInterrupt:
@@ -42,33 +42,35 @@ def stoppable(advice: str = RESUME) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def gguf_text(found: dict[str, Any]) -> str:
-    """Whether an artifact can be exported for llama.cpp."""
-    if not found["fits"]:
-        return escape(f"gguf: no. {found['why_not']}.")
-    return f"gguf: yes, {', '.join(f'{count} as {kind}' for kind, count in found['block_types'].items()) or 'in float'}."
+def gguf_text(gguf: dict[str, Any]) -> str:
+    """Whether an artifact can be exported to GGUF, from `inspect`."""
+    if not gguf["fits"]:
+        return escape(f"gguf: no. {gguf['why_not']}.")
+    return f"gguf: yes, {', '.join(f'{count} as {kind}' for kind, count in gguf['block_types'].items()) or 'in float'}."
 
 
-def runtime_text(found: dict[str, Any]) -> str:
-    """Whether an artifact runs without torch."""
-    return "runtime: yes, by bitstill.runtime." if found["fits"] else escape(f"runtime: no. {found['why_not']}.")
+def runtime_text(runtime: dict[str, Any]) -> str:
+    """Whether an artifact runs without torch, from `inspect`."""
+    return "runtime: yes, by bitstill.runtime." if runtime["fits"] else escape(f"runtime: no. {runtime['why_not']}.")
 
 
-def export_text(found: dict[str, Any], folder: Path) -> str:
-    """What an export has come to, in a few lines."""
-    first = f"{found['file_bytes']:,} bytes (artifact: {found['artifact_bytes']:,}). Written to [bold]{escape(str(folder))}[/]"
-    if found["to"] == "gguf":
-        types = ", ".join(f"{count} as {kind}" for kind, count in Counter(found["block_types"].values()).most_common())
-        change = found["largest_change_of_a_weight"]
+def export_text(report: dict[str, Any], folder: Path) -> str:
+    """Summary of an export in a few lines."""
+    first = (
+        f"{report['file_bytes']:,} bytes (artifact: {report['artifact_bytes']:,}). Written to [bold]{escape(str(folder))}[/]"
+    )
+    if report["to"] == "gguf":
+        types = ", ".join(f"{count} as {kind}" for kind, count in Counter(report["block_types"].values()).most_common())
+        change = report["largest_change_of_a_weight"]
         exact = f"changed by up to {change:.1g} of the largest, to scales of 16 bits" if change else "exactly as trained"
         notes = [f"Layers: {types}. Weights are {exact}."]
-        if found["inputs_quantized_otherwise"]:
+        if report["inputs_quantized_otherwise"]:
             notes.append("[yellow]llama.cpp quantizes inputs otherwise than training did:[/] outputs differ a little.")
-        if found["first_segment_only"]:
+        if report["first_segment_only"]:
             notes.append("[yellow]llama.cpp takes every token for one of the first segment:[/] not for pairs of texts.")
         return "\n".join([first, *notes])
-    if found["to"] in ("torch", "compressed-tensors"):
-        bits = Counter(found.get("bits", {}).values())
+    if report["to"] in ("torch", "compressed-tensors"):
+        bits = Counter(report.get("bits", {}).values())
         stored = (
             [f"Layers: {', '.join(f'{count} of {number} bits' for number, count in sorted(bits.items()))}."] if bits else []
         )
@@ -78,11 +80,11 @@ def export_text(found: dict[str, Any], folder: Path) -> str:
             ("attention_no_longer_quantized", "layers no longer quantize what attention multiplies: outputs differ a little"),
             ("narrower_than_config", "modules are narrower than config.json says: only bitstill can build this network"),
         )
-        return "\n".join([first, *stored, *(f"{len(found[key])} {text}." for key, text in changes if found.get(key))])
-    how, word = (found["arithmetic"], "by") if found["to"] == "onnx" else (found["constants"], "as")
+        return "\n".join([first, *stored, *(f"{len(report[key])} {text}." for key, text in changes if report.get(key))])
+    how, word = (report["arithmetic"], "by") if report["to"] == "onnx" else (report["constants"], "as")
     kinds = Counter(how.values())
-    compared, layers = found["compared"], ", ".join(f"{count} {word} {kind}" for kind, count in kinds.most_common())
-    changed = "" if found["activations"] == "trained" else " [yellow]Inputs are quantized otherwise than in training.[/]"
+    compared, layers = report["compared"], ", ".join(f"{count} {word} {kind}" for kind, count in kinds.most_common())
+    changed = "" if report["activations"] == "trained" else " [yellow]Inputs are quantized otherwise than in training.[/]"
     where = "random inputs" if compared["inputs"] == "random" else f"samples of {compared['inputs']},"
     same = "" if compared["same_label"] is None else f"; {100 * compared['same_label']:.4g} % have the same label"
     lines = [

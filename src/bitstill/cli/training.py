@@ -1,4 +1,4 @@
-"""The commands that train, and the one that makes more to train on."""
+"""The commands that train, and the one that augments training texts."""
 
 from __future__ import annotations
 
@@ -29,27 +29,31 @@ from bitstill.errors import SpecError
 
 
 def compress(
-    run_file: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="A run file; flags override it.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="See `bitstill recipes`.")] = None,
-    task: Annotated[str | None, typer.Option(help="Data and metric: digits, cifar10.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="What is to be compressed: a network's name or an artifact's folder.")
+    run_file: Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="Run file; flags override it.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="One of `bitstill recipes`, or package.module:Name.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="digits, cifar10, a GLUE task, text (own files) and so on, or package.module:Name."),
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Guides the student; default is --model.")] = None,
-    student: Annotated[str | None, typer.Option(help="What is delivered; default is --model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Network to compress: name, artifact, Hugging Face folder or hub name, or package.module:Name."),
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Network that guides the student; default is --model.")] = None,
+    student: Annotated[str | None, typer.Option(help="Network that is compressed and delivered; default is --model.")] = None,
     corpus: Annotated[
         str | None,
-        typer.Option(help="Plain text on which the student is distilled in general first: folder, file or hub name."),
+        typer.Option(help="Plain text for general distillation of the student beforehand: file, folder or hub name."),
     ] = None,
     augmented: Annotated[
         str | None, typer.Option(help="Folder with variants of the training texts, from `bitstill augment`.")
     ] = None,
-    augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Augment the training data.")] = None,
-    bits: Annotated[str | None, typer.Option(help="1 to 8, ternary, or none for a float student.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Duration of the main stage.")] = None,
+    augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Apply the task's augmentation.")] = None,
+    bits: Annotated[str | None, typer.Option(help="Bits per weight: 1 to 8, ternary, or none (float).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Epochs of the main stage.")] = None,
     steps: StepsOption = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Training precision: float32 or bf16.")] = None,
     checkpoint_every: CheckpointEvery = None,
     data: DataOption = None,
     text_column: TextColumn = None,
@@ -57,18 +61,16 @@ def compress(
     max_length: MaxLength = None,
     truncate: Truncate = None,
     class_weights: ClassWeights = None,
-    folder: Annotated[Path | None, typer.Option("--out", help="Where to deliver the artifact.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder for the artifact.")] = None,
     each_stage: Annotated[
-        bool, typer.Option("--each-stage", help="Deliver what every stage leaves, too, to OUT-<stage>.")
+        bool, typer.Option("--each-stage", help="Also deliver the student after every stage, to OUT-<stage>.")
     ] = False,
     resume: ResumeFlag = False,
     assignments: Assignments = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what each layer would get and the bytes; train nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show bits and bytes of every layer without training.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a compressed model and deliver it as a folder."""
+    """Train a compressed model and deliver it as an artifact: a folder with packed weights."""
     from bitstill.report.tables import size_table
     from bitstill.run.compress import compress as run
     from bitstill.run.dry_run import dry_run as look
@@ -85,39 +87,39 @@ def compress(
     }  # fmt: skip
     chosen = ([f"bits={'null' if bits == 'none' else bits}"] if bits is not None else []) + (assignments or [])
     check_duration(epochs, steps, "compress")
-    wanted = read_run(run_file, overrides, chosen)
-    built = wanted.build_recipe()
+    spec = read_run(run_file, overrides, chosen)
+    built = spec.build_recipe()
     if dry_run:
-        more = (wanted.settings, wanted.storage, wanted.data, wanted.text, wanted.augmented)
-        planned = look(Job(built, wanted.models(built), wanted.task, *more, class_weights=wanted.class_weights))
+        more = (spec.settings, spec.storage, spec.data, spec.text, spec.augmented)
+        planned = look(Job(built, spec.models(built), spec.task, *more, class_weights=spec.class_weights))
         if as_json:
             print_json(planned)
         else:
             out.print(size_table(planned))
         return
-    if wanted.out is None:
+    if spec.out is None:
         raise SpecError("a folder to deliver to", given="none", where="compress", fix="Add --out DIR.")
     with stoppable():
         result = run(
-            built, wanted.task, wanted.models(built), out=wanted.out, settings=wanted.settings, storage=wanted.storage,
-            resume=resume, data=wanted.data, text=wanted.text, augmented=wanted.augmented,
-            class_weights=wanted.class_weights, each_stage=each_stage,
+            built, spec.task, spec.models(built), out=spec.out, settings=spec.settings, storage=spec.storage,
+            resume=resume, data=spec.data, text=spec.text, augmented=spec.augmented,
+            class_weights=spec.class_weights, each_stage=each_stage,
         )  # fmt: skip
     if as_json:
         print_json(result.report)
         return
     out.print(size_table(result.report))
-    out.print(_summary(result.report, wanted.out), highlight=False)
+    out.print(_summary(result.report, spec.out), highlight=False)
 
 
 def finetune(
-    model: Annotated[str, typer.Option(help="A pretrained encoder: folder or hub name.")],
-    task: Annotated[str, typer.Option(help="A GLUE task, or text for files of your own.")],
-    folder: Annotated[Path, typer.Option("--out", help="A new folder for the fine-tuned model.")],
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data; default is 3.")] = None,
+    model: Annotated[str, typer.Option(help="Pretrained encoder: folder or hub name.")],
+    task: Annotated[str, typer.Option(help="GLUE task, text (files of your own), or package.module:Name.")],
+    folder: Annotated[Path, typer.Option("--out", help="New folder for the fine-tuned model.")],
+    epochs: Annotated[float | None, typer.Option(help="Epochs; default 3.")] = None,
     steps: StepsOption = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default is 5e-5.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples per step; default is 32.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default 5e-5.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step; default 32.")] = None,
     seed: SeedOption = 0,
     precision: PrecisionOption = "float32",
     data: DataOption = None,
@@ -129,7 +131,7 @@ def finetune(
     resume: ResumeFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fine-tune a pretrained encoder on labels, to be a teacher: an ordinary Hugging Face folder."""
+    """Fine-tune a pretrained encoder on a task, as a teacher; written as a Hugging Face model."""
     from bitstill.recipes import FineTuning
     from bitstill.run.finetune import finetune as run
     from bitstill.run.run_file import read_run
@@ -141,8 +143,8 @@ def finetune(
         "text.truncate": truncate, "class_weights": class_weights_of(class_weights),
     }  # fmt: skip
     check_duration(epochs, steps, "finetune")
-    wanted = read_run(None, overrides)
-    recipe = wanted.build_recipe()
+    spec = read_run(None, overrides)
+    recipe = spec.build_recipe()
     assert isinstance(recipe, FineTuning)
     with stoppable():
         report = run(
@@ -150,35 +152,35 @@ def finetune(
             task,
             folder,
             recipe=recipe,
-            settings=wanted.settings,
-            data=wanted.data,
-            text=wanted.text,
-            class_weights=wanted.class_weights,
+            settings=spec.settings,
+            data=spec.data,
+            text=spec.text,
+            class_weights=spec.class_weights,
             resume=resume,
         )
     if as_json:
         print_json(report)
         return
-    found = report["delivered"]
+    delivered = report["delivered"]
     out.print(
-        f"{found['metric']} on {found['samples']:,} {task} test samples: [bold]{found['test']:.2f}[/]. "
+        f"{delivered['metric']} on {delivered['samples']:,} {task} test samples: [bold]{delivered['test']:.2f}[/]. "
         f"Delivered to [bold]{escape(str(folder))}[/]",
         highlight=False,
     )
 
 
 def distill(
-    model: Annotated[str, typer.Option(help="The teacher, an encoder that was not fine-tuned: folder or hub name.")],
-    corpus: Annotated[str, typer.Option(help="Plain text: a file, a folder with train files, or a hub name.")],
-    folder: Annotated[Path, typer.Option("--out", help="A new folder for the smaller encoder.")],
-    layers: Annotated[int | None, typer.Option(help="How many of the teacher's layers the student keeps.")] = None,
+    model: Annotated[str, typer.Option(help="Teacher, a pretrained encoder: folder or hub name.")],
+    corpus: Annotated[str, typer.Option(help="Plain text: file, folder with train files, or hub name.")],
+    folder: Annotated[Path, typer.Option("--out", help="New folder for the smaller encoder.")],
+    layers: Annotated[int | None, typer.Option(help="Number of the teacher's layers that the student starts from.")] = None,
     student: Annotated[
-        str | None, typer.Option(help="The student instead: folder or hub name, or a folder with config.json alone.")
+        str | None, typer.Option(help="Student instead of --layers: folder or hub name; config.json alone for random weights.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the corpus; default is 3.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Epochs; default 3.")] = None,
     steps: StepsOption = None,
-    length: Annotated[int, typer.Option(help="Of the sequences that the corpus is cut into, in tokens.")] = 128,
-    limit: Annotated[int | None, typer.Option(help="Characters of the corpus that are read; default is all.")] = None,
+    length: Annotated[int, typer.Option(help="Sequence length in tokens.")] = 128,
+    limit: Annotated[int | None, typer.Option(help="Characters of the corpus to read; default is all.")] = None,
     text_column: Annotated[str, typer.Option("--text-column", help="Column with the text.")] = "text",
     cache: Annotated[Path | None, typer.Option(help="Folder for the tokenized corpus; default is OUT.tokens.")] = None,
     seed: SeedOption = 0,
@@ -188,7 +190,7 @@ def distill(
     assignments: Assignments = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Distil an encoder into a smaller one on plain text, for any task: an ordinary Hugging Face folder."""
+    """Distil a pretrained encoder into a smaller one on plain text; written as a Hugging Face model."""
     from bitstill.data.corpus import Corpus
     from bitstill.recipes.general_distillation import GeneralDistillation
     from bitstill.run.distill import distill as run
@@ -201,60 +203,60 @@ def distill(
         "options.corpus.length": length, "options.corpus.limit": limit, "settings.seed": seed, "settings.precision": precision,
         "settings.checkpoint_every": checkpoint_every,
     }  # fmt: skip
-    wanted = read_run(None, overrides, assignments or [])
-    recipe = wanted.build_recipe()
+    spec = read_run(None, overrides, assignments or [])
+    recipe = spec.build_recipe()
     assert isinstance(recipe, GeneralDistillation) and isinstance(recipe.corpus, Corpus)
     with stoppable():
         report = run(
-            model, recipe.corpus, folder, student=student, recipe=recipe, settings=wanted.settings, cache=cache, resume=resume,
+            model, recipe.corpus, folder, student=student, recipe=recipe, settings=spec.settings, cache=cache, resume=resume,
         )  # fmt: skip
     if as_json:
         print_json(report)
         return
-    sizes, found = report["parameters"], report["delivered"]
+    sizes, delivered = report["parameters"], report["delivered"]
     out.print(
-        f"{sizes['student']:,} of the teacher's {sizes['teacher']:,} parameters; {found['metric']} on held-out text "
-        f"[bold]{found['test']:.2f}[/] of 100. Delivered to [bold]{escape(str(folder))}[/]",
+        f"{sizes['student']:,} of the teacher's {sizes['teacher']:,} parameters; {delivered['metric']} on held-out text "
+        f"[bold]{delivered['test']:.2f}[/] of 100. Delivered to [bold]{escape(str(folder))}[/]",
         highlight=False,
     )
 
 
 def augment(
-    task: Annotated[str, typer.Option(help="A GLUE task, or text for files of your own.")],
-    model: Annotated[str, typer.Option(help="A masked language model, or any with word embeddings: folder or hub name.")],
-    folder: Annotated[Path, typer.Option("--out", help="Where variants are kept; one that was begun is gone on with.")],
+    task: Annotated[str, typer.Option(help="GLUE task, text (files of your own), or package.module:Name.")],
+    model: Annotated[str, typer.Option(help="Masked language model, or any with word embeddings: folder or hub name.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the variants; an unfinished one is resumed.")],
     method: Annotated[
-        str, typer.Option(help="masked-lm: what the model predicts; neighbours: words with similar embeddings.")
+        str, typer.Option(help="masked-lm (words the model predicts) or neighbours (words with similar embeddings).")
     ] = "masked-lm",
-    vectors: Annotated[Path | None, typer.Option(help="Word embeddings in GloVe's format, for neighbours.")] = None,
-    variants: Annotated[int | None, typer.Option(help="Of each text; default is the published number.")] = None,
-    probability: Annotated[float, typer.Option(help="With which a word is exchanged.")] = 0.4,
-    candidates: Annotated[int, typer.Option(help="For each word.")] = 15,
+    vectors: Annotated[Path | None, typer.Option(help="Word embeddings in GloVe format, for neighbours.")] = None,
+    variants: Annotated[int | None, typer.Option(help="Variants per text; default is the published number.")] = None,
+    probability: Annotated[float, typer.Option(help="Probability of replacing a word.")] = 0.4,
+    candidates: Annotated[int, typer.Option(help="Candidates per word.")] = 15,
     seed: SeedOption = 0,
     data: DataOption = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make variants of a task's training texts by exchanging words, for `compress --augmented`."""
+    """Augment a task's training texts by replacing words, for `compress --augmented`."""
     from bitstill.data.augmentation import Augmentation
     from bitstill.data.text import TextOptions
     from bitstill.run.augment import augment as run
 
-    chosen = {"text": tuple(text_column or ()), "label": label_column}
-    given = {key: value for key, value in chosen.items() if value}
+    named = {"text": tuple(text_column or ()), "label": label_column}
+    columns = {key: value for key, value in named.items() if value}
     options = Augmentation(variants=variants, probability=probability, candidates=candidates, seed=seed)
-    text = TextOptions(**given) if given else None  # type: ignore[arg-type]
-    with stoppable("The same command goes on where it was."):
-        found = run(task, model, folder, method=method, vectors=vectors, options=options, data=data, text=text)
+    text = TextOptions(**columns) if columns else None  # type: ignore[arg-type]
+    with stoppable("The same command resumes."):
+        summary = run(task, model, folder, method=method, vectors=vectors, options=options, data=data, text=text)
     if as_json:
-        print_json(found)
+        print_json(summary)
         return
     out.print(
-        f"[bold]{found['variants']:,}[/] variants of {found['texts']:,} training texts in [bold]{escape(str(folder))}[/]:",
+        f"[bold]{summary['variants']:,}[/] variants of {summary['texts']:,} training texts in [bold]{escape(str(folder))}[/]:",
         highlight=False,
     )
-    for original, variant in found["examples"]:
+    for original, variant in summary["examples"]:
         out.print(f"  {escape(original)}\n  [green]{escape(variant)}[/]", highlight=False)
 
 
