@@ -149,11 +149,13 @@ def execute(job: Job, delivery: Delivery, out: Path, *, resume: bool = False, ke
     delivery.check(run, out)
     identity = run.identity()
     processes = PartialState()
-    if finished and _is_result_of(out, identity):
-        processes.wait_for_everyone()
-        if processes.is_main_process:
-            checkpoint_beside(out, resume=True).unlink(missing_ok=True)
-        return run
+    if finished:
+        if _is_result_of(out, identity):
+            processes.wait_for_everyone()
+            if processes.is_main_process:
+                checkpoint_beside(out, resume=True).unlink(missing_ok=True)
+            return run
+        delivery.check_place(out)
     about = {
         "recipe": encode(job.recipe),
         "settings": encode(job.settings),
@@ -180,7 +182,7 @@ def _is_result_of(out: Path, identity: Mapping[str, Any]) -> bool:
     """Whether `out` is what a run of this identity has delivered, on whatever hardware.
 
     Raises:
-        SpecError: it is the result of another run.
+        SpecError: it is the result of another run, and no unfinished one lies beside it.
     """
     report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
     theirs = report.get("identity")
@@ -188,6 +190,8 @@ def _is_result_of(out: Path, identity: Mapping[str, Any]) -> bool:
         return False
     for key, ours in json.loads(json.dumps(dict(identity))).items():
         if key not in HARDWARE and theirs.get(key) != ours:
+            if checkpoint_beside(out, resume=True).exists():  # of a run that was going to replace it
+                return False
             fix = "Choose another --out, or leave --resume out to begin anew."
             raise SpecError(f"the result of this run ({key} {ours})", given=f"{key} {theirs.get(key)}", where=str(out), fix=fix)
     return True
