@@ -106,6 +106,13 @@ def test_a_part_is_set_and_the_others_stay_as_the_recipe_has_them():
     assert recipe.input == dataclasses.replace(RECIPES["binarybert"]().input, bits=4)
 
 
+def test_keys_of_the_run_file_are_reached_where_the_recipe_has_no_such_option():
+    run = read_run(None, {"recipe": "quantized-distillation", "task": "digits"}, ["class_weights=balanced", "out=there"])
+    assert (run.class_weights, run.out, run.options) == ("balanced", "there", {})
+    run = read_run(None, {"recipe": "differentiable-quantization", "task": "digits", "teacher": "net"}, ["teacher=self"])
+    assert (run.teacher, run.build_recipe().teacher) == ("net", "self")
+
+
 def test_another_kind_does_not_inherit_settings():
     recipe, _ = read("quantized-distillation", [("granularity.kind", "PerTensor")])
     assert type(recipe.granularity).__name__ == "PerTensor"

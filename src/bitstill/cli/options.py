@@ -29,8 +29,8 @@ Assignments = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any option of the recipe (kd_weight=0.9, granularity.size=64, layers.0=2), or settings.KEY, storage.KEY or "
-        "text.KEY; repeatable.",
+        help="Any option of the recipe (kd_weight=0.9, granularity.size=64, layers.0=2), settings.KEY, storage.KEY, "
+        "text.KEY, or another key of a run file (class_weights=balanced); repeatable.",
     ),
 ]
 ClassWeights = Annotated[

@@ -72,7 +72,7 @@ def task_of(folder: Path, data: str | Path | None = None) -> Task:
             "an artifact of a known task",
             given=repr(name),
             where=str(folder),
-            fix="Name the task: --task package.module:Name.",
+            fix="Name its task, or load it with bitstill.load and evaluate it on your own data.",
         )
     options = decode(TextOptions, _current(config.get("task_options")), "config.json: task_options") if name == TEXT else None
     return task_for(name, {"artifact": folder}, data, options)

@@ -2,6 +2,7 @@
 
 --set kd_weight=0.9                        an option of the recipe
 --set settings.device=cpu                  a setting of the run; likewise storage. and text.
+--set class_weights=balanced               another key of the run file, unless the recipe has an option of that name
 --set granularity.size=64                  one field; the others stay as they are by default
 --set "input={kind: QuantizeInput}"        a whole value, in YAML
 --set layers.0=2                           one element of a list; the number after the last appends one

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,10 +138,13 @@ def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Seque
 
 
 def _defaults(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Plain values of what a run file need not say, by section."""
+    """Plain values of what a run file need not say, by section; a key that the recipe has as an option is the option."""
     name = content.get("recipe")
+    recipe: Any = recipe_class(name) if isinstance(name, str) else None
+    options = set() if recipe is None else {option.name for option in fields(recipe)}
     return {
-        OPTIONS: field_defaults(recipe_class(name)) if isinstance(name, str) else {},
+        **{each.name: {} for each in fields(RunFile) if each.name not in options},
+        OPTIONS: {} if recipe is None else field_defaults(recipe),
         "settings": field_defaults(Settings), "storage": field_defaults(Storage), "text": field_defaults(TextOptions),
     }  # fmt: skip
 
