@@ -52,7 +52,7 @@ class PowersOfTwo(Quantizer):
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
         return f"{self.bits}-bit powers of two"
 
     def quantize(

@@ -263,7 +263,7 @@ class Loud(nn.Linear):
         nn.LSTM(3, 3),
     ],
 )
-def test_what_adopting_would_break_is_no_candidate(layer):
+def test_layers_with_a_forward_of_their_own_are_no_candidates(layer):
     assert kind_of(layer) is None
 
 

@@ -87,7 +87,7 @@ class LayerRecord:
         kind: "Linear", "TransposedLinear", "Conv1d", "Conv2d" or "Embedding".
         shape: the weight's shape, rows first.
         granularity: which weights share a scale.
-        quantizer: how reports call the quantizer.
+        quantizer: its name, for reports.
         scale_dtype: "float32" or "float16".
         planes: one or more, added up.
         mask: whether there is a mask tensor.

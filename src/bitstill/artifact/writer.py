@@ -62,11 +62,11 @@ class WeightContent:
     Args:
         shape: the weight's, rows first.
         granularity: which weights share a scale.
-        quantizer: how reports call the quantizer.
+        quantizer: its name, for reports.
         scale_dtype: "float32" or "float16", the precision in which scales and offsets are stored.
         planes: one or more, added up.
         mask: bool of `shape`, False where pruned; None where nothing is, or where pruned weights have a level that means zero.
-        pruned: whether zeros are worth a thought when codes are stored.
+        pruned: whether encodings of sparse codes are tried.
     """
 
     shape: tuple[int, ...]

@@ -22,7 +22,7 @@ from bitstill.artifact.reader import Archive, read
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.hf import attention_scores
 from bitstill.model.attention_operands import attention_record, restore_transforms
-from bitstill.model.compressed_layers import adopt
+from bitstill.model.compressed_layers import change_class
 from bitstill.model.resize import resize
 from bitstill.model.restore import original_layers, restored_layers
 from bitstill.model.swap import swap
@@ -136,7 +136,7 @@ def _check_class(model: nn.Module, archive: Archive) -> None:
 
 def _slot(original: nn.Module, layer: LayerRecord | None, archive: Archive) -> _Slot:
     """A slot for the tensors of `layer`; for none where another layer holds the weight that they share."""
-    slot = adopt(original, _Slot)
+    slot = change_class(original, _Slot)
     slot._parameters.pop("weight")
     for name in {} if layer is None else layer.tensors():
         assert layer is not None

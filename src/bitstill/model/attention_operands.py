@@ -39,7 +39,7 @@ class AttentionTransform(nn.Module):
         self.probabilities, self.value = InputTransform(spec.probabilities), InputTransform(spec.products)
 
     def extra_repr(self) -> str:
-        """How it is printed."""
+        """Settings, for `repr`."""
         return self.spec.name
 
 
@@ -116,7 +116,7 @@ def _note(used: set[str], name: str, *_arguments: object) -> None:
 
 
 def _attention_layers(model: nn.Module, run_once: RunOnce) -> tuple[str, ...]:
-    """The modules that offer their scores when they are asked to."""
+    """Names of the modules whose attention function hands out scores."""
     layers: dict[str, None] = {}
     inside = {id(part) for block in blocks(model).modules for part in block.modules()}
     asked = {name: module for name, module in model.named_modules() if id(module) in inside}

@@ -1,8 +1,8 @@
 """Compressed layers: the original layer, computing with its effective weight.
 
-Each is a subclass of the layer it replaces and *adopts* it: parameters (the very same objects, under the same names), hooks,
-buffers, training flag and settings are taken over, so optimizers, tied weights, checkpoints and code that looks at
-`layer.weight` or `isinstance(layer, nn.Linear)` keep working. Only the forward differs.
+Each is a subclass of the layer it replaces and takes over its parameters (the very same objects, under the same names), hooks,
+buffers, training flag and settings, so that optimizers, tied weights, checkpoints and code that looks at `layer.weight` or
+`isinstance(layer, nn.Linear)` keep working. Only the forward differs.
 
 Hugging Face's `Conv1D`, a Linear whose weight is stored (in, out), is recognised by name, so that transformers need not be
 installed; its weight is quantized as (out, in), the way every other layer's is.
@@ -141,7 +141,7 @@ _ORIGINALS: dict[type[nn.Module], str] = {
 def kind_of(module: nn.Module) -> str | None:
     """The kind of layer that `module` is, a key of `COMPRESSED_KINDS`; None if it cannot be compressed.
 
-    The type must match exactly: a subclass may have a forward of its own, which adopting would silently drop. The weight must
+    The type must match exactly: a subclass may have a forward of its own, which would be dropped silently. The weight must
     be a Parameter: where torch computes it from others before each forward (`spectral_norm`), nothing could be shared.
     """
     if not isinstance(module._parameters.get("weight"), nn.Parameter):
@@ -153,7 +153,7 @@ def kind_of(module: nn.Module) -> str | None:
     return _ORIGINALS.get(type(module))
 
 
-def adopt(original: nn.Module, kind: type[M]) -> M:
+def change_class(original: nn.Module, kind: type[M]) -> M:
     """A module of class `kind` that takes over everything `original` has, sharing its parameters and buffers."""
     new = kind.__new__(kind)
     new.__dict__ = dict(original.__dict__)
@@ -169,7 +169,7 @@ def compress_layer(original: nn.Module, kind: str, compression: Compression) -> 
         original: a layer for which `kind_of` gave `kind`.
         compression: what to do to its weight and input.
     """
-    layer = adopt(original, COMPRESSED_KINDS[kind])
+    layer = change_class(original, COMPRESSED_KINDS[kind])
     layer.original_class = type(original)
     weight = original.weight.T if kind == "TransposedLinear" else original.weight
     assert isinstance(weight, Tensor)
@@ -199,6 +199,6 @@ def pruning_transform(module: nn.Module) -> WeightTransform | None:
 
 
 __all__ = [
-    "COMPRESSED_KINDS", "CompressedLayer", "FrozenWeight", "adopt", "compress_layer", "compressed_kind", "is_compressed",
+    "COMPRESSED_KINDS", "CompressedLayer", "FrozenWeight", "change_class", "compress_layer", "compressed_kind", "is_compressed",
     "kind_of", "pruning_transform",
 ]  # fmt: skip

@@ -95,7 +95,7 @@ class DenseView(nn.Module):
         return layer  # type: ignore[return-value]
 
     def _mask(self, name: str) -> Tensor:
-        """Of the weight as it is stored."""
+        """Mask in the orientation of the stored weight."""
         layer = self._layer(name)
         mask = layer.weight_transform.mask
         assert isinstance(mask, Tensor)

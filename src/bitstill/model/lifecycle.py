@@ -24,7 +24,7 @@ from bitstill.model.compressed_layers import (
     CompressedLayer,
     CompressedTransposedLinear,
     FrozenWeight,
-    adopt,
+    change_class,
     compress_layer,
     compressed_kind,
     is_compressed,
@@ -239,7 +239,7 @@ def uncompressed(model: nn.Module) -> nn.Module:
                 _join_latents(module)
                 whole.add(id(module.weight))
             kind: type[nn.Module] = module.__dict__["original_class"]
-            original = adopt(module, kind)
+            original = change_class(module, kind)
             for name in ("weight_transform", "input_transform"):
                 original._modules.pop(name)
             del original.__dict__["original_class"]
@@ -343,7 +343,7 @@ def _plain(module: PackedLayer, weight: nn.Parameter) -> nn.Module:
         "Embedding": nn.Embedding,
     }  # fmt: skip
     spec = module.packed.spec
-    plain = adopt(module, kinds[module.kind])
+    plain = change_class(module, kinds[module.kind])
     del plain.__dict__["kind"]
     for name in ("packed", "input_transform"):
         plain._modules.pop(name, None)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitstill.model.compressed_layers import adopt
+from bitstill.model.compressed_layers import change_class
 from bitstill.quant import bitpack
 from bitstill.quant.granularity import Granularity, Grid, grid_of
 from bitstill.quant.grouping import from_groups, to_groups
@@ -27,9 +27,9 @@ class PackedSpec:
     Args:
         shape: the weight's shape, rows first.
         granularity: which weights share a scale.
-        name: how reports call the quantizer.
+        name: of the quantizer, for reports.
         scale_dtype: "float32" or "float16", the precision in which scales and offsets are stored.
-        pruned: whether zeros are worth a thought when codes are stored.
+        pruned: whether encodings of sparse codes are tried.
     """
 
     shape: tuple[int, ...]
@@ -207,7 +207,7 @@ def packed_layer(original: nn.Module, kind: str, packed: PackedWeight, input_tra
         packed: the weight, perhaps shared with another layer.
         input_transform: its input quantizer, or the identity.
     """
-    layer = adopt(original, PACKED_KINDS[kind])
+    layer = change_class(original, PACKED_KINDS[kind])
     layer.kind = kind
     for registry in (layer._parameters, layer._buffers):
         registry.pop("weight", None)

@@ -1,4 +1,4 @@
-"""Moving the masks of a compressed model: which weights are pruned follows their magnitudes as they are now."""
+"""Recomputing the masks of a compressed model from the current magnitudes of its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bitstill.quant.masks import global_masks
 
 
 def move_masks(model: nn.Module, sparsity: float) -> None:
-    """Place every mask of `model` anew, by the latent weights as they are now.
+    """Recompute every mask of `model` from its latent weights.
 
     Layers with `Prune(scope="global")` are ranked together, whatever rule of a compression they come from. Masks are changed
     in place.

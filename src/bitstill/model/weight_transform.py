@@ -1,4 +1,4 @@
-"""From latent weight to effective weight: the nucleus of every compressed layer.
+"""From latent weight to effective weight: the core of every compressed layer.
 
 A `WeightTransform` owns the mask and what the quantizer keeps between steps, so both are in `state_dict` and therefore in
 every checkpoint: numbers under `learned`, further latent weights under `latents`, buffers under their own names. It is tensor
@@ -44,7 +44,7 @@ class WeightTransform(nn.Module):
             self.set_quantizer(quantizer, quantizer.initial_state(weight.detach(), self.mask))
 
     def set_quantizer(self, quantizer: Quantizer, state: Mapping[str, State]) -> None:
-        """Quantize by `quantizer` from now on, whose state starts as `state`; what another one kept is gone.
+        """Replace the quantizer and its state.
 
         Raises:
             SpecError: a name in `state` is taken.
@@ -69,13 +69,13 @@ class WeightTransform(nn.Module):
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """What the quantizer keeps, by name: the very tensors."""
+        """The quantizer's tensors by name; not copies."""
         buffers = {name: getattr(self, name) for name in self._buffer_names}
         return {**self.learned, **self.latents, **buffers}
 
     @property
     def buffer_names(self) -> tuple[str, ...]:
-        """Names of what the quantizer keeps without training it."""
+        """Names of the quantizer's buffers."""
         return self._buffer_names
 
     def quantize(self, weight: Tensor, *, training: bool = False) -> Quantized:

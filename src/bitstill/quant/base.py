@@ -79,7 +79,7 @@ class Quantizer(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
 
     @abstractmethod
     def quantize(
@@ -173,7 +173,7 @@ class CountedLevels(Quantizer):
 
     @abstractmethod
     def with_count(self, weight: Tensor, mask: Tensor | None, count: int) -> dict[str, State]:
-        """The state of a weight that gets `count` levels anew."""
+        """Fresh state of a weight with `count` levels."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ Gradient = StraightThrough | Clipped | ExactScale
 
 
 def clip(weight: Tensor, gradient: Gradient) -> Tensor:
-    """`weight` as `gradient` lets the formula see it."""
+    """`weight`, clipped if the gradient rule is `Clipped`."""
     return weight.clamp(-gradient.bound, gradient.bound) if isinstance(gradient, Clipped) else weight
 
 

@@ -34,7 +34,7 @@ class Binary(Quantizer):
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
         return "binary"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:

@@ -47,7 +47,7 @@ class QuantizeInput:
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
         return f"{self.bits}-bit {'symmetric' if self.symmetric else 'asymmetric'} per {self.per}, {self.range}"
 
 
@@ -65,7 +65,7 @@ class QuantizeAttention:
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
         return f"queries, keys and values {self.products.name}; probabilities {self.probabilities.name}"
 
 

@@ -52,7 +52,7 @@ class LearnedStep(Quantizer):
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
         return f"{self.bits}-bit learned step"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:

@@ -48,7 +48,7 @@ class Points(CountedLevels):
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
         return f"{self.count} points"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
@@ -114,7 +114,7 @@ def nearest_points(
 
 
 def initial_points(weight: Tensor, mask: Tensor | None, *, count: int, granularity: Granularity, quantiles: bool) -> Tensor:
-    """Where the points start: at quantiles of the scaled weights (each point serves as many), or evenly spaced.
+    """Initial points: quantiles of the scaled weights, so that each serves as many, or evenly spaced.
 
     Returns:
         float32 (count,), sorted.
@@ -136,7 +136,7 @@ def initial_points(weight: Tensor, mask: Tensor | None, *, count: int, granulari
 
 
 def share_points(counts: Sequence[int], gradient_norms: Sequence[float]) -> list[int]:
-    """Share the same total number of points out again, more to the tensors whose gradient is larger.
+    """Redistribute the same total number of points: more go to tensors with larger gradients.
 
     Each tensor keeps half of its points, rounded down; the rest is dealt in proportion to the norm of its mean gradient
     and rounded; what rounding leaves over is taken from the tensor with most points, what is missing goes to the one with

@@ -42,7 +42,7 @@ class SplitBinary(Quantizer):
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
         return "split binary"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:

@@ -67,7 +67,7 @@ class Ternary(Splittable):
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
         return "ternary"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
@@ -119,7 +119,7 @@ class Ternary(Splittable):
         torch.sqrt(step.second_moment, out=curvature).add_(SMALLEST_CURVATURE)
 
     def never_updated(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether the curvature is 1 everywhere: the loss has not been asked yet."""
+        """Whether the curvature is still 1 everywhere."""
         return self.loss_aware and bool((state[CURVATURE] == 1).all())
 
     def split(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], layer: str) -> SplitWeight:

@@ -65,7 +65,7 @@ class Uniform(Quantizer):
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
         return f"{self.bits}-bit {'symmetric' if self.symmetric else 'affine'}"
 
     def quantize(

@@ -236,7 +236,7 @@ class SetDropout:
 
 @dataclass(frozen=True)
 class SharePoints:
-    """Share learned points out again by gradient: `quant.points.share_points` (Polino et al. 2018, section 4.2).
+    """Redistribute learned points by gradient: `quant.points.share_points` (Polino et al. 2018, section 4.2).
 
     The norms are those of the mean cross-entropy gradient at the quantized weights over `batches` batches.
 

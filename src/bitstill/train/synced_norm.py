@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Function
 
-from bitstill.model.compressed_layers import adopt
+from bitstill.model.compressed_layers import change_class
 from bitstill.model.swap import swap
 
 
@@ -51,7 +51,7 @@ _SYNCED: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm1d: _Synced1d, nn
 def synced_norms(model: nn.Module) -> Iterator[None]:
     """Within the block, the batch norms of `model` share their statistics with all processes."""
     originals = [module for module in model.modules() if type(module) in _SYNCED]
-    synced = {module: adopt(module, _SYNCED[type(module)]) for module in originals}
+    synced = {module: change_class(module, _SYNCED[type(module)]) for module in originals}
     swap(model, synced)
     try:
         yield
