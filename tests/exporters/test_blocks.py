@@ -36,7 +36,7 @@ def test_it_says_what_the_layer_says_but_for_8_bit_inputs(tmp_path_factory, kind
     }[kind]  # fmt: skip
     rule = Compression(weight=quantizer, prune=Prune(0.5) if kind == "pruned" else None)
     archive, model = delivered(network, tmp_path_factory.mktemp("b") / "a", rule, x)
-    lowered = lower(linear_program(width), archive, in_blocks=True)
+    lowered = lower(linear_program(width), archive, products="blocks")
     assert lowered.arithmetic == {"0": "packed blocks"}
     wanted = model(x).detach()
     # A value moves by up to half a 127th of the largest in its block.
@@ -55,7 +55,7 @@ def test_what_does_not_fit_stays_as_it_is(weight, tmp_path):
     network, x = nn.Sequential(nn.Linear(48, 6)), torch.randn(5, 48)
     archive, model = delivered(network, tmp_path / "a", Compression(weight=weight), x)
     assert block_of(archive.layers["0"]) is None
-    lowered = lower(linear_program(48), archive, in_blocks=True)
+    lowered = lower(linear_program(48), archive, products="blocks")
     assert lowered.arithmetic == {"0": "float"}
     torch.testing.assert_close(torch.from_numpy(run(lowered, x.numpy())), model(x).detach(), rtol=1e-4, atol=1e-4)
 

@@ -106,7 +106,7 @@ def test_pairs_of_quantizing_and_dequantizing_operators(kind, which, tmp_path):
     network[1](network[0](x).mean((2, 3)))  # learned steps start from what they see
     bitstill.save(network.eval(), tmp_path / "a")
     packed = bitstill.pack(bitstill.freeze(network))
-    lowered = lower(convolution_program(3), bitstill.read(tmp_path / "a"), qdq=True)
+    lowered = lower(convolution_program(3), bitstill.read(tmp_path / "a"), products="qdq")
     close(run(lowered, x.numpy()), packed[1](packed[0](x).mean((2, 3))).detach())
     paired = which != "token" and kind not in ("affine3", "points5")
     assert set(lowered.arithmetic.values()) == {"dequantized" if paired else "float"}

@@ -19,7 +19,7 @@ from bitstill.data.networks import build
 from bitstill.deliver import export as exporting
 from bitstill.deliver import parity
 from bitstill.errors import ArtifactError, SpecError
-from bitstill.exporters.onnx import lower
+from bitstill.exporters.onnx import initializers
 from bitstill.program.from_artifact import program_of
 from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput, Uniform
 from tests.hf import tiny
@@ -140,8 +140,8 @@ def test_a_split_encoder_of_half_the_width(attention, tmp_path):
 
 def test_a_network_that_says_something_else_is_not_written(tmp_path, monkeypatch):
     encoder_artifact("bert", tmp_path / "a")
-    real = lower.weights.row_numbers
-    monkeypatch.setattr(lower.weights, "row_numbers", lambda *arguments: 1.5 * real(*arguments))
+    real = initializers.row_numbers
+    monkeypatch.setattr(initializers, "row_numbers", lambda *arguments: 1.5 * real(*arguments))
     with pytest.raises(ArtifactError, match=r"outputs that differ by at most 0.05 of the largest.*Nothing was written"):
         bitstill.export(tmp_path / "a", tmp_path / "o")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

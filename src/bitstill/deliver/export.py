@@ -22,7 +22,7 @@ from bitstill.errors import ArtifactError, SpecError, suggest
 from bitstill.exporters.compressed_tensors import bits_of, packable, packed_words, quantization_config, unpacked_weight
 from bitstill.exporters.gguf import write_gguf
 from bitstill.exporters.onnx.graph import OPSET
-from bitstill.exporters.onnx.lower import PER_TENSOR, lower
+from bitstill.exporters.onnx.lower import PER_TENSOR, Products, lower
 from bitstill.exporters.onnx.session import open_session
 from bitstill.exporters.openvino import open_model, write_openvino
 from bitstill.program.from_artifact import program_of
@@ -129,10 +129,15 @@ def _check(to: str, options: Options) -> None:
         raise SpecError("data with on_task", given="data alone", where="data", fix="Ask for a comparison on the task as well.")
 
 
+_PRODUCTS: dict[str, Products] = {"blocks": "blocks", "qdq": "qdq"}
+"""By activations, where products are not those of integers."""
+
+
 def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
     opset, how = OPSET if options.opset is None else options.opset, options.activations
-    per_tensor, in_blocks, qdq = how in ("per-tensor", "qdq"), how == "blocks", how == "qdq"
-    lowered = lower(program_of(archive), archive, per_tensor=per_tensor, opset=opset, in_blocks=in_blocks, qdq=qdq)
+    per_tensor, in_blocks = how in ("per-tensor", "qdq"), how == "blocks"
+    products = _PRODUCTS.get(how or "", "integer")
+    lowered = lower(program_of(archive), archive, products=products, per_tensor=per_tensor, opset=opset)
     if in_blocks and "packed blocks" not in lowered.arithmetic.values():
         fix = "Train linear layers with Uniform(symmetric=True), Ternary or Binary, or leave activations out."
         raise ArtifactError("a layer that fits blocks", given="none", where=str(archive.folder), fix=fix)

@@ -40,7 +40,7 @@ def write_openvino(program: Program, archive: Archive, path: Path) -> dict[str, 
     """
     openvino = _package()
     # Not convert_model, which would multiply batch norms into the weights.
-    model = openvino.Core().read_model(BytesIO(lower(program, archive, unpacked=True).data))
+    model = openvino.Core().read_model(BytesIO(lower(program, archive, products="unpacked").data))
     constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
     types = {}
     for name, layer in archive.layers.items():
