@@ -40,11 +40,11 @@ def kind_of(cls: type[Any]) -> str:
     return cls.__name__ if cls.__module__.partition(".")[0] == "bitstill" else import_path_of(cls)
 
 
-def decode(wanted: type[T], value: object, where: str = "", *, imports: bool = False) -> T:
-    """Build a `wanted` from plain values.
+def decode(target: type[T], value: object, where: str = "", *, imports: bool = False) -> T:
+    """Build a `target` from plain values.
 
     Args:
-        wanted: a dataclass, or any annotation its fields use.
+        target: a dataclass, or any annotation its fields use.
         value: what `encode` returned or YAML gave.
         where: the place, for messages.
         imports: whether a `kind` may be an import path, whose module is run. Only what a user wrote may have that.
@@ -52,13 +52,13 @@ def decode(wanted: type[T], value: object, where: str = "", *, imports: bool = F
     Raises:
         SpecError: unknown or missing key, wrong type, unknown `kind`, or whatever the dataclass itself refuses.
     """
-    result: T = _decode(wanted, value, where or getattr(wanted, "__name__", "value"), imports)
+    result: T = _decode(target, value, where or getattr(target, "__name__", "value"), imports)
     return result
 
 
-def _decode(wanted: Any, value: object, where: str, imports: bool) -> Any:
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if wanted is Any:
+def _decode(target: Any, value: object, where: str, imports: bool) -> Any:
+    origin, arguments = typing.get_origin(target), typing.get_args(target)
+    if target is Any:
         return value
     if origin is Literal:
         if value in arguments and not (isinstance(value, bool) and True not in arguments):
@@ -70,15 +70,15 @@ def _decode(wanted: Any, value: object, where: str, imports: bool) -> Any:
         if not isinstance(value, (list, tuple)):
             raise _wrong("a list", value, where)
         return tuple(_decode(arguments[0], item, f"{where}[{index}]", imports) for index, item in enumerate(value))
-    if dataclasses.is_dataclass(wanted):
-        return _decode_dataclass(wanted, value, where, imports)
-    if is_contract(wanted):
-        return _decode_union((wanted,), value, where, imports)
-    if wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if dataclasses.is_dataclass(target):
+        return _decode_dataclass(target, value, where, imports)
+    if is_contract(target):
+        return _decode_union((target,), value, where, imports)
+    if target is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if wanted is not None and isinstance(wanted, type) and type(value) is wanted:
+    if target is not None and isinstance(target, type) and type(value) is target:
         return value
-    raise _wrong(f"a value of type {getattr(wanted, '__name__', wanted)}", value, where)
+    raise _wrong(f"a value of type {getattr(target, '__name__', target)}", value, where)
 
 
 def _decode_union(options: tuple[Any, ...], value: object, where: str, imports: bool) -> Any:
@@ -160,5 +160,5 @@ def _annotations(cls: type[Any], where: str) -> dict[str, Any]:
         raise SpecError(f"types of {cls.__name__} that are there at run time", given=str(error), where=where, fix=fix) from None
 
 
-def _wrong(wanted: str, value: object, where: str) -> SpecError:
-    return SpecError(wanted, given=f"{value!r} ({type(value).__name__})", where=where, fix="Correct the value.")
+def _wrong(expected: str, value: object, where: str) -> SpecError:
+    return SpecError(expected, given=f"{value!r} ({type(value).__name__})", where=where, fix="Correct the value.")

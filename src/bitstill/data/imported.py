@@ -29,17 +29,17 @@ def import_task(path: str, data: Path | None = None) -> Task | TextTask:
     Raises:
         SpecError: there is no such object, or it is no task.
     """
-    found = import_object(path, "task")
-    if callable(found):
-        _check_arguments(found, (data,), path, "a function of the data folder that returns a Task")
-        found = found(data)
+    task = import_object(path, "task")
+    if callable(task):
+        _check_arguments(task, (data,), path, "a function of the data folder that returns a Task")
+        task = task(data)
     elif data is not None:
         fix = "Leave --data out, or name a function of the data folder."
         raise SpecError("a task that reads files", given=f"{path!r}, which has its data", where="task", fix=fix)
-    if not isinstance(found, (Task, TextTask)):
+    if not isinstance(task, (Task, TextTask)):
         fix = "Name a bitstill.data.Task, or a function that returns one."
-        raise SpecError("a Task", given=f"{path!r}, {_kind(found)}", where="task", fix=fix)
-    return found
+        raise SpecError("a Task", given=f"{path!r}, {_kind(task)}", where="task", fix=fix)
+    return task
 
 
 def import_network(path: str, seed: int, role: str) -> tuple[nn.Module, bool]:
@@ -77,12 +77,12 @@ def _make(source: Callable[[], Any], path: str, role: str, seed: int) -> nn.Modu
     return network.cpu()
 
 
-def _check_arguments(function: Callable[..., Any], arguments: tuple[Any, ...], path: str, wanted: str) -> None:
+def _check_arguments(function: Callable[..., Any], arguments: tuple[Any, ...], path: str, expected: str) -> None:
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
         fix = "Change its signature, or name a function that calls it."
-        raise SpecError(wanted, given=f"{path!r} ({error})", where="import", fix=fix) from None
+        raise SpecError(expected, given=f"{path!r} ({error})", where="import", fix=fix) from None
 
 
 def _kind(value: object) -> str:

@@ -80,8 +80,8 @@ class RunFile:
         roles = {"student": self.student or self.model, "teacher": self.teacher or self.model}
         if recipe.makes_student:
             roles["student"] = self.student
-        wanted = ("student", "teacher") if recipe.needs_teacher else ("student",)
-        return {role: name for role in wanted if (name := roles[role]) is not None}
+        needed = ("student", "teacher") if recipe.needs_teacher else ("student",)
+        return {role: name for role in needed if (name := roles[role]) is not None}
 
     def to_yaml(self) -> str:
         """The file's text; what is empty is left out."""
@@ -131,9 +131,9 @@ def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Seque
         content["options"].pop("steps", None)
     for assignment in assignments:
         assign(content, assignment, defaults)
-    for key, wanted in (("recipe", "--recipe, see `bitstill recipes`"), ("task", "--task, for example digits")):
+    for key, hint in (("recipe", "--recipe, see `bitstill recipes`"), ("task", "--task, for example digits")):
         if key not in content:
-            raise SpecError(f"a {key}", given="none", where="compress", fix=f"Add {wanted}, or name it in the run file.")
+            raise SpecError(f"a {key}", given="none", where="compress", fix=f"Add {hint}, or name it in the run file.")
     return decode(RunFile, content, "run")
 
 
