@@ -44,6 +44,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert (tmp_path / "mine-2bit" / "model.safetensors").exists() and (tmp_path / "digits-onnx" / "model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands one after the other, on short schedules; text ones on a tiny encoder and a handful of sentences."""
     monkeypatch.chdir(tmp_path)

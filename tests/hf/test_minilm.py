@@ -88,9 +88,15 @@ def test_the_pipeline_and_from_pretrained_predict_what_evaluate_measures(deliver
     assert loaded.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
 
 
-@pytest.mark.parametrize("iterations", [0, 10], ids=["formula", "fitted"])
 @pytest.mark.parametrize(
-    "granularity", [bitstill.quant.PerChannel(), bitstill.quant.PerTensor(), bitstill.quant.PerGroup(64)], ids=repr
+    ("granularity", "iterations"),
+    [
+        (bitstill.quant.PerChannel(), 0),
+        pytest.param(bitstill.quant.PerChannel(), 10, marks=pytest.mark.slow),
+        pytest.param(bitstill.quant.PerTensor(), 0, marks=pytest.mark.slow),
+        pytest.param(bitstill.quant.PerGroup(64), 10, marks=pytest.mark.slow),
+    ],
+    ids=repr,
 )
 def test_splitting_changes_no_answer(granularity, iterations):
     """Latent and ternary weights are kept to the rounding of float32, and so are vectors, where inputs stay in float."""

@@ -217,7 +217,11 @@ def test_the_second_matrix_of_a_feed_forward_part_may_have_an_input_of_its_own()
     assert {n.rpartition("layer.")[2][2:] for n, spec in inputs.items() if spec == wide} == {"output.dense"}
 
 
-@pytest.mark.parametrize("options", [{}, {"ternary_iterations": 3, "loss_aware": True}, {"budget": 0.0018}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"budget": 0.0018}, pytest.param({"ternary_iterations": 3, "loss_aware": True}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_the_pooler_may_be_compressed_too(options, tmp_path):
     recipe = BinaryBERT(**SHORT, pooler=True, **options)
     result = bitstill.compress(recipe, task(), {"teacher": bert()}, settings=QUIET, out=tmp_path / "out")

@@ -32,8 +32,7 @@ def zeros(archive: Any) -> tuple[int, int]:
     return sum(int((w == 0).sum()) for w in weights), sum(w.size for w in weights)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 1, "ternary"])
-@pytest.mark.parametrize("student", [conv_net, small_resnet], ids=["conv-net", "resnet"])
+@pytest.mark.parametrize(("bits", "student"), [(2, conv_net), (4, small_resnet), (1, conv_net), ("ternary", small_resnet)])
 def test_a_run_delivers_the_bits_and_the_zeros_that_were_asked_for(tmp_path, bits, student):
     recipe = replace(SHORT, bits=bits, sparsity=0.7)
     result = bitstill.compress(recipe, task(), {"student": student()}, out=tmp_path / "out", settings=QUIET)
@@ -112,7 +111,7 @@ def test_the_pruned_student_learns_and_the_teacher_gets_better_than_a_guess(tmp_
     assert warm[-1] > 60
 
 
-@pytest.mark.parametrize("place", [2, 6, 11, 14, 18], ids=["first", "late in first", "warm-up", "mutual", "late in mutual"])
+@pytest.mark.parametrize("place", [6, 11, 18], ids=["late in first", "warm-up", "late in mutual"])
 def test_a_run_killed_in_any_stage_and_resumed_delivers_the_same_bytes(tmp_path, monkeypatch, place):
     recipe = PQK(
         epochs=0.75, warmup_epochs=0.375, mutual_epochs=0.75, batch_size=32, every=2, validations=2, sparsity=0.6, ramp=1.0
