@@ -117,12 +117,12 @@ def write_gguf(archive: Archive, path: Path) -> Written:
 
 def _floats(archive: Archive, types: Mapping[str, str]) -> dict[str, Array]:
     """Tensors that stay in float: matrices as they are stored, vectors and what is added as a whole in float32."""
-    found = {f"{name}.weight": archive.weight(name) for name in archive.layers if name not in types}
+    tensors = {f"{name}.weight": archive.weight(name) for name in archive.layers if name not in types}
     for name, tensor in archive.leftovers.items():
         if ".input_transform." not in name:
             whole = tensor.ndim == 1 or _kept_in_float(name.removesuffix(".weight"))
-            found[name] = tensor.astype(np.float32) if whole else tensor
-    return found
+            tensors[name] = tensor.astype(np.float32) if whole else tensor
+    return tensors
 
 
 def _kept_in_float(layer: str) -> bool:

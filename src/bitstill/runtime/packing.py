@@ -45,7 +45,7 @@ class Held:
 
     @property
     def bytes(self) -> int:
-        """That all of them take."""
+        """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays)
 
 
@@ -77,7 +77,7 @@ def rule_of(archive: Archive, transform: str, rule: Mapping[str, Any]) -> struct
 
     Args:
         archive: the artifact.
-        transform: name under which learned bounds and steps are kept.
+        transform: name under which learned bounds and steps are stored.
         rule: the fields of `QuantizeInput`.
 
     Raises:
@@ -307,13 +307,13 @@ def _unpacked(library: ctypes.CDLL, packed: Array, length: int, levels: int, lay
 
 
 def _slices(bits: int) -> list[tuple[int, int]]:
-    """How so many bits are cut into pieces of 4, 2 and 1: (bits, shift)."""
-    found, shift = [], 0
+    """Pieces of 4, 2 and 1 bits that make up so many: (bits, shift)."""
+    slices, shift = [], 0
     for wide in (4, 4, 2, 1):
         if bits - shift >= wide:
-            found.append((wide, shift))
+            slices.append((wide, shift))
             shift += wide
-    return found
+    return slices
 
 
 def _lines(rows: Array, form: int, shift: int, padded: int, library: ctypes.CDLL) -> Array:

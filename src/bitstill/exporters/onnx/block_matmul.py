@@ -36,16 +36,16 @@ def product(graph: Graph, archive: Archive, layer: LayerRecord, value: str, bias
         layer: one that `block_of` takes.
         bias: float32 (outputs,), or "".
     """
-    found = block_of(layer)
-    assert found is not None
-    (bits, size), (rows, width) = found, layer.shape
+    block = block_of(layer)
+    assert block is not None
+    (bits, size), (rows, width) = block, layer.shape
     levels = np.pad(whole_levels(archive, layer).reshape(rows, width), ((0, 0), (0, -width % size)))
     packed = packed_bits(levels + 2 ** (bits - 1), bits).reshape(rows, levels.shape[1] // size, -1)
     scale = np.broadcast_to(archive.tensors[layer.tensor("scale")].astype(np.float32), (rows, layer.grid.groups))
     per_group = packed.shape[1] if layer.grid.groups == 1 else layer.grid.size // size
     scales = np.repeat(scale, per_group, axis=1)[:, : packed.shape[1]]
-    given = (value, graph.constant(packed), graph.constant(np.ascontiguousarray(scales)))
+    operands = (value, graph.constant(packed), graph.constant(np.ascontiguousarray(scales)))
     rest = ("", "", bias) if bias else ()
     return graph.node(
-        "MatMulNBits", *given, *rest, domain=DOMAIN, K=width, N=rows, bits=bits, block_size=size, accuracy_level=EIGHT_BITS
+        "MatMulNBits", *operands, *rest, domain=DOMAIN, K=width, N=rows, bits=bits, block_size=size, accuracy_level=EIGHT_BITS
     )

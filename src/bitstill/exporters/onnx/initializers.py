@@ -99,8 +99,8 @@ def gathered_rows(graph: Graph, archive: Archive, layer: LayerRecord, ids: str) 
             if kind == "scale" or plane.offset:
                 table = archive.tensors[layer.tensor(kind, index)]
                 numbers = table[..., None] if grid.groups > 1 else table
-                found = graph.cast(graph.node("Gather", graph.constant(numbers), ids), "float32")
-                values = graph.node(operator, values, found)
+                by_row = graph.cast(graph.node("Gather", graph.constant(numbers), ids), "float32")
+                values = graph.node(operator, values, by_row)
         total = values if not total else graph.node("Add", total, values)
     if grid.groups > 1:
         total = graph.node("Reshape", total, graph.constant([0, grid.groups * grid.size]))
@@ -178,7 +178,7 @@ def _cut(graph: Graph, codes: str, length: int, per_byte: int) -> str:
 
 
 def _mask(graph: Graph, archive: Archive, layer: LayerRecord) -> str:
-    """True where a weight is kept, in the layer's shape."""
+    """True where a weight is not pruned, in the layer's shape."""
     row = layer.weights // layer.shape[0]
     bits = _unpacked(graph, graph.constant(archive.tensors[layer.tensor("mask")]), row, 2, "bits")
     return graph.cast(graph.node("Reshape", bits, graph.constant(list(layer.shape))), "bool")

@@ -50,7 +50,7 @@ def quantized(
     """A value as codes.
 
     Args:
-        transform: name under which learned bounds and steps are kept.
+        transform: name under which learned bounds and steps are stored.
         value: float32; of `rank` dimensions, the first of which counts tokens or samples.
         rule: the fields of `QuantizeInput`.
         rank: see above.
@@ -73,28 +73,30 @@ def quantized(
     return _asymmetric(graph, value, 2**bits - 1, by_row, rank)
 
 
-def dequantized(graph: Graph, found: Codes, rank: int) -> str:
+def dequantized(graph: Graph, quantized_value: Codes, rank: int) -> str:
     """The float value that the codes stand for."""
-    value = graph.cast(found.codes, "float32")
-    if found.zero_point:
-        value = graph.node("Sub", value, graph.cast(found.zero_point, "float32"))
-    value = graph.node("Mul", value, column(graph, found, rank))
-    return graph.node("Add", value, found.shift) if found.shift else value
+    value = graph.cast(quantized_value.codes, "float32")
+    if quantized_value.zero_point:
+        value = graph.node("Sub", value, graph.cast(quantized_value.zero_point, "float32"))
+    value = graph.node("Mul", value, column(graph, quantized_value, rank))
+    return graph.node("Add", value, quantized_value.shift) if quantized_value.shift else value
 
 
-def column(graph: Graph, found: Codes, rank: int) -> str:
+def column(graph: Graph, quantized_value: Codes, rank: int) -> str:
     """The scale, in a shape that broadcasts over a value of that many dimensions."""
-    if not found.by_row:
-        return found.scale
-    return graph.node("Reshape", found.scale, graph.constant([-1, *[1] * (rank - 1)]))
+    if not quantized_value.by_row:
+        return quantized_value.scale
+    return graph.node("Reshape", quantized_value.scale, graph.constant([-1, *[1] * (rank - 1)]))
 
 
 def _symmetric(graph: Graph, value: str, top: int, by_row: bool, rank: int, rows: str, plain: bool) -> Codes:
     largest = _over(graph, "ReduceMax", graph.node("Abs", value), by_row, rank)
     scale = _usable(graph, graph.node("Div", largest, graph.constant(float(top))))
     if plain:
-        found = Codes("", scale, by_row=by_row)
-        return replace(found, codes=graph.node("Round", graph.node("Div", value, column(graph, found, rank))))
+        quantized_value = Codes("", scale, by_row=by_row)
+        return replace(
+            quantized_value, codes=graph.node("Round", graph.node("Div", value, column(graph, quantized_value, rank)))
+        )
     middle = graph.constant(MIDDLE, np.uint8)
     points = middle if not by_row else graph.once("Expand", middle, graph.once("Shape", rows or scale, end=1))
     return Codes(graph.node("QuantizeLinear", value, scale, points, axis=0), scale, middle, by_row=by_row)
@@ -104,18 +106,18 @@ def _asymmetric(graph: Graph, value: str, top: int, by_row: bool, rank: int) -> 
     low = graph.node("Min", _over(graph, "ReduceMin", value, by_row, rank), graph.constant(0.0))
     high = graph.node("Max", _over(graph, "ReduceMax", value, by_row, rank), graph.constant(0.0))
     scale = _usable(graph, graph.node("Div", graph.node("Sub", high, low), graph.constant(float(top))))
-    found = Codes("", scale, by_row=by_row)
+    quantized_value = Codes("", scale, by_row=by_row)
     zero = graph.node("Round", graph.node("Div", graph.node("Neg", low), scale))
-    # Codes around zero are kept signed: one zero point for each row is more than integer products understand.
-    rounded = graph.node("Round", graph.node("Div", value, column(graph, found, rank)))
+    # Codes around zero stay signed: one zero point for each row is more than integer products understand.
+    rounded = graph.node("Round", graph.node("Div", value, column(graph, quantized_value, rank)))
     zero = column(graph, Codes("", zero, by_row=by_row), rank)
-    kept = graph.node(
+    clamped = graph.node(
         "Min", graph.node("Max", graph.node("Add", rounded, zero), graph.constant(0.0)), graph.constant(float(top))
     )
     if by_row:
         # (q - z) may need 9 bits: as floats, for products in float.
-        return Codes(graph.node("Sub", kept, zero), scale, by_row=True)
-    return Codes(graph.cast(kept, "uint8"), scale, graph.cast(zero, "uint8"))
+        return Codes(graph.node("Sub", clamped, zero), scale, by_row=True)
+    return Codes(graph.cast(clamped, "uint8"), scale, graph.cast(zero, "uint8"))
 
 
 def _step(graph: Graph, step: np.float32, value: str, bits: int, symmetric: bool) -> Codes:
@@ -126,8 +128,8 @@ def _step(graph: Graph, step: np.float32, value: str, bits: int, symmetric: bool
         low, high, shift = 0, 2**bits - 1, graph.node("ReduceMin", value, keepdims=0)
         value = graph.node("Sub", value, shift)
     scaled = graph.node("Div", value, scale)
-    kept = graph.node("Min", graph.node("Max", scaled, graph.constant(float(low))), graph.constant(float(high)))
-    rounded = graph.node("Round", kept)
+    clamped = graph.node("Min", graph.node("Max", scaled, graph.constant(float(low))), graph.constant(float(high)))
+    rounded = graph.node("Round", clamped)
     if not symmetric:
         return Codes(graph.cast(rounded, "uint8"), scale, shift=shift)
     moved = graph.node("Add", rounded, graph.constant(float(MIDDLE)))

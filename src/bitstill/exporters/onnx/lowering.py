@@ -22,8 +22,8 @@ Products = Literal["integer", "blocks", "qdq", "unpacked"]
 
 integer: codes, as in training.
 blocks: linear layers by ONNX Runtime's own operator, which quantizes inputs in its own way, where they fit.
-qdq: floats, with integer inputs and weights as pairs of quantizing and dequantizing operators, which compilers for other hardware
-    look for.
+qdq: floats, with integer inputs and weights as pairs of quantizing and dequantizing operators, which compilers for other
+    hardware look for.
 unpacked: floats, with weights as constants under the layers' names, for whoever packs them otherwise.
 """
 

@@ -27,8 +27,8 @@ def open_session(source: Path | bytes, threads: int = 0) -> Run:
     runtime = need_package("onnxruntime", extra="all", purpose="running ONNX files")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    given = source if isinstance(source, bytes) else str(source)
-    session = runtime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    model = source if isinstance(source, bytes) else str(source)
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
 
     def run(values: Mapping[str, Array]) -> Array:
