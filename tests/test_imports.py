@@ -24,7 +24,19 @@ OPTIONAL = {
     "PIL", "datasets", "gguf", "jinja2", "matplotlib", "onnx", "onnxruntime", "openvino", "sklearn", "tensorboard",
     "torch_pruning", "transformers", "triton",
 }  # fmt: skip
-REQUIRED = {"accelerate", "huggingface_hub", "numpy", "yaml", "rich", "safetensors", "torch", "tqdm", "typer", "zstandard"}
+REQUIRED = {
+    "accelerate",
+    "filelock",
+    "huggingface_hub",
+    "numpy",
+    "yaml",
+    "rich",
+    "safetensors",
+    "torch",
+    "tqdm",
+    "typer",
+    "zstandard",
+}
 
 
 def _modules() -> dict[str, Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitstill.artifact import files
-from bitstill.artifact.files import check_target, replaced_folder, write_file
+from bitstill.artifact.files import check_target, only_writer, remove_leftovers, replaced_folder, write_file
 from bitstill.artifact.format import CONFIG
 from bitstill.errors import ArtifactError
 
@@ -176,7 +176,7 @@ def test_write_file_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: (order.append("flushed"), fsync(descriptor)))
     monkeypatch.setattr("os.replace", lambda a, b: (order.append("renamed"), replace(a, b)))
     write_file(tmp_path / "x", b"new")
-    assert order == ["flushed", "renamed"]
+    assert order == ["flushed", "renamed", "flushed"], "the data, and then the name"
     assert (tmp_path / "x").read_bytes() == b"new"
 
 
@@ -198,3 +198,37 @@ def test_permissions_are_those_of_any_new_folder(tmp_path):
     with replaced_folder(tmp_path / "out") as folder:
         _fill(folder, "new")
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
+
+
+def test_a_second_run_into_one_place_is_told_before_it_begins(tmp_path):
+    out = tmp_path / "out"
+    with only_writer(out):
+        with pytest.raises(ArtifactError, match="another run that writes there"), only_writer(out):
+            pass
+        with only_writer(tmp_path / "other"):
+            pass
+    with only_writer(out):
+        pass
+    assert not list(tmp_path.iterdir()), "no lock is left behind"
+
+
+def test_what_killed_deliveries_left_is_removed_and_nothing_else(tmp_path):
+    kept = [
+        tmp_path / name for name in (".out.checkpoint.safetensors", ".output.abc.partial", "out.partial", ".other.x.partial")
+    ]
+    for path in kept:
+        path.write_text("kept")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / ".out.abc.partial").mkdir()
+    (tmp_path / ".out.abc.partial" / "model.safetensors").write_text("half")
+    (tmp_path / ".out.link.partial").symlink_to(tmp_path / "linked")
+    remove_leftovers(tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "linked"])
+
+
+def test_a_temporary_name_is_new_and_follows_no_link(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".x.tmp").symlink_to(tmp_path / "precious")
+    write_file(tmp_path / "x", b"new")
+    assert (tmp_path / "precious").read_text() == "mine" and (tmp_path / "x").read_bytes() == b"new"
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == stat.S_IMODE((tmp_path / "precious").stat().st_mode)

@@ -21,6 +21,9 @@ QD = ("compress", "--recipe", "quantized-distillation", "--task", "digits")
 # The cheapest run there is: one step of a student on its own.
 PT = (*QD, "--steps", "1", "--set", "kd_weight=0", "--set", "settings.progress=false", "--model", "digits-student")
 
+OLDER = ("--force", "--out")
+"""Followed by the folder of an artifact that would be replaced."""
+
 
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -77,7 +80,17 @@ def test_bad_flags(cli, older, teacher, name):
     flags, message = BAD_FLAGS[name]
     before, around = contents(older), beside(older)
     run = cli(
-        *QD, "--teacher", teacher, "--student", "digits-student", "--set", "settings.progress=false", *flags, "--out", older
+        *QD,
+        "--teacher",
+        teacher,
+        "--student",
+        "digits-student",
+        "--set",
+        "settings.progress=false",
+        *flags,
+        "--out",
+        older,
+        "--force",
     )
     refused(run, message)
     assert contents(older) == before and beside(older) == around
@@ -135,7 +148,7 @@ def test_bad_run_files(cli, older, tmp_path, name):
     text, message = YAMLS[name]
     (tmp_path / "run.yaml").write_text(text)
     before = contents(older)
-    refused(cli("compress", tmp_path / "run.yaml", "--out", older), message)
+    refused(cli("compress", tmp_path / "run.yaml", *OLDER, older), message)
     assert contents(older) == before
 
 
@@ -159,7 +172,7 @@ def test_a_teacher_of_other_classes(cli, older, tmp_path):
     odd = from_architecture({"architecture": "resnet", "arguments": {"depth": 8, "width": 4, "channels": 1, "classes": 7}})
     write(tmp_path / "odd", odd)
     before = contents(older)
-    run = cli(*QD, "--teacher", tmp_path / "odd", "--student", "digits-student", "--out", older)
+    run = cli(*QD, "--teacher", tmp_path / "odd", "--student", "digits-student", *OLDER, older)
     refused(run, "teacher: wanted 10 classes, as digits has, got 7 outputs")
     assert contents(older) == before
 
@@ -184,7 +197,7 @@ def test_weights_that_are_not_numbers(cli, older, tmp_path, role):
     write(tmp_path / "broken", broken)
     before = contents(older)
     models = {"student": "digits-student", "teacher": "digits-teacher", role: tmp_path / "broken"}
-    run = cli(*QD, "--teacher", models["teacher"], "--student", models["student"], "--out", older)
+    run = cli(*QD, "--teacher", models["teacher"], "--student", models["student"], *OLDER, older)
     refused(run, rf"{role}: hidden.0.weight: wanted finite weights, got 1 of 12288 NaN or infinite")
     assert contents(older) == before
 
@@ -196,12 +209,23 @@ def test_data_that_are_not_numbers_or_not_there(cli, older, monkeypatch, tmp_pat
     before = contents(older)
     with monkeypatch.context() as patch:
         patch.setitem(TASKS, "digits", lambda _: Split({"x": torch.tensor([[float("nan")]])}, torch.tensor([0])))
-        refused(cli(*PT, "--out", older), "data: x: wanted finite data, got NaN or infinity")
+        refused(cli(*PT, *OLDER, older), "data: x: wanted finite data, got NaN or infinity")
         patch.setitem(TASKS, "digits", lambda _: Split({"x": torch.zeros(0, 1)}, torch.zeros(0, dtype=torch.int64)))
-        refused(cli(*PT, "--out", older), "wanted at least one sample")
+        refused(cli(*PT, *OLDER, older), "wanted at least one sample")
     monkeypatch.delenv("BITSTILL_DATA", raising=False)
     run = cli(
-        "compress", "--recipe", "post-training", "--task", "cifar10", "--data", tmp_path, "--model", "resnet-20", "--out", older
+        "compress",
+        "--recipe",
+        "post-training",
+        "--task",
+        "cifar10",
+        "--data",
+        tmp_path,
+        "--model",
+        "resnet-20",
+        "--out",
+        older,
+        "--force",
     )
     refused(run, r"wanted train\*.parquet, got no such files. Point --data or BITSTILL_DATA at the folder")
     assert contents(older) == before
@@ -213,7 +237,7 @@ def test_a_network_in_which_every_layer_is_kept_in_float(cli, older, tmp_path):
     arguments = {"blocks": [[4]], "kernel": 3, "hidden": [], "channels": 1, "size": 8}
     write(tmp_path / "tiny", from_architecture({"architecture": "conv-net", "arguments": arguments}))
     before = contents(older)
-    run = cli(*PT[:-1], tmp_path / "tiny", "--out", older)
+    run = cli(*PT[:-1], tmp_path / "tiny", *OLDER, older)
     refused(run, r"wanted at least one layer to compress, got targets .* minus ignore .* leave none. Ignore fewer layers")
     assert contents(older) == before
 
@@ -341,7 +365,7 @@ def test_a_full_or_read_only_disk(cli, older, monkeypatch, name, code):
             monkeypatch.setattr(module, "write_file", fail)
     before = contents(older)
     refused(
-        cli(*PT, "--out", older),
+        cli(*PT, *OLDER, older),
         "wanted a folder that can be written, got (No space|Permission).*older artifact there is untouched",
     )
     assert contents(older) == before
@@ -352,7 +376,7 @@ def test_a_folder_without_permission(cli, older, monkeypatch):
     real = files.os.access  # root may write anywhere
     monkeypatch.setattr(files.os, "access", lambda path, mode: str(path) != str(older.parent) and real(path, mode))
     before = contents(older)
-    refused(cli(*PT, "--out", older), "wanted a folder that can be written, got Permission denied")
+    refused(cli(*PT, *OLDER, older), "wanted a folder that can be written, got Permission denied")
     assert contents(older) == before
 
 
@@ -362,7 +386,18 @@ def test_resume_with_a_checkpoint_of_another_recipe(cli, older, teacher, monkeyp
 
     checkpoint = older.with_name(".older.checkpoint.safetensors")
     before = contents(older)
-    flags = (*QD, "--teacher", teacher, "--student", "digits-student", "--set", "settings.progress=false", "--out", older)
+    flags = (
+        *QD,
+        "--teacher",
+        teacher,
+        "--student",
+        "digits-student",
+        "--set",
+        "settings.progress=false",
+        "--out",
+        older,
+        "--force",
+    )
     with monkeypatch.context() as patch:
         patch.setattr("bitstill.train.loop.check_gradients", stop)
         run = cli(*flags, "--steps", "3", "--checkpoint-every", "1")

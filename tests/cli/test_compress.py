@@ -41,7 +41,10 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(cli, teac
 
 
 def test_compress_replaces_an_older_artifact_whole(cli, older, teacher):
-    assert cli(*QD, "--teacher", teacher, "--bits", "1", *SHORT, "--out", older).status == 0
+    again = (*QD, "--teacher", teacher, "--bits", "1", *SHORT, "--out", older)
+    refused = cli(*again)
+    assert refused.status == 1 and "a finished artifact" in refused.err and "--force" in refused.err
+    assert cli(*again, "--force").status == 0
     assert report(older)["recipe"]["bits"] == 1
 
 

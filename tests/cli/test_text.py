@@ -331,7 +331,10 @@ def test_variants_are_made_and_trained_on(cli, bert, data, tmp_path):
     run = cli(*XTC, *LENGTH, "--data", data, *COLUMNS, "--model", bert, "--augmented", out, "--out", student)
     assert run.status == 0, run
     assert f"augmented: {out}" in (student / "recipe.yaml").read_text()
-    refused(cli(*XTC, *LENGTH, "--data", data, *COLUMNS, "--model", bert, "--augmented", bert, "--out", student), "of variants")
+    refused(
+        cli(*XTC, *LENGTH, "--data", data, *COLUMNS, "--model", bert, "--augmented", bert, "--out", tmp_path / "other"),
+        "of variants",
+    )
 
 
 def test_what_cannot_be_varied_says_so(cli, bert, data, tmp_path):

@@ -246,7 +246,12 @@ def test_a_failed_run_leaves_the_older_artifact(networks, tmp_path):
     own(networks, out=tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with pytest.raises(bitstill.errors.TrainingError, match="a finite loss"):
-        own(networks, QuantizedDistillation(4, lr=1e30, clip_norm=None, steps=20, batch_size=32), out=tmp_path / "out")
+        own(
+            networks,
+            QuantizedDistillation(4, lr=1e30, clip_norm=None, steps=20, batch_size=32),
+            out=tmp_path / "out",
+            force=True,
+        )
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,8 @@ def test_a_run_killed_while_a_better_one_is_being_saved_does_not_lose_the_step(t
 def test_a_metric_that_is_not_a_number_is_never_the_best() -> None:
     data = task()
     values = iter([float("nan"), 3.0, float("nan"), 7.0, 5.0, float("nan")])
-    object.__setattr__(data, "metric", lambda _logits, _labels: next(values))
+    odd = replace(data.objective, extra_metrics={"odd": lambda _logits, _labels: next(values)}, decides="odd")
+    data = replace(data, objective=odd)
     models: dict[str, nn.Module] = {"student": network(2)}
     history = train([stage(6)], models, data, Settings(progress=False, device="cpu"))
     assert history[-1]["step"] == 4 and history[-1]["kept"] == 7.0

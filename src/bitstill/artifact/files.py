@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import json
 import os
 import shutil
@@ -12,25 +13,69 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from bitstill.artifact.format import CONFIG, FILES
 from bitstill.errors import ArtifactError, SpecError
 
+_PARTIAL = ".partial"
+"""Ends the names of what is being written; what a killed process leaves under such a name is removed by the next run."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` beside `path`, flush it to disk, and rename it into place."""
-    beside = path.with_name(f".{path.name}.tmp")
+    """Write `data` beside `path`, flush it to disk, and rename it into place.
+
+    The temporary name cannot be predicted, and is never one that is there already, so that no link is followed.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
+    beside = Path(name)
     try:
-        with open(beside, "wb") as file:
+        with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(beside, 0o666 & ~_umask())
         os.replace(beside, path)
-    except OSError:
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed deliveries to `target` have left beside it, and killed writes of files of that name."""
+    scratch = (*target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}"),)
+    for path in scratch:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_writer(target: Path) -> Iterator[None]:
+    """Within the block no other process on this machine may write to `target`.
+
+    Raises:
+        ArtifactError: another one does, or the place cannot be written.
+    """
+    path = target.with_name(f".{target.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0, is_singleton=False)
+        lock.acquire()
+    except Timeout:
+        given, fix = "another run that writes there", "Wait until it has finished, or choose another --out."
+        raise ArtifactError("a place of its own for this run", given=given, where=str(target), fix=fix) from None
+    except OSError as error:
+        raise unwritable(target, error) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -45,7 +90,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     check_target(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
     except OSError as error:
         raise unwritable(target, error) from None
     try:
@@ -53,6 +98,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             os.chmod(beside, 0o777 & ~_umask())
             yield beside
             _move_into_place(beside, target)
+            _sync_folder(target.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -144,7 +190,7 @@ def _move_into_place(beside: Path, target: Path) -> None:
         return
     if _exchange(beside, target):
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
     os.rename(target, old / target.name)
     os.rename(beside, target)
     shutil.rmtree(old, ignore_errors=True)
@@ -158,6 +204,16 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     status = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
     return bool(status == 0)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the names in `folder` to disk, where the system can: a rename is lost without it when power fails."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _umask() -> int:

@@ -37,6 +37,7 @@ ClassWeights = Annotated[
     str | None,
     typer.Option("--class-weights", help="Class weights of the loss on labels: balanced, or comma-separated numbers."),
 ]
+ForceFlag = Annotated[bool, typer.Option("--force", help="Replace an artifact that is at --out already.")]
 
 
 def check_duration(epochs: float | None, steps: int | None, command: str) -> None:

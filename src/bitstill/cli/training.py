@@ -12,6 +12,7 @@ from bitstill.cli.options import (
     CheckpointEvery,
     ClassWeights,
     DataOption,
+    ForceFlag,
     JsonFlag,
     LabelColumn,
     MaxLength,
@@ -65,6 +66,7 @@ def compress(
     each_stage: Annotated[
         bool, typer.Option("--each-stage", help="Also deliver the student after every stage, to OUT-<stage>.")
     ] = False,
+    force: ForceFlag = False,
     resume: ResumeFlag = False,
     assignments: Assignments = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show bits and bytes of every layer without training.")] = False,
@@ -103,7 +105,7 @@ def compress(
         result = run(
             built, spec.task, spec.models(built), out=spec.out, settings=spec.settings, storage=spec.storage,
             resume=resume, data=spec.data, text=spec.text, augmented=spec.augmented,
-            class_weights=spec.class_weights, each_stage=each_stage,
+            class_weights=spec.class_weights, each_stage=each_stage, force=force,
         )  # fmt: skip
     if as_json:
         print_json(result.report)

@@ -83,6 +83,7 @@ def compress(
     augmented: str | Path | None = None,
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None,
     each_stage: bool = False,
+    force: bool = False,
 ) -> Result:
     """Train a compressed model under a recipe, deliver it as an artifact, and read it back.
 
@@ -100,6 +101,7 @@ def compress(
         augmented: a folder with variants of the task's training texts (`bitstill.augment`), which are trained on as well.
         class_weights: of the loss on labels, one per class; "balanced" counts rare classes as much as frequent ones.
         each_stage: also deliver what every stage but the last leaves of the student, to `out`-<stage>.
+        force: replace an artifact that is at `out` already.
 
     Returns:
         The reloaded model, its report and its folder.
@@ -122,7 +124,7 @@ def compress(
     )  # fmt: skip
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))
-    delivery = ArtifactDelivery(run_file_of(job).to_yaml(), each_stage)
+    delivery = ArtifactDelivery(run_file_of(job).to_yaml(), each_stage, force)
     run = execute(job, delivery, target, resume=resume, keep=temporary is None)
     skeleton = uncompressed(run.rehearsed["student"])
     delivered = load(target, None if can_rebuild(architecture_of(skeleton)) else skeleton)

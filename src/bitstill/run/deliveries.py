@@ -13,19 +13,20 @@ from typing import Any
 from torch import nn
 
 from bitstill.artifact.files import check_new, check_target, replaced_folder, write_file
-from bitstill.artifact.format import REPORT
+from bitstill.artifact.format import CONFIG, REPORT
 from bitstill.artifact.reader import read
 from bitstill.artifact.size import size_report
 from bitstill.artifact.writer import Storage, write
 from bitstill.data.task import Task, assess, evaluate
 from bitstill.decode import encode
 from bitstill.deliver.deliver import deliver, measure
-from bitstill.errors import SpecError
+from bitstill.errors import ArtifactError, SpecError
 from bitstill.model.contents import contents_of
 from bitstill.model.lifecycle import report as prepare_report
 from bitstill.model.lifecycle import uncompressed
 from bitstill.model.packed_layers import is_packed
 from bitstill.run.driver import PreparedRun
+from bitstill.train.checkpoint import checkpoint_of
 from bitstill.train.stage import Stage
 
 
@@ -36,19 +37,21 @@ class ArtifactDelivery:
     Args:
         recipe_yaml: the run as a file that `bitstill compress` accepts.
         each_stage: also deliver what every stage but the last leaves of the student, to `out`-<stage>.
+        force: replace an artifact that is there already.
     """
 
     recipe_yaml: str
     each_stage: bool = False
+    force: bool = False
 
-    def check_place(self, out: Path) -> None:
-        """It must be free, or hold an older artifact."""
-        check_target(out)
+    def check_place(self, out: Path, stopped: bool) -> None:
+        """It must be free, or hold an older artifact that may be replaced."""
+        self._check(out, stopped)
 
     def check(self, run: PreparedRun, out: Path) -> None:
         """So must the places of the stages."""
         for stage in self._on_the_way(run):
-            check_target(stage_folder(out, stage))
+            self._check(stage_folder(out, stage), checkpoint_of(out).exists())
 
     def stage_finished(self, run: PreparedRun, out: Path, stage: Stage, report: Mapping[str, Any]) -> None:
         """Deliver the student on the way, if each stage's is wanted."""
@@ -59,6 +62,17 @@ class ArtifactDelivery:
         """Deliver the student, and measure the teacher in the same way."""
         teacher = {"teacher": _teacher_row(run.networks["teacher"], run.task)} if "teacher" in run.networks else {}
         self._deliver(run, out, {**report, **teacher})
+
+    def _check(self, folder: Path, stopped: bool) -> None:
+        """Refuse a place that cannot be written, or whose artifact is not to be replaced.
+
+        Raises:
+            ArtifactError: saying what is there.
+        """
+        check_target(folder)
+        if not (self.force or stopped) and (folder / CONFIG).exists():
+            fix = "Choose another --out, add --force to replace it, or --resume if this run was stopped."
+            raise ArtifactError("a new or an empty folder", given="a finished artifact", where=str(folder), fix=fix)
 
     def _on_the_way(self, run: PreparedRun) -> list[Stage]:
         return [stage for stage in run.stages[:-1] if "student" in stage.train] if self.each_stage else []
@@ -79,7 +93,7 @@ def stage_folder(out: Path, stage: Stage) -> Path:
 class PretrainedDelivery:
     """The student in float, saved as transformers saves its models, read back and evaluated."""
 
-    def check_place(self, out: Path) -> None:
+    def check_place(self, out: Path, stopped: bool) -> None:
         """The folder must be new or empty."""
         check_new(out)
 

@@ -75,7 +75,7 @@ def demo(
         say(f"[{index}/{len(plans)}] {plan.name}")
         models = {role: m if m.startswith("digits-") else str(folder / m) for role, m in plan.models.items()}
         results[plan.name] = compress(
-            plan.recipe, task, models, out=folder / plan.folder, settings=Settings(seed=seed, device="cpu")
+            plan.recipe, task, models, out=folder / plan.folder, settings=Settings(seed=seed, device="cpu"), force=True
         )
     rows = tuple(_row(plan, results[plan.name]) for plan in plans)
     report = {

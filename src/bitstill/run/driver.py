@@ -8,6 +8,7 @@ that is finished is recognised by its identity.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from bitstill.artifact.files import only_writer, remove_leftovers
 from bitstill.artifact.format import REPORT
 from bitstill.data.objectives import MeanStates
 from bitstill.data.task import Task, with_class_weights
@@ -29,7 +31,7 @@ from bitstill.run.checks import check_model, check_trained, rehearse
 from bitstill.run.job import Job
 from bitstill.run.models import ResolvedModels, resolve_models
 from bitstill.run.stage_data import stage_data
-from bitstill.train.checkpoint import checkpoint_beside
+from bitstill.train.checkpoint import checkpoint_beside, checkpoint_of
 from bitstill.train.identity import HARDWARE, identity_of
 from bitstill.train.loop import train
 from bitstill.train.run import Data
@@ -73,8 +75,12 @@ class PreparedRun:
 class Delivery(Protocol):
     """What is left of a run."""
 
-    def check_place(self, out: Path) -> None:
+    def check_place(self, out: Path, stopped: bool) -> None:
         """Refuse, before anything is loaded, a place that cannot take it.
+
+        Args:
+            out: the place.
+            stopped: a run that was stopped is continued, whose beginning has found the place good.
 
         Raises:
             BitstillError: saying what to do instead.
@@ -105,7 +111,6 @@ def prepare_run(job: Job, out: Path, *, untrained: bool = False) -> PreparedRun:
     Raises:
         BitstillError: its subclasses say what was wrong.
     """
-    accelerator(replace(job.settings, trackers=()))  # settles the device, before anything asks for it
     task = job.task
     if isinstance(task, str):
         task = task_for(task, job.models, job.data, job.text, augmented=job.augmented)
@@ -141,57 +146,68 @@ def execute(job: Job, delivery: Delivery, out: Path, *, resume: bool = False, ke
     """
     from accelerate import PartialState
 
-    started = time.perf_counter()
     finished = resume and (out / REPORT).is_file()
+    stopped = resume and checkpoint_of(out).exists()
     if not finished:
-        delivery.check_place(out)
-    run = prepare_run(job, out)
-    delivery.check(run, out)
-    identity = run.identity()
+        delivery.check_place(out, stopped)
+    accelerator(replace(job.settings, trackers=()))  # settles the device, before anything asks for it
     processes = PartialState()
-    if finished:
-        if _is_result_of(out, identity):
-            processes.wait_for_everyone()
+    with only_writer(out) if processes.is_main_process else contextlib.nullcontext():
+        if processes.is_main_process:
+            remove_leftovers(out)
+        started = time.perf_counter()
+        checkpoint = checkpoint_beside(out, resume) if keep else None
+        run = prepare_run(job, out)
+        delivery.check(run, out)
+        identity = run.identity()
+        if finished and not stopped:
+            _check_result(out, identity)
+        if not (finished and _differing(out, identity) is None):
+            about = _about(run, identity)
+            history = train(
+                run.stages, run.networks, run.data, job.settings,
+                identity=identity, checkpoint_path=checkpoint, resume=resume,
+                finished=lambda stage: delivery.stage_finished(run, out, stage, about),
+            )  # fmt: skip
             if processes.is_main_process:
-                checkpoint_beside(out, resume=True).unlink(missing_ok=True)
-            return run
-        delivery.check_place(out)
-    about = {
-        "recipe": encode(job.recipe),
-        "settings": encode(job.settings),
-        "models": run.models.notes,
-        "identity": identity,
-        "task": run.task.name,
-        **environment(),
-    }
-    checkpoint = checkpoint_beside(out, resume) if keep else None
-    history = train(
-        run.stages, run.networks, run.data, job.settings,
-        identity=identity, checkpoint_path=checkpoint, resume=resume,
-        finished=lambda stage: delivery.stage_finished(run, out, stage, about),
-    )  # fmt: skip
-    if processes.is_main_process:
-        delivery.write(run, out, {**about, "history": history, "wall_seconds": time.perf_counter() - started})
-    processes.wait_for_everyone()
-    if checkpoint is not None and processes.is_main_process:
-        checkpoint.unlink(missing_ok=True)
+                delivery.write(run, out, {**about, "history": history, "wall_seconds": time.perf_counter() - started})
+        processes.wait_for_everyone()
+        if checkpoint is not None and processes.is_main_process:
+            checkpoint.unlink(missing_ok=True)
     return run
 
 
-def _is_result_of(out: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether `out` is what a run of this identity has delivered, on whatever hardware.
+def _about(run: PreparedRun, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report says of a run before it has trained."""
+    return {
+        "recipe": encode(run.job.recipe),
+        "settings": encode(run.job.settings),
+        "models": run.models.notes,
+        "identity": dict(identity),
+        "task": run.task.name,
+        **environment(),
+    }
 
-    Raises:
-        SpecError: it is the result of another run, and no unfinished one lies beside it.
+
+def _differing(out: Path, identity: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The first key in which what `out` was made by differs from `identity`, with its value there; None where none does.
+
+    Hardware does not count.
     """
     report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
-    theirs = report.get("identity")
-    if theirs is None:  # delivered before reports had one
-        return False
-    for key, ours in json.loads(json.dumps(dict(identity))).items():
-        if key not in HARDWARE and theirs.get(key) != ours:
-            if checkpoint_beside(out, resume=True).exists():  # of a run that was going to replace it
-                return False
-            fix = "Choose another --out, or leave --resume out to begin anew."
-            raise SpecError(f"the result of this run ({key} {ours})", given=f"{key} {theirs.get(key)}", where=str(out), fix=fix)
-    return True
+    theirs = report.get("identity", {})
+    ours = json.loads(json.dumps(dict(identity)))
+    return next(((key, theirs.get(key)) for key in ours if key not in HARDWARE and theirs.get(key) != ours[key]), None)
+
+
+def _check_result(out: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to take what another run has made for the result of this one.
+
+    Raises:
+        SpecError: naming the key that differs.
+    """
+    differing = _differing(out, identity)
+    if differing is not None:
+        key, theirs = differing
+        fix = "Choose another --out; or leave --resume out, to begin anew."
+        raise SpecError(f"the result of this run ({key} {identity[key]})", given=f"{key} {theirs}", where=str(out), fix=fix)

@@ -197,13 +197,18 @@ class Checkpoint:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def checkpoint_of(target: Path) -> Path:
+    """Where the run that delivers to `target` keeps its checkpoint."""
+    return target.with_name(f".{target.name}.checkpoint.safetensors")
+
+
 def checkpoint_beside(target: Path, resume: bool) -> Path:
-    """Where the run that delivers to `target` keeps its checkpoint.
+    """`checkpoint_of`, for a run that begins or continues.
 
     Raises:
         CheckpointError: one is there and is not meant to be continued.
     """
-    path = target.with_name(f".{target.name}.checkpoint.safetensors")
+    path = checkpoint_of(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not resume:
         raise CheckpointError(

@@ -33,6 +33,7 @@ from bitstill.train.sampler import Sampler, steps_per_epoch
 from bitstill.train.settings import Settings, accelerator, teachers_in_bf16
 from bitstill.train.stage import Stage
 from bitstill.train.step import TrainingStep, check_gradients
+from bitstill.train.stopping import StopRequest, stop_requests
 from bitstill.train.teachers import Teachers
 
 PROBED_STEPS = 10
@@ -74,29 +75,31 @@ def train(
     loaded = run.resume() if resume else None
     # Whoever looks for the checkpoint of an earlier run must not find the first one of this run.
     run.accelerator.wait_for_everyone()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), stop_requests() as request:
         for stage in stages[run.position.stage :]:
             if not run.position.begun:
                 run.begin(stage)
             stage.check_models(run.models)
             if stage.terms:
-                train_stage(run, stage, loaded)
+                train_stage(run, stage, loaded, request)
                 if finished is not None and run.accelerator.is_main_process:
                     finished(stage)
             loaded = None
             run.finish_stage()
+            request.obey()
     for tracker in run.accelerator.trackers:  # not `end_training`, which ends the group of processes, too: more may be trained
         tracker.finish()
     return run.history
 
 
-def train_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
+def train_stage(run: Run, stage: Stage, loaded: Checkpoint | None, request: StopRequest) -> None:
     """Train one stage, from where the run is to its end.
 
     Args:
         run: its models change.
         stage: has begun.
         loaded: the checkpoint that the run continues from, or None.
+        request: to stop after the step under way.
     """
     task, settings = data_for(stage, run.data), run.settings
     total = stage.total_steps(len(task.train))
@@ -128,10 +131,11 @@ def train_stage(run: Run, stage: Stage, loaded: Checkpoint | None) -> None:
             validation = log.note(step + 1, parts.loss, parts.terms)
             if stage.keep == "best" and log.validates(step + 1):
                 _keep_best(run, stage, step + 1, validation)
-            if (step + 1) % save_every == 0:
+            if (step + 1) % save_every == 0 or request.signal is not None:
                 log.check(step + 1, float(parts.loss))
                 log.keep_losses()
                 run.save(trainee.optimizer)
+            request.obey()
         if run.best is not None:
             run.best.restore(run.trained_by(stage))
             run.history.append({"stage": stage.name, "step": run.best.step, "kept": run.best.value})
