@@ -31,7 +31,7 @@ from bitstill.data.task import Batch, Task
 from bitstill.deliver.deliver import environment
 from bitstill.deliver.load_task import task_for
 from bitstill.hf.pretrained import load_pretrained
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.train.sampler import Sampler
 from bitstill.train.step import TrainingStep
 from bitstill.train.teachers import Teachers

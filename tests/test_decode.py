@@ -238,7 +238,7 @@ def test_losses_optimizers_and_actions_of_bitstill_go_by_their_names():
     ("quantizer", "OWN:sign", "wanted the class of a Quantizer, got 'own.*:sign', which is none"),
     ("quantizer", "OWN:Half", "wanted a Quantizer, got 'own.*:Half', without quantize"),
     ("quantizer", "OWN:Halved", "wanted a Quantizer, got .*:Halved', which is not derived from Quantizer"),
-    ("loss", "OWN:Sign", "wanted a Loss, got .*:Sign', without needs_teacher, __call__, taps. .*losses.protocol.Loss"),
+    ("loss", "OWN:Sign", "wanted a Loss, got .*:Sign', without needs_teacher, __call__, taps. .*losses.loss.Loss"),
     ("loss", "json:JSONDecoder", "wanted a Loss, got 'json:JSONDecoder', without needs_teacher"),
     ("loss", "OWN:Hidden", "wanted types of Hidden that are there at run time, got name 'Fraction' is not defined"),
     ("optimizer", "OWN:Halved", "wanted an Optimizer, got .*without lr, weight_decay, learned_lr_scale, build"),

@@ -9,7 +9,7 @@ import pytest
 import bitstill
 from bitstill.data.catalogue import load_task
 from bitstill.data.task import predict
-from bitstill.recipes.catalogue import RECIPES
+from bitstill.recipes.by_name import RECIPES
 
 
 def report(folder):

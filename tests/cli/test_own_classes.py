@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bitstill.recipes.catalogue import describe
+from bitstill.recipes.by_name import describe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "examples.own_recipe:TernaryInTwoSteps"

@@ -23,7 +23,7 @@ from bitstill.losses.logits import KL, CrossEntropy, MeanSquaredError, SoftCross
 from bitstill.losses.sigmoid import BinaryCrossEntropy, BinaryKL, SoftBinaryCrossEntropy
 from bitstill.losses.taps import Output
 from bitstill.recipes import PQK, FineTuning, QuantizedDistillation
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 
 NAMES = ("a", "b", "c")
 CASES: dict[str, tuple[Objective, Tensor, int]] = {

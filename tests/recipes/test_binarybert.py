@@ -24,7 +24,7 @@ from bitstill.losses.logits import MeanSquaredError, SoftCrossEntropy
 from bitstill.quant.granularity import PerChannel
 from bitstill.quant.rules import Binary, Compression, QuantizeInput, SplitBinary, Ternary
 from bitstill.recipes import BinaryBERT
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.recipes.transformer_stages import encoder_rules
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary

@@ -11,7 +11,7 @@ from bitstill.data.objectives import MultiLabel
 from bitstill.data.task import Split, Task, with_class_weights
 from bitstill.losses.sigmoid import BinaryCrossEntropy, BinaryKL, SoftBinaryCrossEntropy
 from bitstill.recipes import XTC, FineTuning, QuantizedDistillation
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 
 from .encoders import QUIET, encoder
 

@@ -16,7 +16,7 @@ from bitstill.data.objectives import Classification
 from bitstill.errors import SpecError
 from bitstill.losses.logits import CrossEntropy
 from bitstill.recipes import PQK
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.schedules import Cubic, Linear
 from bitstill.train.pruning import Pruning
 from bitstill.train.stage import Stage, Term

@@ -16,8 +16,8 @@ from bitstill.errors import DataError, TrainingError
 from bitstill.losses.features import AttentionScoreMSE, FeatureMSE
 from bitstill.losses.logits import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy
 from bitstill.recipes import DifferentiableQuantization, QuantizedDistillation
-from bitstill.recipes.catalogue import RECIPES
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.by_name import RECIPES
+from bitstill.recipes.recipe import RunContext
 from bitstill.run.checks import rehearse
 from bitstill.run.models import needed_roles
 from bitstill.train.loop import train

@@ -23,7 +23,7 @@ from bitstill.quant.rules import Compression, QuantizeInput, Uniform
 from bitstill.quant.ternary import ternary
 from bitstill.quant.uniform import uniform_affine
 from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 
 from .digits import QUIET, compressed_layers, conv_net, same, small_resnet, state, task
 

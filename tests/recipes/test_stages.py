@@ -14,8 +14,8 @@ from bitstill.losses.logits import KL, CrossEntropy
 from bitstill.quant.granularity import Bucket, PerGroup, PerTensor
 from bitstill.quant.rules import Binary, Clipped, ExactScale, Points, QuantizeInput, Ternary, Uniform
 from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation
-from bitstill.recipes.catalogue import RECIPES, recipe_class, recipe_name
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.by_name import RECIPES, recipe_class, recipe_name
+from bitstill.recipes.recipe import RunContext
 from bitstill.schedules import at
 from bitstill.train.actions import Compress, Copy, SharePoints
 from bitstill.train.stage import Term

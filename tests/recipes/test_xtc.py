@@ -26,7 +26,7 @@ from bitstill.model.weight_transform import WeightTransform
 from bitstill.quant.granularity import PerChannel, PerTensor
 from bitstill.quant.rules import Binary, Compression, QuantizeInput, Ternary, Uniform
 from bitstill.recipes import XTC
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.run.checks import rehearse
 from bitstill.run.models import resolve_models
 from bitstill.schedules import WarmupLinear

@@ -10,8 +10,8 @@ from torch import nn
 
 from bitstill.model.lifecycle import freeze, prepare
 from bitstill.quant.rules import Compression, Ternary
+from bitstill.report.axes import by_error, error_scale
 from bitstill.report.plots import curves
-from bitstill.report.scales import by_error, error_scale
 from bitstill.report.scatter import scatter, short_label
 from bitstill.report.svg import canvas
 from bitstill.report.tables import Row

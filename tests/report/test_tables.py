@@ -53,7 +53,7 @@ def test_size_table_of_a_float_artifact(run_report: dict[str, Any]) -> None:
 
 
 def test_catalogue_tables() -> None:
-    from bitstill.recipes.catalogue import describe, describe_all
+    from bitstill.recipes.by_name import describe, describe_all
 
     assert "quantized-distillation" in printed(recipes_table(describe_all()))
     assert "temperature" in printed(options_table(describe("quantized-distillation")))

@@ -17,7 +17,7 @@ from bitstill.data import TextOptions
 from bitstill.decode import encode, own_kinds
 from bitstill.errors import BitstillError, SpecError
 from bitstill.import_path import is_contract
-from bitstill.recipes.catalogue import RECIPES
+from bitstill.recipes.by_name import RECIPES
 from bitstill.run.assignments import field_defaults
 from bitstill.run.run_file import read_run
 from bitstill.train import Settings

@@ -12,7 +12,7 @@ from bitstill.losses.features import Pair
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor
 from bitstill.quant.rules import Clipped, ExactScale, QuantizeInput
 from bitstill.recipes import DifferentiableQuantization, PostTraining, QuantizedDistillation
-from bitstill.recipes.catalogue import recipe_name
+from bitstill.recipes.by_name import recipe_name
 from bitstill.run.run_file import RunFile, read_run
 from bitstill.train.settings import Settings
 

@@ -21,7 +21,7 @@ from torch import nn
 import bitstill
 from bitstill.losses.logits import KL, CrossEntropy
 from bitstill.quant.rules import Compression
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.train.actions import Compress
 from bitstill.train.loop import train
 from bitstill.train.settings import Settings

@@ -39,7 +39,7 @@ def recipes(
     as_json: JsonFlag = False,
 ) -> None:
     """List the recipes, or the options of one."""
-    from bitstill.recipes.catalogue import describe, describe_all
+    from bitstill.recipes.by_name import describe, describe_all
 
     if as_json:
         print_json(describe_all() if name is None else describe(name))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitstill.errors import SpecError
 from bitstill.losses.logits import Reduction
-from bitstill.losses.protocol import Loss
+from bitstill.losses.loss import Loss
 from bitstill.schedules import Scheduled
 
 HeadKind = Literal["sample", "none"]

@@ -14,7 +14,7 @@ from bitstill.losses.logits import MeanSquaredError as MeanSquaredError
 from bitstill.losses.logits import SoftCrossEntropy as SoftCrossEntropy
 from bitstill.losses.logits import kl_divergence as kl_divergence
 from bitstill.losses.logits import soft_cross_entropy as soft_cross_entropy
-from bitstill.losses.protocol import Loss as Loss
+from bitstill.losses.loss import Loss as Loss
 from bitstill.losses.sigmoid import BinaryCrossEntropy as BinaryCrossEntropy
 from bitstill.losses.sigmoid import BinaryKL as BinaryKL
 from bitstill.losses.sigmoid import SoftBinaryCrossEntropy as SoftBinaryCrossEntropy

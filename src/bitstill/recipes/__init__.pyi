@@ -6,7 +6,7 @@ from bitstill.recipes.fine_tuning import FineTuning as FineTuning
 from bitstill.recipes.general_distillation import GeneralDistillation as GeneralDistillation
 from bitstill.recipes.post_training import PostTraining as PostTraining
 from bitstill.recipes.pqk import PQK as PQK
-from bitstill.recipes.protocol import Recipe as Recipe
-from bitstill.recipes.protocol import RunContext as RunContext
 from bitstill.recipes.quantized_distillation import QuantizedDistillation as QuantizedDistillation
+from bitstill.recipes.recipe import Recipe as Recipe
+from bitstill.recipes.recipe import RunContext as RunContext
 from bitstill.recipes.xtc import XTC as XTC

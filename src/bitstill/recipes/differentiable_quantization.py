@@ -14,7 +14,7 @@ from bitstill.errors import SpecError
 from bitstill.losses.logits import Reduction
 from bitstill.quant.granularity import Granularity, PerGroup
 from bitstill.quant.rules import Compression, Points, ScaleDtype
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.recipes.supervision import check_kd_weight, distillation_terms, teacher_stage
 from bitstill.schedules import Cosine, Linear
 from bitstill.train.actions import Compress, Copy, SharePoints, Skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitstill.data.objective import Objective
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.recipes.supervision import label_loss
 from bitstill.schedules import WarmupLinear
 from bitstill.train.optim import AdamW

@@ -12,7 +12,7 @@ from bitstill.data.corpus import Corpus
 from bitstill.errors import SpecError
 from bitstill.losses.layer_maps import LayerMap
 from bitstill.model.blocks import Choice
-from bitstill.recipes.protocol import Models, RunContext
+from bitstill.recipes.recipe import Models, RunContext
 from bitstill.recipes.transformer_stages import (
     check_known,
     feature_terms,

@@ -8,7 +8,7 @@ from typing import Literal
 from bitstill.errors import SpecError
 from bitstill.quant.granularity import Granularity, PerGroup
 from bitstill.quant.rules import Compression, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.train.actions import Compress, Skip
 from bitstill.train.stage import Stage
 

@@ -14,7 +14,7 @@ from typing import Literal
 from bitstill.errors import SpecError
 from bitstill.quant.granularity import Granularity, PerChannel
 from bitstill.quant.rules import Compression, LearnedStep, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.recipes.supervision import label_loss
 from bitstill.schedules import Cosine, Cubic, Linear, Scheduled
 from bitstill.train.actions import AddDenseView, Compress, Skip

@@ -28,7 +28,7 @@ from bitstill.quant.rules import (
     Ternary,
     Uniform,
 )
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.recipes.supervision import check_kd_weight, distillation_terms, teacher_stage
 from bitstill.schedules import Cosine
 from bitstill.train.actions import Compress, ReduceWidth, Skip

@@ -6,7 +6,7 @@ from bitstill.data.objective import Objective
 from bitstill.errors import SpecError
 from bitstill.losses.features import AttentionTransfer, Pair
 from bitstill.losses.logits import Reduction
-from bitstill.losses.protocol import Loss
+from bitstill.losses.loss import Loss
 from bitstill.schedules import Cosine
 from bitstill.train.optim import SGD
 from bitstill.train.stage import Stage, Term

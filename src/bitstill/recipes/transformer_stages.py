@@ -13,12 +13,12 @@ from bitstill.errors import MatchError, SpecError
 from bitstill.losses.features import AttentionRelation, AttentionScoreMSE, FeatureMSE
 from bitstill.losses.layer_maps import LayerMap, head_pairs, hidden_pairs, score_pairs
 from bitstill.losses.logits import Reduction
-from bitstill.losses.protocol import Loss
+from bitstill.losses.loss import Loss
 from bitstill.model.blocks import Choice, blocks, check_choice, choose
 from bitstill.model.select import word_embeddings
 from bitstill.quant.granularity import PerChannel
 from bitstill.quant.rules import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
-from bitstill.recipes.protocol import Models, RunContext
+from bitstill.recipes.recipe import Models, RunContext
 from bitstill.train.actions import Copy, ReduceLayers, SetDropout
 from bitstill.train.stage import Action, Stage, Term
 

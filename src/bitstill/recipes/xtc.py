@@ -20,7 +20,7 @@ from bitstill.quant.granularity import Granularity, PerChannel
 from bitstill.quant.rules import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.general_distillation import GeneralDistillation
-from bitstill.recipes.protocol import Models, RunContext
+from bitstill.recipes.recipe import Models, RunContext
 from bitstill.recipes.supervision import label_loss
 from bitstill.recipes.transformer_stages import (
     Bits,

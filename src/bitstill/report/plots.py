@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitstill.report.axes import by_error, error_scale, loss_scale
 from bitstill.report.content import Figure, Key
 from bitstill.report.numbers import count, metric, metric_label
-from bitstill.report.scales import by_error, error_scale, loss_scale
 from bitstill.report.svg import CARD, INK, MUTED, SERIES, canvas, css, inline, series
 from bitstill.report.tables import KINDS
 from bitstill.report.weights import LayerWeights, Values

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bitstill.report.axes import by_error, error_scale, latency_scale, size_scale
 from bitstill.report.content import Figure, Key
 from bitstill.report.labels import Box, Point, leader, place_labels
 from bitstill.report.numbers import metric_label, score
-from bitstill.report.scales import by_error, error_scale, latency_scale, size_scale
 from bitstill.report.svg import CARD, INK, MUTED, canvas, css, inline, series
 from bitstill.report.tables import Row
 

@@ -95,7 +95,7 @@ def _float_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def recipes_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """The recipes that there are, as `recipes.catalogue.describe_all` lists them."""
+    """The recipes that there are, as `recipes.by_name.describe_all` lists them."""
     table = _table("recipe", "teacher", "what it does")
     for recipe in found:
         _add(table, (recipe["name"], "yes" if recipe["needs_teacher"] else "no", recipe["summary"]))
@@ -103,7 +103,7 @@ def recipes_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def options_table(found: Mapping[str, Any]) -> Table:
-    """The options of one recipe, as `recipes.catalogue.describe` lists them."""
+    """The options of one recipe, as `recipes.by_name.describe` lists them."""
     table = _table("option", "default", "type", "meaning")
     for option in found["options"]:
         _add(table, (option["name"], str(option["default"]), option["type"], option["meaning"]))

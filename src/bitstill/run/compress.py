@@ -24,8 +24,8 @@ from bitstill.deliver.architecture import architecture_of, can_rebuild
 from bitstill.deliver.load import load
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.model.lifecycle import uncompressed
-from bitstill.recipes.catalogue import recipe_class
-from bitstill.recipes.protocol import Recipe
+from bitstill.recipes.by_name import recipe_class
+from bitstill.recipes.recipe import Recipe
 from bitstill.run.deliveries import ArtifactDelivery
 from bitstill.run.driver import execute
 from bitstill.run.job import Job

@@ -26,7 +26,7 @@ from bitstill.decode import encode
 from bitstill.deliver.deliver import environment
 from bitstill.deliver.load_task import task_for
 from bitstill.errors import SpecError
-from bitstill.recipes.protocol import RunContext
+from bitstill.recipes.recipe import RunContext
 from bitstill.run.checks import check_model, check_trained, rehearse
 from bitstill.run.job import Job
 from bitstill.run.models import ResolvedModels, resolve_models

@@ -10,7 +10,7 @@ from typing import Literal
 from bitstill.artifact.writer import Storage
 from bitstill.data.task import Task
 from bitstill.data.text import TextOptions
-from bitstill.recipes.protocol import Recipe
+from bitstill.recipes.recipe import Recipe
 from bitstill.run.models import ModelLike
 from bitstill.train.settings import Settings
 

@@ -21,7 +21,7 @@ from bitstill.errors import SpecError, need_package, suggest
 from bitstill.import_path import is_import_path
 from bitstill.model.packed_layers import is_packed
 from bitstill.model.restore import load_into
-from bitstill.recipes.protocol import Recipe
+from bitstill.recipes.recipe import Recipe
 
 ModelLike = nn.Module | str | Path
 """A network; the name of one of bitstill's, freshly initialised; the folder of an artifact or of a Hugging Face model; or the

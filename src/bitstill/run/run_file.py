@@ -27,8 +27,8 @@ from bitstill.artifact.writer import Storage
 from bitstill.data.text import TextOptions
 from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
-from bitstill.recipes.catalogue import recipe_class, recipe_name
-from bitstill.recipes.protocol import Recipe
+from bitstill.recipes.by_name import recipe_class, recipe_name
+from bitstill.recipes.recipe import Recipe
 from bitstill.run.assignments import OPTIONS, assign, field_defaults, parse_yaml, put
 from bitstill.run.job import Job
 from bitstill.train.settings import Settings

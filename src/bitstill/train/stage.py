@@ -17,7 +17,7 @@ from bitstill.data.augmentation import Variants
 from bitstill.data.corpus import Corpus
 from bitstill.data.task import Task
 from bitstill.errors import SpecError, suggest
-from bitstill.losses.protocol import Loss
+from bitstill.losses.loss import Loss
 from bitstill.schedules import Scheduled
 from bitstill.train.optim import SGD, Optimizer
 from bitstill.train.pruning import Pruning

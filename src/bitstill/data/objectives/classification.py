@@ -16,7 +16,7 @@ from bitstill.data.metrics import accuracy, accuracy_and_f1, confusion, f1, macr
 from bitstill.data.objective import DetailTable, HeadKind, Imitation
 from bitstill.errors import DataError, SpecError, suggest
 from bitstill.losses.logits import KL, CrossEntropy, Reduction, SoftCrossEntropy
-from bitstill.losses.protocol import Loss
+from bitstill.losses.loss import Loss
 from bitstill.losses.taps import as_logits
 from bitstill.schedules import Scheduled
 

@@ -12,7 +12,7 @@ from bitstill.data.metrics import linear_cka
 from bitstill.data.objective import DetailTable, HeadKind, Imitation, refuse_imitation
 from bitstill.errors import DataError, MatchError
 from bitstill.losses.logits import Reduction
-from bitstill.losses.protocol import Loss
+from bitstill.losses.loss import Loss
 from bitstill.schedules import Scheduled
 
 

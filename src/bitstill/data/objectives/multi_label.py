@@ -15,7 +15,7 @@ from bitstill.data.objective import DetailTable, HeadKind, Imitation
 from bitstill.data.objectives.classification import check_class_weights, named_outputs
 from bitstill.errors import DataError, SpecError, suggest
 from bitstill.losses.logits import Reduction
-from bitstill.losses.protocol import Loss
+from bitstill.losses.loss import Loss
 from bitstill.losses.sigmoid import BinaryCrossEntropy, BinaryKL, SoftBinaryCrossEntropy
 from bitstill.losses.taps import as_logits
 from bitstill.schedules import Scheduled

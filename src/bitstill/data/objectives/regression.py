@@ -12,7 +12,7 @@ from bitstill.data.metrics import pearson, pearson_and_spearman, r_squared, spea
 from bitstill.data.objective import DetailTable, HeadKind, Imitation
 from bitstill.errors import DataError, SpecError, suggest
 from bitstill.losses.logits import MeanSquaredError, Reduction
-from bitstill.losses.protocol import Loss
+from bitstill.losses.loss import Loss
 from bitstill.losses.taps import as_logits
 from bitstill.schedules import Scheduled
 

@@ -12,7 +12,7 @@ from bitstill._lazy import public_names
 from bitstill.decode import encode
 from bitstill.errors import SpecError, suggest
 from bitstill.import_path import import_class, import_path_of, is_import_path
-from bitstill.recipes.protocol import Recipe
+from bitstill.recipes.recipe import Recipe
 
 
 def _published() -> dict[str, type[Recipe]]:

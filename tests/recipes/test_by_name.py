@@ -9,7 +9,7 @@ import pytest
 
 from bitstill.decode import encode
 from bitstill.errors import SpecError
-from bitstill.recipes.catalogue import RECIPES, describe, describe_all
+from bitstill.recipes.by_name import RECIPES, describe, describe_all
 
 
 def test_every_recipe_is_listed_with_its_first_sentence():
