@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from bitstill.program.operations import Program, Transform
 from bitstill.program.scopes import check_scope
-from bitstill.runtime import packing
 from bitstill.runtime.dependencies import Dependencies
+from bitstill.runtime.input_rules import rule_of
 from bitstill.runtime.layer_weights import LayerWeights
 from bitstill.runtime.structs import EPILOGUES, Epilogue, EpilogueKind, Op, Rule, Step
 from bitstill.runtime.values import Plan, Shape, Value
@@ -115,7 +115,7 @@ class Builder:
         """
         per = transform.rule["per"]
         check_scope(per, transform.name, tokens=rows.per == "token", lines=rows.per == "sample" and rows.pixels > 1)
-        rule = packing.rule_of(self.layers.archive, transform.name, transform.rule)
+        rule = rule_of(self.layers.archive, transform.name, transform.rule)
         rule.rows_per_range = {"tensor": 0, "token": 1, "sample": rows.pixels}[per]
         self.plan.padding_counts |= per == "tensor" and rule.needs_range and rows.per == "token"
         return rule

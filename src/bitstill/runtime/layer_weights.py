@@ -13,7 +13,10 @@ import numpy.typing as npt
 
 from bitstill.artifact.reader import DAMAGED, Archive
 from bitstill.errors import ArtifactError
-from bitstill.runtime import packing
+from bitstill.runtime import pack_matrix, pack_table
+from bitstill.runtime.held import Held
+from bitstill.runtime.pack_matrix import Matrix
+from bitstill.runtime.pack_table import Table
 
 Array = npt.NDArray[Any]
 
@@ -39,9 +42,9 @@ class LayerWeights:
     def __init__(self, archive: Archive, library: ctypes.CDLL) -> None:
         self.archive, self.library = archive, library
         self.tier: int = library.bs_tier_in_use()
-        self._matrices: dict[str, packing.Matrix] = {}
-        self._tables: dict[str, packing.Table] = {}
-        self._numbers = packing.Held()
+        self._matrices: dict[str, Matrix] = {}
+        self._tables: dict[str, Table] = {}
+        self._numbers = Held()
         self._addresses: dict[bytes, int] = {}
 
     def release(self, *, everything: bool = False) -> None:
@@ -59,16 +62,16 @@ class LayerWeights:
         record = self.archive.layers.get(layer)
         return None if record is None else record.input
 
-    def matrix(self, layer: str) -> packing.Matrix:
+    def matrix(self, layer: str) -> Matrix:
         """The layer's weight, for products."""
         if layer not in self._matrices:
-            self._matrices[layer] = packing.matrix(self.archive, layer, self.library, self.tier)
+            self._matrices[layer] = pack_matrix.matrix(self.archive, layer, self.library, self.tier)
         return self._matrices[layer]
 
-    def table(self, layer: str) -> packing.Table:
+    def table(self, layer: str) -> Table:
         """The layer's weight, for looking up rows."""
         if layer not in self._tables:
-            self._tables[layer] = packing.table(self.archive, layer)
+            self._tables[layer] = pack_table.table(self.archive, layer)
         return self._tables[layer]
 
     def kernel_shape(self, layer: str) -> tuple[int, ...]:

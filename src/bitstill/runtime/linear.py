@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitstill.artifact.reader import Archive
-from bitstill.runtime import packing as weights
 from bitstill.runtime import structs as structures
+from bitstill.runtime.held import Held
+from bitstill.runtime.input_rules import rule_of
+from bitstill.runtime.pack_matrix import matrix
 from bitstill.runtime.structs import EpilogueKind, Op, aligned
 
 Array = npt.NDArray[Any]
@@ -28,9 +30,9 @@ class Linear:
     def __init__(self, archive: Archive, layer: str, library: ctypes.CDLL) -> None:
         self.library, self.rule = library, archive.layers[layer].input
         self._tier = library.bs_tier_in_use()
-        self.weight = weights.matrix(archive, layer, library, self._tier)
+        self.weight = matrix(archive, layer, library, self._tier)
         self.inputs, self.outputs = self.weight.struct.inputs, self.weight.struct.outputs
-        self._held = weights.Held()
+        self._held = Held()
         multiply = structures.Step(op=Op.LINEAR, matrix=ctypes.pointer(self.weight.struct), output=0, input=1)
         bias = archive.tensors.get(f"{layer}.bias")
         if bias is not None:
@@ -38,7 +40,7 @@ class Linear:
         self._steps = [multiply]
         self._widths = [self.outputs, self.inputs]
         if self.rule is not None:
-            self._quantize(weights.rule_of(archive, f"{layer}.input_transform", self.rule), multiply)
+            self._quantize(rule_of(archive, f"{layer}.input_transform", self.rule), multiply)
 
     def _quantize(self, rule: structures.Rule, multiply: structures.Step) -> None:
         """Steps before the product: codes, and floats again where codes cannot be multiplied."""

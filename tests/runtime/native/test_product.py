@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitstill.runtime import packing as weights
 from bitstill.runtime import structs as structures
+from bitstill.runtime.held import Held
 from bitstill.runtime.library import library, tiers, use_tier
+from bitstill.runtime.pack_matrix import LAYOUTS, pack_lines, slices_of
 
 pytestmark = pytest.mark.skipif(library() is None, reason="installed without a C compiler: there is no native library")
 
@@ -30,11 +31,11 @@ def product(codes, rows, bits, threads=1, best=True):
     native, (n, k) = library(), codes.shape
     padded = -(-k // structures.ALIGN) * structures.ALIGN
     matrix = structures.Matrix(outputs=n, inputs=k, padded=padded, groups=1, group=k, planes=1)
-    held, plane = weights.Held(), matrix.plane[0]
-    for place, (wide, shift) in enumerate(weights._slices(bits)):
+    held, plane = Held(), matrix.plane[0]
+    for place, (wide, shift) in enumerate(slices_of(bits)):
         form = native.bs_best_form(None, wide) if best and bits == 1 else wide
         plane.bits[place], plane.shift[place], plane.form[place], plane.slices = wide, shift, form, place + 1
-        plane.lines[place] = held.at(weights._lines(codes, form, shift, padded, native), np.uint8)
+        plane.lines[place] = held.at(pack_lines(codes, form, shift, padded, native), np.uint8)
     given = np.zeros((len(rows), padded), np.int8)
     given[:, :k] = rows
     result = np.full((len(rows), -(-n // structures.PANEL) * structures.PANEL), 123, np.int32)
@@ -82,7 +83,7 @@ def test_rows_of_a_file_are_unpacked(levels, rows, length, seed):
     codes = np.random.default_rng(seed).integers(0, levels, (rows, length)).astype(np.uint8)
     packed = bitpack.pack(torch.from_numpy(codes), levels, natural_layout(levels)).numpy()
     found = np.empty_like(codes)
-    layout = weights._LAYOUTS[natural_layout(levels)]
+    layout = LAYOUTS[natural_layout(levels)]
     pointers = packed.ctypes.data, rows, length, packed.shape[1], layout, bits_for(levels), found.ctypes.data
     library().bs_unpack_rows(*pointers)
     np.testing.assert_array_equal(found, codes)
