@@ -78,7 +78,7 @@ def test_a_name_that_is_no_module_is_an_error_with_the_nearest_one_and_leaves_no
 
 class _Task:
     @staticmethod
-    def forward(model, batch):
+    def outputs(model, batch):
         return model(batch["x"])
 
 
