@@ -242,6 +242,16 @@ def test_roles(networks):
         own({"teacher": networks["teacher"]})
 
 
+def test_one_model_plays_every_role_that_the_recipe_needs_filled(networks):
+    alone = own(networks["teacher"]).report
+    assert alone == {**own({"teacher": networks["teacher"], "student": networks["teacher"]}).report, **clock(alone)}
+    assert "teacher" not in own(networks["student"], PostTraining(2, skip="none")).report
+
+
+def clock(report):
+    return {"wall_seconds": report["wall_seconds"]}
+
+
 def test_a_failed_run_leaves_the_older_artifact(networks, tmp_path):
     own(networks, out=tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}

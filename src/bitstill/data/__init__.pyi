@@ -1,6 +1,7 @@
 """Tasks, the splits they hold, and how text, corpora and variants of texts are read."""
 
 from bitstill.data.augmentation import Augmentation as Augmentation
+from bitstill.data.augmentation import Variants as Variants
 from bitstill.data.corpus import Corpus as Corpus
 from bitstill.data.objective import DetailTable as DetailTable
 from bitstill.data.objective import Objective as Objective

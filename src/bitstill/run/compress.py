@@ -29,7 +29,7 @@ from bitstill.recipes.recipe import Recipe
 from bitstill.run.deliveries import ArtifactDelivery
 from bitstill.run.driver import execute
 from bitstill.run.job import Job
-from bitstill.run.models import ModelLike
+from bitstill.run.models import ModelLike, by_role
 from bitstill.run.run_file import run_file_of
 from bitstill.train.settings import Settings
 
@@ -72,7 +72,7 @@ class Result:
 def compress(
     recipe: Recipe | str,
     task: Task | str,
-    models: Mapping[str, ModelLike],
+    models: Mapping[str, ModelLike] | ModelLike,
     *,
     out: str | Path | None = None,
     settings: Settings | None = None,
@@ -90,8 +90,9 @@ def compress(
     Args:
         recipe: a recipe, or the name of one with its default settings.
         task: a task, or the name of one of bitstill's.
-        models: by role. "student" is what is compressed; "teacher" guides it. A network is taken as it is and left unchanged; a
-            name ("polino-teacher") is built anew, and a teacher built anew is trained first; a folder is an artifact.
+        models: by role. "student" is what is compressed; "teacher" guides it. One model alone plays both, as far as the recipe
+            needs them. A network is taken as it is and left unchanged; a name ("polino-teacher") is built anew, and a teacher
+            built anew is trained first; a folder is an artifact, or a model that transformers saved.
         out: where to deliver; None keeps the artifact in a temporary folder until `Result.save`.
         settings: seed, precision, checkpoints and so on.
         storage: dtype of leftovers, entropy coding.
@@ -118,10 +119,10 @@ def compress(
         2.0
     """
     _check_arguments(task, out, resume, data or augmented, each_stage)
-    job = Job(
-        recipe_class(recipe)() if isinstance(recipe, str) else recipe,
-        models, task, settings or Settings(), storage or Storage(), data, text, augmented, class_weights=class_weights,
-    )  # fmt: skip
+    chosen = recipe_class(recipe)() if isinstance(recipe, str) else recipe
+    roles = models if isinstance(models, Mapping) else by_role(chosen, models)
+    settings, storage = settings or Settings(), storage or Storage()
+    job = Job(chosen, roles, task, settings, storage, data, text, augmented, class_weights=class_weights)
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))
     delivery = ArtifactDelivery(run_file_of(job).to_yaml(), each_stage, force)

@@ -18,7 +18,7 @@ from bitstill.train.settings import Settings
 
 
 def distill(
-    teacher: str,
+    model: str,
     corpus: Corpus | str,
     out: str | Path,
     *,
@@ -31,7 +31,7 @@ def distill(
     """Distil an encoder into a smaller one on plain text, for any task (Jiao et al. 2020).
 
     Args:
-        teacher: folder or hub name of an encoder, with a head or without; it is not fine-tuned.
+        model: the teacher: folder or hub name of an encoder, with a head or without; it is not fine-tuned.
         corpus: plain text; a string is a `Corpus` with its defaults.
         out: a new or empty folder, which any tool that reads Hugging Face models can read afterwards.
         student: folder or hub name of the smaller encoder, or a folder with its config.json alone; None makes it of layers of
@@ -51,7 +51,7 @@ def distill(
     need_package("transformers", extra="all", purpose="general distillation")
     target = Path(out).resolve()
     source = Corpus(corpus) if isinstance(corpus, str) else corpus
-    models = {"teacher": teacher} if student is None else {"teacher": teacher, "student": student}
+    models = {"teacher": model} if student is None else {"teacher": model, "student": student}
     complete = replace(recipe or GeneralDistillation(), corpus=source)
     job = Job(complete, models, settings=settings or Settings(), cache=cache)
     execute(job, PretrainedDelivery(), target, resume=resume)

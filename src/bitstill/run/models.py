@@ -84,6 +84,11 @@ def needed_roles(recipe: Recipe, models: Mapping[str, ModelLike]) -> tuple[str, 
     return (*student, "teacher") if recipe.needs_teacher else student
 
 
+def by_role(recipe: Recipe, model: ModelLike) -> dict[str, ModelLike]:
+    """One model in every role that `recipe` needs filled; a student that it makes of the teacher is left to it."""
+    return dict.fromkeys(needed_roles(recipe, {}), model)
+
+
 @dataclass(frozen=True)
 class _Resolved:
     """A network, whether it has random weights where it decides, and a note for the report."""
