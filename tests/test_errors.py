@@ -39,6 +39,7 @@ def test_the_nearest_name_comes_first_then_all_of_them_in_order():
     assert suggest("sede", ["seed", "precision"]) == "Did you mean 'seed'? Valid: precision, seed."
     assert suggest("zzz", ["seed", "precision"]) == "Valid: precision, seed."
     assert suggest("x", []) == "Valid: none."
+    assert suggest("seed", ["seed", "precision"]) == "Valid: precision, seed.", "a suggestion is another name"
 
 
 def test_a_package_is_imported_or_the_extra_that_installs_it_is_named():

@@ -78,7 +78,7 @@ def one_line(error: BaseException) -> str:
 def suggest(name: str, valid: Iterable[str]) -> str:
     """One sentence that names the nearest valid spelling of `name` and lists what else there is, up to a dozen."""
     options = sorted(valid)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, [option for option in options if option != name], n=1, cutoff=0.5)
     more = f" and {len(options) - 12} more" if len(options) > 12 else ""
     listed = f"Valid: {', '.join(options[:12]) if options else 'none'}{more}."
     return f"Did you mean {near[0]!r}? {listed}" if near else listed

@@ -15,8 +15,10 @@ from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
+from bitstill.data.metrics import class_counts
 from bitstill.data.objective import Objective
 from bitstill.data.objectives import Classification, MeanStates, MultiLabel, Regression
+from bitstill.data.objectives.classification import CONFUSION
 from bitstill.data.task import Split, Task, baseline, with_class_weights
 from bitstill.errors import DataError, SpecError
 from bitstill.losses.logits import KL, CrossEntropy, MeanSquaredError, SoftCrossEntropy
@@ -130,6 +132,15 @@ def test_figures_per_class_are_those_of_scikit_learn(rows):
     assert objective.metrics(outputs, labels)["macro F1"] == pytest.approx(100 * macro)
 
 
+def test_many_classes_cost_no_table_of_their_square():
+    labels = torch.tensor([0, 999_999, 7])
+    objective = Classification(1_000_000)
+    counts = class_counts(torch.tensor([0, 7, 7]), labels, objective.classes)
+    assert [each[[0, 7, 999_999]].tolist() for each in counts] == [[1, 1, 0], [1, 2, 0], [1, 1, 1]]
+    report = Classification(CONFUSION + 1).report(torch.eye(CONFUSION + 1), torch.arange(CONFUSION + 1))
+    assert list(report) == ["per class"]
+
+
 @given(st.lists(st.tuples(*[st.booleans()] * 6), min_size=1, max_size=20))
 def test_multi_label_figures_are_those_of_scikit_learn(rows):
     table = np.array(rows)
@@ -193,6 +204,19 @@ REFUSED = {
     "a metric of labels": (lambda: MultiLabel(NAMES, "accuracy"), SpecError, "MultiLabel: wanted a known metric"),
     "a metric of values": (lambda: Regression("accuracy"), SpecError, "Regression: wanted a known metric"),
     "names": (lambda: Classification(3, ("a",)), SpecError, "wanted 3 names of classes, got 1 names"),
+    "one class": (lambda: Classification(1), SpecError, "wanted at least two classes, got 1"),
+    "a name twice": (
+        lambda: Classification(3, ("a", "b", "a")),
+        SpecError,
+        "Classification: wanted different names, got 'a' twice",
+    ),
+    "a label twice": (lambda: MultiLabel(("a", "a")), SpecError, "MultiLabel: wanted different names, got 'a' twice"),
+    "a column of classes": (
+        lambda: task(Classification(3), torch.tensor([[0], [2]])),
+        DataError,
+        r"wanted labels \(samples,\), got shape \(2, 1\). .*labels.flatten\(\)",
+    ),
+    "a column of values": (lambda: task(Regression(), torch.ones(2, 1)), DataError, r"wanted labels \(samples,\), got shape"),
     "no label": (lambda: MultiLabel(()), SpecError, "at least one label"),
     "a threshold": (lambda: MultiLabel(NAMES, threshold=1.0), SpecError, "a threshold between 0 and 1"),
     "a number that is no class": (lambda: task(Classification(2), torch.tensor([0, 2])), DataError, "int64 labels from 0 to 1"),

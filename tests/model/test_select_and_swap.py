@@ -27,6 +27,11 @@ class Backwards(nn.Module):
         return self.output(self.dropout(self.middle(self.first(x))))
 
 
+def test_a_name_that_reads_as_a_glob_means_its_layer():
+    model = nn.Sequential(nn.ModuleDict({"[0]": nn.Linear(2, 2), "0": nn.Linear(2, 2)}))
+    assert list(select(model, ("0.[0]",))) == ["0.[0]"]
+
+
 def run(model: nn.Module) -> object:
     return model(torch.randn(2, 4))
 

@@ -26,6 +26,17 @@ def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     return counts
 
 
+def class_counts(predicted: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Per class: correct predictions, predictions, and samples; each int64 (classes,).
+
+    Args:
+        predicted, labels: int64 (samples,).
+        classes: how many there are.
+    """
+    hits, guesses, truths = (each.bincount(minlength=classes) for each in (labels[predicted == labels], predicted, labels))
+    return hits, guesses, truths
+
+
 def precision_recall_f1(hits: Tensor, predicted: Tensor, actual: Tensor) -> list[tuple[float, float, float]]:
     """Precision, recall and F1 of each class, in percent; 0 where one is not defined.
 
@@ -39,9 +50,9 @@ def precision_recall_f1(hits: Tensor, predicted: Tensor, actual: Tensor) -> list
 
 def macro_f1(logits: Tensor, labels: Tensor, *, classes: int) -> float:
     """Mean F1 of the classes that occur among predictions or labels."""
-    counts = confusion(logits.argmax(-1), labels, classes)
-    scores = precision_recall_f1(counts.diagonal(), counts.sum(0), counts.sum(1))
-    occurring = (counts.sum(0) + counts.sum(1)).tolist()
+    hits, guesses, truths = class_counts(logits.argmax(-1), labels, classes)
+    scores = precision_recall_f1(hits, guesses, truths)
+    occurring = (guesses + truths).tolist()
     values = [score for (_, _, score), count in zip(scores, occurring, strict=True) if count]
     return sum(values) / len(values)
 

@@ -1,6 +1,6 @@
 """Which modules a pattern means.
 
-A pattern is a shell-style glob over the dotted module name ("encoder.*", "*.query"), or a role:
+A pattern is a dotted module name, a shell-style glob over such names ("encoder.*", "*.query"), or a role:
 
     role:stem         the first layer that runs in a forward pass
     role:classifier   the last layer that runs in a forward pass
@@ -126,7 +126,8 @@ def layers_in_order(model: nn.Module, run_once: RunOnce) -> list[str]:
 def _matches(model: nn.Module, layers: dict[str, nn.Module], pattern: str, run_once: RunOnce | None, setting: str) -> set[str]:
     if pattern.startswith("role:"):
         return {_by_role(model, pattern, run_once)} & set(layers)
-    matching = {name for name in layers if fnmatchcase(name, pattern)}
+    # A name that reads as a glob, such as the key "[0]" of a ModuleDict, still means its layer.
+    matching = {pattern} if pattern in layers else {name for name in layers if fnmatchcase(name, pattern)}
     if not matching:
         raise MatchError(
             "a pattern that matches a compressible layer",

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitstill.data.metrics import accuracy, accuracy_and_f1, confusion, f1, macro_f1, matthews, precision_recall_f1
+from bitstill.data.metrics import (
+    accuracy,
+    accuracy_and_f1,
+    class_counts,
+    confusion,
+    f1,
+    macro_f1,
+    matthews,
+    precision_recall_f1,
+)
 from bitstill.data.objective import DetailTable, HeadKind, Imitation
 from bitstill.errors import DataError, SpecError, suggest
 from bitstill.losses.logits import KL, CrossEntropy, Reduction, SoftCrossEntropy
@@ -21,6 +30,8 @@ from bitstill.losses.taps import as_logits
 from bitstill.schedules import Scheduled
 
 Metric = Callable[[Tensor, Tensor], float]
+CONFUSION = 200
+"""Classes up to which a report holds the confusion table, which grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +56,16 @@ class Classification:
     extra_metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.classes < 2:
+            fix = "For values use the objective Regression; for labels that hold or not, MultiLabel."
+            raise SpecError("at least two classes", given=str(self.classes), where="Classification", fix=fix)
         if self.label_names and len(self.label_names) != self.classes:
             given = f"{len(self.label_names)} names"
             raise SpecError(f"{self.classes} names of classes", given=given, where="Classification", fix="Name each class.")
         if self.decides not in self._metrics():
             fix = suggest(self.decides, self._metrics())
             raise SpecError("a known metric", given=repr(self.decides), where="Classification", fix=fix)
+        check_distinct(self.label_names, "Classification")
         check_class_weights(self.class_weights, self.classes)
 
     @property
@@ -74,6 +89,9 @@ class Classification:
         Raises:
             DataError: they are not.
         """
+        if labels.ndim != 1:
+            fix = "Give one class per sample: labels.flatten() if they have one column, labels.argmax(1) if they are one-hot."
+            raise DataError("labels (samples,)", given=f"shape {tuple(labels.shape)}", where=where, fix=fix)
         if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) >= self.classes:
             dtype = str(labels.dtype).removeprefix("torch.")
             raise DataError(
@@ -100,17 +118,17 @@ class Classification:
         return {name: metric(outputs, labels) for name, metric in self._metrics().items()}
 
     def report(self, outputs: Tensor, labels: Tensor) -> dict[str, DetailTable]:
-        """Precision, recall and F1 of each class, and how often which class was taken for which."""
-        counts = confusion(outputs.argmax(-1), labels, self.classes)
+        """Precision, recall and F1 of each class; of at most `CONFUSION` classes also how often which was taken for which."""
         names = self.label_names or tuple(map(str, range(self.classes)))
-        figures = precision_recall_f1(counts.diagonal(), counts.sum(0), counts.sum(1))
-        samples = counts.sum(1).tolist()
+        predicted = outputs.argmax(-1)
+        counts = class_counts(predicted, labels, self.classes)
+        figures, samples = precision_recall_f1(*counts), counts[2].tolist()
         per_class = {name: (*row, count) for name, row, count in zip(names, figures, samples, strict=True)}
-        rows = {name: tuple(row) for name, row in zip(names, counts.tolist(), strict=True)}
-        return {
-            "per class": DetailTable(("precision", "recall", "F1", "samples"), per_class),
-            "confusion": DetailTable(names, rows),
-        }
+        details = {"per class": DetailTable(("precision", "recall", "F1", "samples"), per_class)}
+        if self.classes <= CONFUSION:
+            table = confusion(predicted, labels, self.classes).tolist()
+            details["confusion"] = DetailTable(names, {name: tuple(row) for name, row in zip(names, table, strict=True)})
+        return details
 
     def constant_output(self, labels: Tensor) -> Tensor:
         """The most frequent class."""
@@ -149,6 +167,19 @@ def check_class_weights(weights: tuple[float, ...] | None, count: int) -> None:
         fix = "Give one number per class, in the order of the classes, or 'balanced'."
         wanted = f"{count} class weights of at least 0, some above 0"
         raise SpecError(wanted, given=f"{len(weights)}: {', '.join(map(str, weights))}", where="class_weights", fix=fix)
+
+
+def check_distinct(names: tuple[str, ...], where: str) -> None:
+    """Refuse outputs of one name.
+
+    Raises:
+        SpecError: naming it.
+    """
+    twice = (
+        next((name for index, name in enumerate(names) if name in names[:index]), None) if len({*names}) < len(names) else None
+    )
+    if twice is not None:
+        raise SpecError("different names", given=f"{twice!r} twice", where=where, fix="Name each output once.")
 
 
 def named_outputs(names: tuple[str, ...]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitstill.data.metrics import precision_recall_f1
 from bitstill.data.objective import DetailTable, HeadKind, Imitation
-from bitstill.data.objectives.classification import check_class_weights, named_outputs
+from bitstill.data.objectives.classification import check_class_weights, check_distinct, named_outputs
 from bitstill.errors import DataError, SpecError, suggest
 from bitstill.losses.logits import Reduction
 from bitstill.losses.loss import Loss
@@ -43,6 +43,7 @@ class MultiLabel:
     def __post_init__(self) -> None:
         if not self.label_names:
             raise SpecError("at least one label", given="none", where="MultiLabel", fix="Name the labels in order.")
+        check_distinct(self.label_names, "MultiLabel")
         if self.decides not in METRICS:
             fix = suggest(self.decides, METRICS)
             raise SpecError("a known metric", given=repr(self.decides), where="MultiLabel", fix=fix)
