@@ -352,16 +352,11 @@ def test_shared_points_have_other_counts_after_resuming_too(tmp_path: Path) -> N
     assert counts != [6, 6]
 
 
-def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c"
     run(path, 3, resume=False)
     with pytest.raises(CheckpointError, match=r"seed 1.*got seed 0"):
         run(path, 3, resume=True, seed=1)
-    data = path.read_bytes()
-    for length in (0, 7, 100, len(data) - 1):
-        path.write_bytes(data[:length])
-        with pytest.raises(CheckpointError, match="intact checkpoint"):
-            Checkpoint(path, {"seed": 0})
 
 
 def test_shared_tensors_are_saved_once_and_stay_shared(tmp_path: Path) -> None:

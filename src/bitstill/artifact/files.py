@@ -24,8 +24,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write `data` beside `path`, flush it to disk, and rename it into place.
+def write_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `parts`, one after the other, beside `path`, flush them to disk, and rename the file into place.
 
     The temporary name cannot be predicted, and is never one that is there already, so that no link is followed.
     """
@@ -33,7 +33,7 @@ def write_file(path: Path, data: bytes) -> None:
     beside = Path(name)
     try:
         with open(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, 0o666 & ~_umask())

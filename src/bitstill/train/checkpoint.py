@@ -2,13 +2,15 @@
 
 One file, so that there is no moment at which two files disagree. Each shared tensor is stored once, by identity, and restored
 in place, so that ties survive. Its single metadata key is canonical JSON, because several keys are written in random order.
+The metadata hold the SHA-256 of the whole file, taken with zeros in the place of the digest: any other byte is refused.
 Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,16 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from bitstill.artifact.files import unwritable, write_file
-from bitstill.errors import CheckpointError
+from bitstill.errors import CheckpointError, one_line
 from bitstill.model.state import stored_tensors
 
 _KEY = "bitstill_checkpoint"
-_VERSION = 4
+_VERSION = 5
+_DIGEST = "0_sha256"
+"""Key of the digest in the content, which is sorted: it stands first."""
+_NO_DIGEST = "0" * 64
+_CHUNK = 2**20
+"""Bytes hashed at a time."""
 
 
 @dataclass
@@ -105,6 +112,7 @@ def save(
             else:
                 numbers[f"{index}/{key}"] = value
     content = {
+        _DIGEST: _NO_DIGEST,
         "version": _VERSION,
         "identity": dict(identity),
         "stage": position.stage,
@@ -118,7 +126,7 @@ def save(
     }
     metadata = {_KEY: json.dumps(content, sort_keys=True, separators=(",", ":"))}
     try:
-        write_file(path, safetensors_bytes(tensors, metadata))
+        write_file(path, *_signed(safetensors_bytes(tensors, metadata)))
     except OSError as error:
         raise unwritable(path, error) from None
 
@@ -139,18 +147,20 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 content = json.loads((file.metadata() or {})[_KEY])
+                if content["version"] == _VERSION:
+                    _check_digest(path, str(content[_DIGEST]))
                 self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             raise CheckpointError(
                 "an intact checkpoint",
-                given=f"{type(error).__name__}: {error}",
+                given=one_line(error),
                 where=str(path),
                 fix="Delete it to start again; checkpoints are written beside and renamed, so this one was damaged later.",
             ) from None
-        if content.get("version") != _VERSION:
+        if content["version"] != _VERSION:
             raise CheckpointError(
                 f"checkpoint version {_VERSION}",
-                given=str(content.get("version")),
+                given=str(content["version"]),
                 where=str(path),
                 fix="It was written by another version of bitstill: finish it there, or delete it to start again.",
             )
@@ -230,15 +240,45 @@ def _unique(models: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:
                 yield f"{model_name}/{name}", tensor
 
 
-def _compare(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    for key in sorted(saved.keys() | wanted.keys()):
-        if saved.get(key) != wanted.get(key):
-            raise CheckpointError(
-                f"a checkpoint of this run ({key} {_short(wanted.get(key))})",
-                given=f"{key} {_short(saved.get(key))}",
-                where=str(path),
-                fix="Resume with the settings it was started with, or choose another --out.",
-            )
+def _signed(data: bytes) -> tuple[bytes, bytes, memoryview]:
+    """A file in three parts, of which the second is the digest in its header."""
+    start = data.index(_NO_DIGEST.encode())
+    return data[:start], hashlib.sha256(data).hexdigest().encode(), memoryview(data)[start + len(_NO_DIGEST) :]
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    """Compare the bytes of a file with the digest in its header.
+
+    Raises:
+        ValueError: they are not those that were written.
+    """
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = length + file.read(int.from_bytes(length, "little"))
+        computed = hashlib.sha256(header.replace(digest.encode(), _NO_DIGEST.encode(), 1))
+        while chunk := file.read(_CHUNK):
+            computed.update(chunk)
+    if computed.hexdigest() != digest:
+        raise ValueError(f"bytes of SHA-256 {computed.hexdigest()[:12]}... where {digest[:12]}... was written")
+
+
+def _compare(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:
+    for key, before, now in _differences(saved, current):
+        raise CheckpointError(
+            f"a checkpoint of this run ({key} {_short(now)})",
+            given=f"{key} {_short(before)}",
+            where=str(path),
+            fix="Resume with the settings it was started with, or choose another --out.",
+        )
+
+
+def _differences(saved: Any, current: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values; None stands for one that is absent."""
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        for key in sorted(saved.keys() | current.keys()):
+            yield from _differences(saved.get(key), current.get(key), f"{place}.{key}" if place else key)
+    elif saved != current:
+        yield place, saved, current
 
 
 def _short(value: object) -> str:
