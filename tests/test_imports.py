@@ -11,7 +11,7 @@ from pathlib import Path
 import bitstill
 
 ROOT = Path(bitstill.__file__).parent
-GROUND = ("errors", "decode", "schedules", "rng", "import_path", "_lazy", "_version")
+GROUND = ("errors", "decode", "schedules", "constraints", "rng", "import_path", "_lazy", "_version")
 """Loose modules: nothing but Python and numpy."""
 FOLDERS = (
     "quant", "artifact", "model", "losses", "data", "program", "train", "recipes", "exporters", "runtime", "hf", "report",

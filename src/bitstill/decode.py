@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from bitstill.errors import SpecError, suggest
+from bitstill.constraints import check_field
+from bitstill.errors import SpecError, brief, suggest
 from bitstill.import_path import import_class, import_path_of, is_contract, is_import_path, unmet
 
 T = TypeVar("T")
@@ -75,7 +77,7 @@ def _decode(target: Any, value: object, where: str, imports: bool) -> Any:
     if is_contract(target):
         return _decode_union((target,), value, where, imports)
     if target is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return _as_float(value)
     if target is not None and isinstance(target, type) and type(value) is target:
         return value
     raise _wrong(f"a value of type {getattr(target, '__name__', target)}", value, where)
@@ -118,9 +120,9 @@ def _class_of(
     if "kind" not in value:
         fix = f"Valid: {', '.join(sorted(short))}{', or package.module:Name' if contracts else ''}."
         raise SpecError("a key 'kind'", given=f"keys {sorted(map(str, value))}", where=where, fix=fix)
-    if value["kind"] not in short:
-        raise SpecError("a known kind", given=repr(value["kind"]), where=where, fix=suggest(str(value["kind"]), short))
-    return short[value["kind"]]
+    if kind not in short:
+        raise SpecError("a known kind", given=brief(value["kind"]), where=where, fix=suggest(kind, short))
+    return short[kind]
 
 
 def own_kinds(contract: type[Any]) -> dict[str, type[Any]]:
@@ -140,16 +142,19 @@ def _decode_dataclass(cls: Any, value: object, where: str, imports: bool) -> Any
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     settings = {str(key): item for key, item in value.items() if key != "kind"}
     if "kind" in value and value["kind"] not in (cls.__name__, kind_of(cls)):
-        raise SpecError(f"kind {cls.__name__}", given=repr(value["kind"]), where=where, fix="Remove `kind` or correct it.")
+        raise SpecError(f"kind {cls.__name__}", given=brief(value["kind"]), where=where, fix="Remove `kind` or correct it.")
     for key in settings:
         if key not in fields:
-            raise SpecError("a known setting", given=repr(key), where=where, fix=suggest(key, fields))
+            raise SpecError("a known setting", given=brief(key), where=where, fix=suggest(key, fields))
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in settings:
             raise SpecError(f"the setting {name!r}", given="nothing", where=where, fix=f"Add it to {cls.__name__}.")
     annotations = _annotations(cls, where)
-    return cls(**{key: _decode(annotations[key], item, f"{where}.{key}", imports) for key, item in settings.items()})
+    decoded = {key: _decode(annotations[key], item, f"{where}.{key}", imports) for key, item in settings.items()}
+    for key, item in decoded.items():
+        check_field(cls, key, item, f"{where}.{key}")
+    return cls(**decoded)
 
 
 def _annotations(cls: type[Any], where: str) -> dict[str, Any]:
@@ -160,5 +165,12 @@ def _annotations(cls: type[Any], where: str) -> dict[str, Any]:
         raise SpecError(f"types of {cls.__name__} that are there at run time", given=str(error), where=where, fix=fix) from None
 
 
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf if number > 0 else -math.inf
+
+
 def _wrong(expected: str, value: object, where: str) -> SpecError:
-    return SpecError(expected, given=f"{value!r} ({type(value).__name__})", where=where, fix="Correct the value.")
+    return SpecError(expected, given=f"{brief(value)} ({type(value).__name__})", where=where, fix="Correct the value.")

@@ -19,6 +19,9 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+LONGEST_VALUE = 200
+"""Characters of a given value that a message repeats."""
+
 
 class BitstillError(Exception):
     """Base of every error that bitstill raises on purpose; catch it to show one clear message.
@@ -73,6 +76,15 @@ class MissingPackageError(BitstillError, ImportError):
 def one_line(error: BaseException) -> str:
     """The error of another library within one of ours: its kind and the beginning of its message, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def brief(value: object) -> str:
+    """The repr of a value that a user gave, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists nested as deep
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:

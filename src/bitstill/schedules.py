@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bitstill.constraints import check_fields
 from bitstill.errors import SpecError
 
 
@@ -18,6 +19,9 @@ class Constant:
     """The same `value` throughout."""
 
     value: float
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, progress: float) -> float:
         """The value at `progress`."""
@@ -34,6 +38,7 @@ class Linear:
     until: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_window("Linear", self.begin, self.until)
 
     def __call__(self, progress: float) -> float:
@@ -51,6 +56,7 @@ class Cubic:
     until: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_window("Cubic", self.begin, self.until)
 
     def __call__(self, progress: float) -> float:
@@ -68,6 +74,7 @@ class Cosine:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_window("Cosine", self.warmup, 1.0)
 
     def __call__(self, progress: float) -> float:
@@ -87,6 +94,7 @@ class WarmupLinear:
     end: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_window("WarmupLinear", self.warmup, 1.0)
 
     def __call__(self, progress: float) -> float:

@@ -270,9 +270,3 @@ def test_tokens_of_something_else_are_left_alone(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="a new or an empty folder"):
         pack_corpus(corpus, ENCODER, tmp_path / "mine", progress=False)
-
-
-@pytest.mark.parametrize("settings_", [{"length": 4}, {"limit": 0}], ids=str)
-def test_settings_that_mean_nothing(settings_):
-    with pytest.raises(DataError, match="of at least"):
-        Corpus("somewhere", **settings_)

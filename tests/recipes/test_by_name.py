@@ -36,6 +36,16 @@ def test_every_option_is_described_with_its_default_and_meaning(name):
     assert not [o["name"] for o in found["options"] if o["meaning"].startswith("as `")], "a newcomer has not read the other"
 
 
+def test_types_and_ranges_are_written_as_a_person_reads_them():
+    options = {option["name"]: option for option in describe("xtc")["options"]}
+    assert (options["lr"]["type"], options["lr"]["range"]) == ("float above 0", "above 0")
+    assert options["logit_weight"]["range"] == "at least 0"
+    assert options["bits"]["type"] == "int from 1 to 8, 'ternary' or None"
+    assert options["progressive"]["type"] == "list of int from 1 to 8 or 'ternary'"
+    assert (options["choice"]["type"], options["choice"]["range"]) == ("'skip', 'top' or 'bottom'", "")
+    assert options["input"]["type"] == "QuantizeInput or None"
+
+
 def test_an_unknown_recipe_is_named_with_the_nearest():
     with pytest.raises(SpecError, match=r"Did you mean 'post-training'\?"):
         describe("post-trainning")

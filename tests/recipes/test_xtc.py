@@ -303,30 +303,18 @@ def test_the_given_student_names_the_layers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"logit_weight": 0, "hidden_weight": 0, "attention_weight": 0}, "one of the teacher's above 0"),
-        ({"logit_weight": 0, "hidden_weight": 0, "attention_weight": 0, "label_weight": 1}, "one of the teacher's above 0"),
-        ({"hidden_weight": -1}, "weights of at least 0"),
-        ({"label_weight": -0.1}, "weights of at least 0"),
+        ({"logit_weight": 0, "hidden_weight": 0, "attention_weight": 0}, "a weight above 0 for one"),
+        ({"logit_weight": 0, "hidden_weight": 0, "attention_weight": 0, "label_weight": 1}, "a weight above 0 for one"),
         ({"schedule": "two", "logit_weight": 0}, "logits and hidden states or attention"),
         ({"schedule": "three", "hidden_weight": 0, "attention_weight": 0}, "logits and hidden states or attention"),
         ({"bits": None}, "something to compress"),
         ({"bits": None, "progressive": (8,), "layers": 2}, "bits at the end"),
-        ({"bits": 0}, "bits from 1 to 8"),
-        ({"bits": 9}, "bits from 1 to 8"),
-        ({"progressive": (8, 9)}, "bits from 1 to 8"),
         ({"layers": 0}, "1 to 4 layers"),
         ({"layers": 5}, "1 to 4 layers"),
         ({"layers": ()}, "ascending order"),
         ({"layers": (2, 1)}, "ascending order"),
         ({"layers": (0, 4)}, "ascending order"),
-        ({"dropout": 1.0}, "probability"),
         ({"epochs": 0}, "duration above 0"),
-        ({"steps": 0}, "duration above 0"),
-        ({"float_epochs": -1}, "duration above 0"),
-        ({"batch_size": 0}, "batch size"),
-        ({"validations": 0}, "at least one validation"),
-        ({"lr": -1.0}, "lr of at least 0"),
-        ({"warmup": 1.0}, "fractions of the stage"),
         # Nothing at all would be done:
         ({"bits": None, "layers": 2, "float_epochs": 0}, "XTC"),
         # Two stages of one name, delivered to one folder:
@@ -335,15 +323,6 @@ def test_the_given_student_names_the_layers():
 )
 def test_settings_that_cannot_be_are_refused_before_anything_runs(options, message):
     with pytest.raises(SpecError, match=message):
-        stages(XTC(**options))
-
-
-@pytest.mark.parametrize(
-    "options", [{"schedule": "four"}, {"layers": 2, "choice": "middle"}, {"layers": 2, "layer_map": "all"}]
-)
-def test_an_unknown_choice_is_not_taken_for_another(options):
-    """In a file the decoder refuses it; in Python nothing does but a type checker."""
-    with pytest.raises(SpecError, match=str([*options.values()][-1])):
         stages(XTC(**options))
 
 

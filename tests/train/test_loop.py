@@ -262,13 +262,12 @@ def test_other_classes_other_models_uneven_batches() -> None:
     ("arguments", "message"),
     [
         ({"terms": (CE,)}, "a duration"),
-        ({"terms": (CE,), "steps": 0}, "duration above 0"),
+        ({"terms": (CE,), "epochs": 0}, "duration above 0"),
         ({"terms": (CE,), "steps": 1, "epochs": 1.0}, "one of epochs and steps"),
         ({"steps": 1}, "at least one term"),
         ({"terms": (CE,), "steps": 1, "train": ()}, "at least one model"),
         ({"terms": (CE,), "steps": 1, "train": ("student", "peer")}, "a term for every trained model"),
         ({"terms": (CE, Term(CrossEntropy(), "peer")), "steps": 1}, "trained model as every term's student"),
-        ({"terms": (CE,), "steps": 1, "batch_size": 0}, "batch size"),
     ],
 )
 def test_stages_that_cannot_be(arguments: dict[str, object], message: str) -> None:

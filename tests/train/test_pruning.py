@@ -144,13 +144,6 @@ def test_dense_gradients_reach_pruned_weights():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Pruning(1.0), "sparsities from 0 to below 1"),
-        (lambda: Pruning(Linear(-0.1, 0.5)), "sparsities from 0 to below 1"),
-        (lambda: Pruning(0.5, until=1.5), "a mask schedule cannot be longer than its stage"),
-        (lambda: Pruning(0.5, every=0), "at least 1 step"),
-        (lambda: Cubic(0.0, 0.5, until=2.0), "fractions of the stage"),
-        (lambda: Prune(1.0), "below 1"),
-        (lambda: Prune(-0.1), "at least 0"),
         (lambda: Prune(0.3, within=4), "a whole number of zeros"),
         (lambda: Prune(0.5, within=4, scope="global"), "scope='layer'"),
         (lambda: stage(Pruning(0.5, model="teacher")), "a trained model to prune, got 'teacher'"),

@@ -16,6 +16,7 @@ from bitstill import _version
 from bitstill.artifact import codes, coding
 from bitstill.artifact.files import write_file
 from bitstill.artifact.format import CONFIG, METADATA, WEIGHTS, LayerRecord, PlaneRecord, format_version, records_digest
+from bitstill.constraints import check_fields
 from bitstill.quant.granularity import Granularity
 from bitstill.quant.layouts import Layout, natural_layout
 
@@ -36,6 +37,9 @@ class Storage:
 
     leftovers: LeftoverDtype = "float32"
     entropy_coding: bool | Literal["pruned"] = "pruned"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,15 +17,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from tqdm.auto import tqdm
 
 from bitstill.artifact.files import filled_folder, write_file
+from bitstill.constraints import Count, Range, Seed, check_fields
 from bitstill.data.folders import check_same, check_unused
 from bitstill.data.text import TextSplit, TextTask
-from bitstill.errors import DataError, SpecError
+from bitstill.errors import DataError
 from bitstill.rng import derive
 
 MANIFEST, VERSION = "augmentation.json", 1
@@ -56,20 +57,13 @@ class Augmentation:
         seed: of everything random.
     """
 
-    variants: int | None = None
-    probability: float = 0.4
-    candidates: int = 15
-    seed: int = 0
+    variants: Count | None = None
+    probability: Annotated[float, Range(above=0, most=1)] = 0.4
+    candidates: Count = 15
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("variants", 1), ("candidates", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                fix = "Published: 30 variants for small tasks, 10 for large ones, 15 candidates."
-                raise SpecError(f"{name} of at least {least}", given=str(value), where="augmentation", fix=fix)
-        if not 0 < self.probability <= 1:
-            given = str(self.probability)
-            raise SpecError("a probability above 0 and at most 1", given=given, where="augmentation", fix="Published: 0.4.")
+        check_fields(self)
 
 
 Method = Literal["masked-lm", "neighbours"]
@@ -91,6 +85,9 @@ class Variants:
     method: Method = "masked-lm"
     vectors: str | None = None
     options: Augmentation = Augmentation()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

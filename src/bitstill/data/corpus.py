@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from bitstill.artifact.files import filled_folder, write_file
+from bitstill.constraints import LARGEST_DURATION, Count, FractionBelowOne, Range, check_fields
 from bitstill.data.folders import check_same, check_unused
 from bitstill.data.sources import quiet
 from bitstill.errors import DataError, need_package, one_line
@@ -51,19 +52,12 @@ class Corpus:
 
     source: str
     column: str = "text"
-    length: int = 128
-    limit: int | None = None
-    mask_probability: float = 0.0
+    length: Annotated[int, Range(least=8, most=LARGEST_DURATION)] = 128
+    limit: Count | None = None
+    mask_probability: FractionBelowOne = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mask_probability < 1:
-            given, fix = str(self.mask_probability), "The published value is 0."
-            raise DataError("a mask_probability from 0 to below 1", given=given, where="corpus", fix=fix)
-        for name, least in (("length", 8), ("limit", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                fix = "Common lengths are 128 and 512."
-                raise DataError(f"a {name} of at least {least}", given=str(value), where="corpus", fix=fix)
+        check_fields(self)
 
 
 @dataclass(frozen=True, eq=False)

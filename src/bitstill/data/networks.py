@@ -7,15 +7,19 @@ Every architecture is built from plain numbers, which is what an artifact's `con
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitstill.constraints import Count, FractionBelowOne, Range, check_fields
 from bitstill.data.res8 import Res8, Res8Config
 from bitstill.decode import decode
 from bitstill.errors import ArtifactError, SpecError, suggest
 from bitstill.rng import derive
+
+LARGEST_DEPTH = 2_000
+"""Weighted layers of a network; deeper ones than the 1,202 of He et al. are damaged configurations."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,16 @@ class ConvNetConfig:
         classes: outputs.
     """
 
-    blocks: tuple[tuple[int, ...], ...]
-    kernel: int
-    hidden: tuple[int, ...]
-    dropout: float = 0.0
-    channels: int = 3
-    size: int = 32
-    classes: int = 10
+    blocks: tuple[tuple[Count, ...], ...]
+    kernel: Count
+    hidden: tuple[Count, ...]
+    dropout: FractionBelowOne = 0.0
+    channels: Count = 3
+    size: Count = 32
+    classes: Count = 10
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -51,13 +58,14 @@ class ResNetConfig:
         classes: outputs.
     """
 
-    depth: int = 20
-    width: int = 16
-    channels: int = 3
-    classes: int = 10
+    depth: Annotated[int, Range(least=8, most=LARGEST_DEPTH)] = 20
+    width: Count = 16
+    channels: Count = 3
+    classes: Count = 10
 
     def __post_init__(self) -> None:
-        if self.depth < 8 or (self.depth - 2) % 6:
+        check_fields(self)
+        if (self.depth - 2) % 6:
             raise SpecError("a depth of 6 n + 2", given=str(self.depth), where="ResNetConfig", fix="Common: 20, 32, 44, 56.")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitstill.errors import SpecError
+from bitstill.constraints import Count, Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,13 @@ class Res8Config:
         classes: outputs.
     """
 
-    width: int = 45
-    blocks: int = 3
-    pool: tuple[int, int] = (4, 3)
-    classes: int = 12
+    width: Count = 45
+    blocks: Annotated[int, Range(least=1, most=1_000)] = 3
+    pool: tuple[Count, Count] = (4, 3)
+    classes: Count = 12
 
     def __post_init__(self) -> None:
-        if min(self.width, self.blocks, self.classes, *self.pool) < 1:
-            raise SpecError("sizes of at least 1", given=str(self), where="Res8Config", fix="Res8 has width 45 and 3 blocks.")
+        check_fields(self)
 
 
 class Res8(nn.Module):

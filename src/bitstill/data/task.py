@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from bitstill.constraints import WholeNumber
 from bitstill.data.objective import Objective, WeighsClasses
 from bitstill.errors import BitstillError, DataError, SpecError
 from bitstill.model.modes import evaluating
@@ -109,7 +110,7 @@ class Task:
     objective: Objective
     forward: Forward
     augment: Augment | None = None
-    draws: int = 0
+    draws: WholeNumber = 0
     preprocessor: Preprocessor | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from bitstill.constraints import LARGEST_DURATION, Range, check_fields
 from bitstill.data.objective import Objective
 from bitstill.data.objectives import Classification, MultiLabel, Regression
 from bitstill.data.shuffle import permutation
@@ -53,18 +54,16 @@ class TextOptions:
     text: tuple[str, ...] = ("text",)
     label: str = "label"
     objective: Kind | None = None
-    max_length: int = 128
+    max_length: Annotated[int, Range(least=4, most=LARGEST_DURATION)] = 128
     truncate: bool = False
     classes: tuple[str, ...] | None = None
     separator: str = SEPARATOR
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 1 <= len(self.text) <= 2:
             fix = "Name the column of a text, or the two of a pair."
             raise SpecError("one or two text columns", given=str(self.text), where="TextOptions", fix=fix)
-        if self.max_length < 4:
-            fix = "Common values are 64 and 128."
-            raise SpecError("a max_length of at least 4", given=str(self.max_length), where="TextOptions", fix=fix)
 
 
 @dataclass(frozen=True, eq=False)

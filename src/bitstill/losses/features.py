@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from bitstill.errors import DataError, SpecError
+from bitstill.constraints import Count, check_fields
+from bitstill.errors import DataError
 from bitstill.losses.taps import Output
 
 
@@ -194,13 +195,11 @@ class AttentionRelation:
     """
 
     pairs: tuple[Pair, ...]
-    relation_heads: int = 12
+    relation_heads: Count = 12
     needs_teacher = True
 
     def __post_init__(self) -> None:
-        if self.relation_heads < 1:
-            given, fix = str(self.relation_heads), "12 suits most encoders."
-            raise SpecError("at least one relation head", given=given, where="AttentionRelation", fix=fix)
+        check_fields(self)
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
         assert target is not None

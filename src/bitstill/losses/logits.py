@@ -8,12 +8,13 @@ number of classes, as some published code does without saying so, changes its we
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitstill.errors import DataError, SpecError
+from bitstill.constraints import FractionBelowOne, NonNegative, Range, check_fields
+from bitstill.errors import DataError
 from bitstill.losses.taps import Output
 from bitstill.schedules import Scheduled, at
 
@@ -58,9 +59,12 @@ class CrossEntropy:
         class_weights: one per class; None weighs all alike.
     """
 
-    label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] | None = None
+    label_smoothing: FractionBelowOne = 0.0
+    class_weights: tuple[NonNegative, ...] | None = None
     needs_teacher = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
         if labels.is_floating_point() and labels.ndim == 1:
@@ -98,13 +102,12 @@ class MeanSquaredError:
 class KL:
     """`kl_divergence` from the teacher, at a temperature that may be a schedule."""
 
-    temperature: Scheduled = 2.0
+    temperature: Annotated[Scheduled, Range(above=0)] = 2.0
     reduction: Reduction = "batchmean"
     needs_teacher = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
-            raise SpecError("a temperature above 0", given=str(self.temperature), where="KL", fix="Common values are 1 to 5.")
+        check_fields(self)
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
         assert target is not None
@@ -121,6 +124,9 @@ class SoftCrossEntropy:
 
     reduction: Reduction = "batchmean"
     needs_teacher = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
         assert target is not None

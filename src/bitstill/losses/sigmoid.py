@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitstill.errors import SpecError
+from bitstill.constraints import NonNegative, Range, check_fields
 from bitstill.losses.logits import Reduction
 from bitstill.losses.taps import Output
 from bitstill.schedules import Scheduled, at
@@ -35,8 +36,11 @@ class BinaryCrossEntropy:
         class_weights: of each label where it holds, against 1 where it does not; None weighs both alike.
     """
 
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[NonNegative, ...] | None = None
     needs_teacher = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
         logits = student.logits.float()
@@ -52,14 +56,12 @@ class BinaryCrossEntropy:
 class BinaryKL:
     """`binary_kl_divergence` from the teacher, at a temperature that may be a schedule."""
 
-    temperature: Scheduled = 2.0
+    temperature: Annotated[Scheduled, Range(above=0)] = 2.0
     reduction: Reduction = "batchmean"
     needs_teacher = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
-            fix = "Common values are 1 to 5."
-            raise SpecError("a temperature above 0", given=str(self.temperature), where="BinaryKL", fix=fix)
+        check_fields(self)
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
         assert target is not None
@@ -80,6 +82,9 @@ class SoftBinaryCrossEntropy:
 
     reduction: Reduction = "batchmean"
     needs_teacher = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
         assert target is not None

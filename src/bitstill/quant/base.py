@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bitstill.errors import SpecError
+from bitstill.constraints import Positive, check_fields
 from bitstill.quant.gradients import straight_through
 from bitstill.quant.granularity import Granularity
 from bitstill.quant.quantized import Quantized
@@ -185,11 +185,10 @@ class StraightThrough:
 class Clipped:
     """w is clipped to [-bound, bound] before it is quantized, and no gradient passes outside."""
 
-    bound: float = 1.0
+    bound: Positive = 1.0
 
     def __post_init__(self) -> None:
-        if not self.bound > 0:
-            raise SpecError("a bound above 0", given=str(self.bound), where="Clipped", fix="The published value is 1.0.")
+        check_fields(self)
 
 
 @dataclass(frozen=True)

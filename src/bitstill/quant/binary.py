@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from bitstill.constraints import check_fields
 from bitstill.quant.base import Clipped, Quantizer, ScaleDtype, State, StraightThrough, clip, inside
 from bitstill.quant.gradients import straight_through, through_scale
 from bitstill.quant.granularity import Granularity, PerChannel, grid_of
@@ -31,6 +32,9 @@ class Binary(Quantizer):
     gradient: StraightThrough | Clipped = field(default_factory=StraightThrough)
     scale_dtype: ScaleDtype = "float32"
     learned_scale: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def name(self) -> str:

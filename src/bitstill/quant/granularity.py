@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bitstill.constraints import Count, check_fields
 from bitstill.errors import SpecError
 
 
@@ -36,10 +37,10 @@ class PerChannel:
 class PerGroup:
     """One scale per `size` consecutive weights of an output row: weight (out, ...) -> scale (out, ceil(row / size))."""
 
-    size: int
+    size: Count
 
     def __post_init__(self) -> None:
-        _check_size("PerGroup", self.size)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Bucket:
     Weight of any shape -> scale (1, ceil(numel / size)). A tensor smaller than `size` is one bucket of its own length.
     """
 
-    size: int = 256
+    size: Count = 256
 
     def __post_init__(self) -> None:
-        _check_size("Bucket", self.size)
+        check_fields(self)
 
 
 Granularity = PerTensor | PerChannel | PerGroup | Bucket
@@ -104,8 +105,3 @@ def grid_of(shape: Sequence[int], granularity: Granularity) -> Grid:
             length = numel // shape[0]
             size = min(size, length)
             return Grid(shape[0], length, -(-length // size), size)
-
-
-def _check_size(name: str, size: int) -> None:
-    if size < 1:
-        raise SpecError("a group size of at least 1", given=str(size), where=name, fix="Common sizes are 64, 128 and 256.")

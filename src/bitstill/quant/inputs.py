@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from bitstill.constraints import Range, check_fields
 from bitstill.errors import SpecError
 from bitstill.quant.gradients import apply_function, straight_through
 from bitstill.quant.scales import usable_scale
@@ -29,14 +30,13 @@ class QuantizeInput:
         range: "dynamic" (min and max of what comes in), "clip" (PACT: learned bounds) or "step" (LSQ: learned step).
     """
 
-    bits: int = 8
+    bits: Annotated[int, Range(least=2, most=8)] = 8
     symmetric: bool = True
     per: Literal["token", "sample", "tensor"] = "token"
     range: Literal["dynamic", "clip", "step"] = "dynamic"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise SpecError("bits from 2 to 8", given=str(self.bits), where="QuantizeInput", fix="Use 8 or 4.")
+        check_fields(self)
         if self.range != "dynamic" and self.per != "tensor":
             raise SpecError(
                 "per='tensor' for a learned range",

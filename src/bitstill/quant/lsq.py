@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bitstill.errors import SpecError
+from bitstill.constraints import Range, check_fields
 from bitstill.quant.base import Quantizer, ScaleDtype, State
 from bitstill.quant.gradients import apply_function
 from bitstill.quant.granularity import Granularity, PerTensor, grid_of
@@ -40,15 +40,13 @@ class LearnedStep(Quantizer):
         scale_dtype: precision of steps, in training and on disk.
     """
 
-    bits: int = 4
+    bits: Annotated[int, Range(least=2, most=8)] = 4
     granularity: Granularity = field(default_factory=PerTensor)
     dead_zone: bool = True
     scale_dtype: ScaleDtype = "float32"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            fix = "For 1 bit use Binary."
-            raise SpecError("bits from 2 to 8", given=str(self.bits), where="LearnedStep", fix=fix)
+        check_fields(self)
 
     @property
     def name(self) -> str:

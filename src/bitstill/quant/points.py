@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from bitstill.errors import SpecError
+from bitstill.constraints import Range, check_fields
 from bitstill.quant.base import CountedLevels, OptimizerStep, ScaleDtype, State
 from bitstill.quant.gradients import apply_function
 from bitstill.quant.granularity import Bucket, Granularity, grid_of
@@ -37,14 +37,13 @@ class Points(CountedLevels):
         scale_dtype: precision of ranges and minima.
     """
 
-    count: int = 16
+    count: Annotated[int, Range(least=2, most=256)] = 16
     init: Literal["quantiles", "uniform"] = "quantiles"
     granularity: Granularity = Bucket(256)
     scale_dtype: ScaleDtype = "float32"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.count <= 256:
-            raise SpecError("2 to 256 points", given=str(self.count), where="Points", fix="4 points are 2 bits, 16 are 4 bits.")
+        check_fields(self)
 
     @property
     def name(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from bitstill.constraints import FractionBelowOne, Range, check_fields
 from bitstill.errors import SpecError
 from bitstill.quant.base import Clipped, ExactScale, Gradient, Quantizer, ScaleDtype, StraightThrough
 from bitstill.quant.binary import Binary
@@ -15,6 +16,8 @@ from bitstill.quant.points import Points
 from bitstill.quant.split import SplitBinary
 from bitstill.quant.ternary import Ternary
 from bitstill.quant.uniform import Uniform
+
+Bits = Annotated[int, Range(least=1, most=8)] | Literal["ternary"]
 
 
 @dataclass(frozen=True)
@@ -31,23 +34,17 @@ class Prune:
             (Lin et al. 2020), so that pruned weights come back more readily where masks move.
     """
 
-    sparsity: float
+    sparsity: FractionBelowOne
     scope: Literal["layer", "global"] = "layer"
-    within: int | None = None
+    within: Annotated[int, Range(least=2, most=2**31)] | None = None
     gradient: Literal["masked", "dense"] = "masked"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.sparsity < 1.0:
-            raise SpecError(
-                "a sparsity of at least 0 and below 1",
-                given=str(self.sparsity),
-                where="Prune",
-                fix="It is the fraction of zeros: 0.9 keeps one weight in ten.",
-            )
+        check_fields(self)
         if self.within is None:
             return
         zeros = self.sparsity * self.within
-        if self.within < 2 or self.scope == "global" or abs(zeros - round(zeros)) > 1e-6 or round(zeros) == self.within:
+        if self.scope == "global" or abs(zeros - round(zeros)) > 1e-6 or round(zeros) == self.within:
             raise SpecError(
                 "scope='layer' and a whole number of zeros in every few weights, fewer than all",
                 given=f"sparsity={self.sparsity}, within={self.within}, scope={self.scope!r}",

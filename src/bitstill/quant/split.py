@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from bitstill.constraints import check_fields
 from bitstill.quant.base import Quantizer, ScaleDtype, State
 from bitstill.quant.binary import binary
 from bitstill.quant.gradients import apply_function
@@ -39,6 +40,9 @@ class SplitBinary(Quantizer):
 
     granularity: Granularity = field(default_factory=PerChannel)
     scale_dtype: ScaleDtype = "float32"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def name(self) -> str:

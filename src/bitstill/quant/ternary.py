@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from bitstill.constraints import WholeNumber, check_fields
 from bitstill.errors import SpecError
 from bitstill.quant.base import (
     Clipped,
@@ -56,14 +57,14 @@ class Ternary(Splittable):
     gradient: StraightThrough | Clipped = field(default_factory=StraightThrough)
     scale_dtype: ScaleDtype = "float32"
     learned_scale: bool = False
-    iterations: int = 0
+    iterations: WholeNumber = 0
     loss_aware: bool = False
 
     def __post_init__(self) -> None:
-        if self.iterations < int(self.loss_aware):
-            wanted = "iterations of at least 1 where they are loss-aware" if self.loss_aware else "iterations of at least 0"
-            fix = "0 is the plain threshold; the published number is 10."
-            raise SpecError(wanted, given=str(self.iterations), where="Ternary", fix=fix)
+        check_fields(self)
+        if self.loss_aware and not self.iterations:
+            given, fix = str(self.iterations), "The published number is 10."
+            raise SpecError("at least 1 of the iterations that are loss-aware", given=given, where="Ternary", fix=fix)
 
     @property
     def name(self) -> str:

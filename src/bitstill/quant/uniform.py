@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from bitstill.constraints import Range, check_fields
 from bitstill.errors import SpecError
 from bitstill.quant.base import ExactScale, Gradient, Quantizer, ScaleDtype, StraightThrough, clip, inside
 from bitstill.quant.gradients import apply_function, straight_through
@@ -39,7 +40,7 @@ class Uniform(Quantizer):
         scale_dtype: precision of scales and offsets, in training and on disk.
     """
 
-    bits: int = 8
+    bits: Annotated[int, Range(least=1, most=8)] = 8
     symmetric: bool = False
     granularity: Granularity = PerGroup(128)
     rounding: Literal["nearest", "stochastic"] = "nearest"
@@ -47,14 +48,10 @@ class Uniform(Quantizer):
     scale_dtype: ScaleDtype = "float32"
 
     def __post_init__(self) -> None:
-        least = 2 if self.symmetric else 1
-        if not least <= self.bits <= 8:
-            raise SpecError(
-                f"bits from {least} to 8",
-                given=str(self.bits),
-                where="Uniform",
-                fix="For 1 bit use Binary, or Uniform with symmetric=False.",
-            )
+        check_fields(self)
+        if self.symmetric and self.bits == 1:
+            fix = "For 1 bit use Binary, or Uniform with symmetric=False."
+            raise SpecError("bits from 2 to 8", given="1", where="Uniform", fix=fix)
         if self.symmetric and isinstance(self.gradient, ExactScale):
             raise SpecError(
                 "an affine quantizer for the exact-scale gradient",

@@ -9,10 +9,11 @@ from good practice, the default here is good practice and the published way is a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
+from bitstill.constraints import Count, Epochs, FractionBelowOne, NonNegative, Positive, Range, WholeNumber, check_fields
 from bitstill.data.augmentation import Variants
 from bitstill.data.objective import Objective
 from bitstill.errors import SpecError
@@ -22,14 +23,12 @@ from bitstill.model.blocks import Choice
 from bitstill.model.split_layers import splittable_layers
 from bitstill.model.width import attention_layers
 from bitstill.quant.granularity import Granularity, PerChannel
-from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput, ScaleDtype, Ternary
+from bitstill.quant.rules import Binary, Bits, Compression, QuantizeAttention, QuantizeInput, ScaleDtype, Ternary
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.general_distillation import GeneralDistillation
 from bitstill.recipes.recipe import Models, RunContext
 from bitstill.recipes.transformer_stages import (
-    Bits,
     StageChain,
-    check_known,
     encoder_rules,
     feature_terms,
     in_parts,
@@ -107,64 +106,57 @@ class BinaryBERT:
 
     bits: Bits | None = 1
     split: bool = True
-    budget: float | None = None
+    budget: Positive | None = None
     granularity: Granularity = PerChannel()
     scale_dtype: ScaleDtype = "float16"
-    ternary_iterations: int = 0
+    ternary_iterations: WholeNumber = 0
     loss_aware: bool = False
     input: QuantizeInput | None = field(default_factory=QuantizeInput)
     wide_input: QuantizeInput | None = None
-    learned_lr: float = 1e-4
+    learned_lr: Positive = 1e-4
     attention: QuantizeAttention | None = None
     embeddings: bool = True
     pooler: bool = False
-    width: float = 0.5
+    width: Annotated[float, Range(above=0, most=1)] = 0.5
     importance: Importance = "gradient"
-    layers: int | tuple[int, ...] | None = None
+    layers: WholeNumber | tuple[WholeNumber, ...] | None = None
     choice: Choice = "skip"
     layer_map: LayerMap = "last"
-    hidden_weight: float = 1.0
-    attention_weight: float = 1.0
-    relation_heads: int | None = None
-    logit_weight: float = 1.0
+    hidden_weight: NonNegative = 1.0
+    attention_weight: NonNegative = 1.0
+    relation_heads: Count | None = None
+    logit_weight: NonNegative = 1.0
     joint: bool = False
     reduction: Reduction = "mean"
-    float_epochs: float = 4
-    ternary_epochs: float = 4
-    binary_epochs: float = 4
-    steps: int | None = None
-    float_lr: float = 5e-5
-    ternary_lr: float = 5e-5
-    binary_lr: float = 5e-5
-    feature_lr_scale: float = 2.5
-    batch_size: int = 32
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    clip_norm: float | None = 1.0
-    dropout: float | None = 0.0
-    validations: int = 10
+    float_epochs: Epochs = 4
+    ternary_epochs: Epochs = 4
+    binary_epochs: Epochs = 4
+    steps: Count | None = None
+    float_lr: Positive = 5e-5
+    ternary_lr: Positive = 5e-5
+    binary_lr: Positive = 5e-5
+    feature_lr_scale: Positive = 2.5
+    batch_size: Count = 32
+    weight_decay: NonNegative = 0.01
+    warmup: FractionBelowOne = 0.1
+    clip_norm: Positive | None = 1.0
+    dropout: FractionBelowOne | None = 0.0
+    validations: Count = 10
     augment: bool = True
     variants: Variants | None = None
     general: GeneralDistillation | None = None
-    teacher_epochs: float = 3
-    teacher_lr: float = 5e-5
+    teacher_epochs: Epochs = 3
+    teacher_lr: Positive = 5e-5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.bits not in (1, "ternary", None):
             fix = "Other numbers of bits are XTC's, or those of QuantizedDistillation."
             raise SpecError("bits of 1, 'ternary' or None", given=repr(self.bits), where="BinaryBERT", fix=fix)
-        if min(self.float_lr, self.ternary_lr, self.binary_lr, self.feature_lr_scale) <= 0:
-            given = f"{self.float_lr}, {self.ternary_lr}, {self.binary_lr}, times {self.feature_lr_scale}"
-            raise SpecError("learning rates above 0", given=given, where="BinaryBERT", fix="The paper uses 1e-5 to 1.25e-4.")
         if self.budget is not None and (self.bits != 1 or not self.split):
             given, fix = f"bits={self.bits}, split={self.split}", "A budget says how much may be split."
             raise SpecError("bits=1 and split=True with a budget", given=given, where="BinaryBERT budget", fix=fix)
-        check_known(self, "BinaryBERT", importance=Importance, choice=Choice, layer_map=LayerMap, reduction=Reduction)
-        if not 0 < self.width <= 1:
-            given, fix = str(self.width), "0.5 keeps every other head."
-            raise SpecError("a width above 0 and at most 1", given=given, where="BinaryBERT width", fix=fix)
-        weights = (self.hidden_weight, self.attention_weight, self.logit_weight)
-        if min(weights) < 0 or not self.logit_weight or not (self.hidden_weight or self.attention_weight):
+        if not self.logit_weight or not (self.hidden_weight or self.attention_weight):
             given = f"hidden {self.hidden_weight}, attention {self.attention_weight}, logits {self.logit_weight}"
             fix = "The paper sets all three to 1."
             raise SpecError("a weight above 0 for each of the two stages", given=given, where="BinaryBERT", fix=fix)

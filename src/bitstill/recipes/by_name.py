@@ -9,6 +9,7 @@ from typing import Any
 
 from bitstill import recipes
 from bitstill._lazy import public_names
+from bitstill.constraints import constraints
 from bitstill.decode import encode
 from bitstill.errors import SpecError, suggest
 from bitstill.import_path import import_class, import_path_of, is_import_path
@@ -52,18 +53,19 @@ def describe_all() -> list[dict[str, Any]]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Every option of the recipe `name` with its type, default and meaning.
+    """Every option of the recipe `name` with its type, range, default and meaning.
 
     Raises:
         SpecError: unknown name.
     """
     cls: Any = recipe_class(name)
     default = cls()
-    meanings = _meanings(cls)
+    meanings, allowed = _meanings(cls), constraints(cls)
     options = [
         {
             "name": field.name,
-            "type": str(field.type),
+            "type": allowed[field.name].type_text(),
+            "range": allowed[field.name].range_text(),
             "default": encode(getattr(default, field.name)),
             "meaning": meanings.get(field.name, ""),
         }

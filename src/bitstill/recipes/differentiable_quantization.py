@@ -7,15 +7,16 @@ by gradient norm, and are trained under the un-quantized student itself (as in t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
+from bitstill.constraints import Count, Epochs, Fraction, NonNegative, Positive, Range, check_fields
 from bitstill.data.objective import Objective
 from bitstill.errors import SpecError
 from bitstill.losses.logits import Reduction
 from bitstill.quant.granularity import Granularity, PerGroup
 from bitstill.quant.rules import Compression, Points, ScaleDtype
 from bitstill.recipes.recipe import RunContext
-from bitstill.recipes.supervision import check_kd_weight, distillation_terms, teacher_stage
+from bitstill.recipes.supervision import distillation_terms, teacher_stage
 from bitstill.schedules import Cosine, Linear
 from bitstill.train.actions import Compress, Copy, SharePoints, Skip
 from bitstill.train.optim import SGD, AdamW, Optimizer
@@ -50,7 +51,7 @@ class DifferentiableQuantization:
         teacher_epochs, teacher_lr: for a teacher that has to be trained first.
     """
 
-    bits: int = 4
+    bits: Annotated[int, Range(least=1, most=8)] = 4
     granularity: Granularity = PerGroup(128)
     scale_dtype: ScaleDtype = "float16"
     skip: Skip = "roles"
@@ -58,24 +59,22 @@ class DifferentiableQuantization:
     share_points: bool = False
     teacher: Literal["self", "teacher"] = "self"
     alternate: bool = False
-    temperature: float = 2.0
-    kd_weight: float = 0.7
+    temperature: Positive = 2.0
+    kd_weight: Fraction = 0.7
     reduction: Reduction = "batchmean"
-    epochs: float = 10
-    steps: int | None = None
+    epochs: Epochs = 10
+    steps: Count | None = None
     augment: bool = True
-    batch_size: int = 128
-    point_lr: float = 1e-3
-    float_epochs: float = 30
-    lr: float = 0.02
-    weight_decay: float = 5e-4
-    teacher_epochs: float = 30
-    teacher_lr: float = 0.02
+    batch_size: Count = 128
+    point_lr: Positive = 1e-3
+    float_epochs: Epochs = 30
+    lr: Positive = 0.02
+    weight_decay: NonNegative = 5e-4
+    teacher_epochs: Epochs = 30
+    teacher_lr: Positive = 0.02
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise SpecError("bits from 1 to 8", given=str(self.bits), where="DifferentiableQuantization", fix="Paper: 2 and 4.")
-        check_kd_weight(self.kd_weight, "DifferentiableQuantization")
+        check_fields(self)
         if self.alternate and self.steps is not None:
             raise SpecError(
                 "epochs when alternating",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bitstill.constraints import Count, Epochs, NonNegative, Positive, check_fields
 from bitstill.data.objective import Objective
 from bitstill.recipes.recipe import RunContext
 from bitstill.recipes.supervision import label_loss
@@ -23,13 +24,16 @@ class FineTuning:
         clip_norm: of the gradient.
     """
 
-    epochs: float = 3
-    steps: int | None = None
-    batch_size: int = 32
-    lr: float = 5e-5
-    weight_decay: float = 0.01
-    validations: int = 10
-    clip_norm: float | None = 1.0
+    epochs: Epochs = 3
+    steps: Count | None = None
+    batch_size: Count = 32
+    lr: Positive = 5e-5
+    weight_decay: NonNegative = 0.01
+    validations: Count = 10
+    clip_norm: Positive | None = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def needs_teacher(self) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from bitstill.constraints import Count, Epochs, FractionBelowOne, NonNegative, Positive, WholeNumber, check_fields
 from bitstill.data.corpus import Corpus
 from bitstill.errors import SpecError
 from bitstill.losses.layer_maps import LayerMap
 from bitstill.model.blocks import Choice
 from bitstill.recipes.recipe import Models, RunContext
 from bitstill.recipes.transformer_stages import (
-    check_known,
     feature_terms,
     hidden_width,
     kept_layers,
@@ -47,27 +47,27 @@ class GeneralDistillation:
     """
 
     corpus: Corpus | None = None
-    layers: int | tuple[int, ...] | None = None
+    layers: WholeNumber | tuple[WholeNumber, ...] | None = None
     choice: Choice = "skip"
     layer_map: LayerMap = "last"
-    hidden_weight: float = 1.0
-    attention_weight: float = 1.0
-    epochs: float = 3
-    steps: int | None = None
-    batch_size: int = 32
-    lr: float = 1e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    clip_norm: float | None = 1.0
-    dropout: float | None = 0.0
-    validations: int = 10
+    hidden_weight: NonNegative = 1.0
+    attention_weight: NonNegative = 1.0
+    epochs: Epochs = 3
+    steps: Count | None = None
+    batch_size: Count = 32
+    lr: Positive = 1e-4
+    weight_decay: NonNegative = 0.01
+    warmup: FractionBelowOne = 0.1
+    clip_norm: Positive | None = 1.0
+    dropout: FractionBelowOne | None = 0.0
+    validations: Count = 10
 
     def __post_init__(self) -> None:
-        if min(self.hidden_weight, self.attention_weight) < 0 or not (self.hidden_weight or self.attention_weight):
+        check_fields(self)
+        if not (self.hidden_weight or self.attention_weight):
             given = f"hidden {self.hidden_weight}, attention {self.attention_weight}"
             fix = "The paper sets both to 1."
-            raise SpecError("weights of at least 0, one above 0", given=given, where="GeneralDistillation", fix=fix)
-        check_known(self, "GeneralDistillation", choice=Choice, layer_map=LayerMap)
+            raise SpecError("hidden states or attention to imitate", given=given, where="GeneralDistillation", fix=fix)
 
     @property
     def needs_teacher(self) -> bool:

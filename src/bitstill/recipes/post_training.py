@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from bitstill.constraints import check_fields
 from bitstill.errors import SpecError
 from bitstill.quant.granularity import Granularity, PerGroup
-from bitstill.quant.rules import Compression, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
+from bitstill.quant.rules import Bits, Compression, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.recipe import RunContext
 from bitstill.train.actions import Compress, Skip
 from bitstill.train.stage import Stage
@@ -27,7 +27,7 @@ class PostTraining:
         prune: prune the trained weights by magnitude before they are quantized; None prunes none.
     """
 
-    bits: int | Literal["ternary"] = 4
+    bits: Bits = 4
     granularity: Granularity = PerGroup(128)
     scale_dtype: ScaleDtype = "float16"
     skip: Skip = "roles"
@@ -36,6 +36,7 @@ class PostTraining:
     weight_quantizer: Quantizer | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._rule()
         if self.input is not None and self.input.range != "dynamic":
             raise SpecError(

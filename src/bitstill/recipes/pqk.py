@@ -9,11 +9,12 @@ option, taken from the same first author's published code (DCIL, arXiv 2109.0466
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
+from bitstill.constraints import Count, Epochs, Fraction, FractionBelowOne, NonNegative, Positive, Range, check_fields
 from bitstill.errors import SpecError
 from bitstill.quant.granularity import Granularity, PerChannel
-from bitstill.quant.rules import Compression, LearnedStep, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
+from bitstill.quant.rules import Bits, Compression, LearnedStep, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.recipe import RunContext
 from bitstill.recipes.supervision import label_loss
 from bitstill.schedules import Cosine, Cubic, Linear, Scheduled
@@ -58,38 +59,39 @@ class PQK:
         weight_quantizer: any quantizer, instead of the one that `bits`, `granularity` and `scale_dtype` stand for.
     """
 
-    bits: int | Literal["ternary"] = 4
+    bits: Bits = 4
     granularity: Granularity = PerChannel()
     scale_dtype: ScaleDtype = "float16"
     input: QuantizeInput | None = None
     skip: Skip = "roles"
-    sparsity: float = 0.8
+    sparsity: FractionBelowOne = 0.8
     scope: Literal["layer", "global"] = "global"
-    within: int | None = None
+    within: Annotated[int, Range(least=2, most=2**31)] | None = None
     gradient: Literal["masked", "dense"] = "masked"
     schedule: Literal["cubic", "linear", "one-shot"] = "cubic"
-    ramp: float = 0.6
-    every: int = 16
-    epochs: float = 48
-    warmup_epochs: float = 2
-    mutual_epochs: float = 10
-    temperature: float = 2.0
-    kd_weight: float = 1.0
+    ramp: Annotated[float, Range(above=0, most=1)] = 0.6
+    every: Count = 16
+    epochs: Epochs = 48
+    warmup_epochs: Epochs = 2
+    mutual_epochs: Epochs = 10
+    temperature: Positive = 2.0
+    kd_weight: Fraction = 1.0
     teacher_norms: bool = True
     teacher_head: bool = True
-    batch_size: int = 64
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_lr: float = 0.02
-    mutual_lr: float | None = None
+    batch_size: Count = 64
+    lr: Positive = 0.05
+    momentum: FractionBelowOne = 0.9
+    weight_decay: NonNegative = 1e-4
+    warmup_lr: Positive = 0.02
+    mutual_lr: Positive | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    validations: int = 20
-    clip_norm: float | None = 5.0
+    validations: Count = 20
+    clip_norm: Positive | None = 5.0
     augment: bool = True
     weight_quantizer: Quantizer | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._rule()
         self._pruning()
         if self.skip == "paper":
@@ -174,8 +176,6 @@ class PQK:
             "linear": Linear(0.0, self.sparsity, until=self.ramp),
             "one-shot": Linear(0.0, self.sparsity, begin=max(0.0, self.ramp - 1e-6), until=self.ramp),
         }
-        if self.schedule not in ramps:
-            raise SpecError("a known schedule", given=repr(self.schedule), where="PQK", fix=f"Valid: {', '.join(ramps)}.")
         return Pruning(ramps[self.schedule], every=self.every, until=self.ramp)
 
     def _rule(self) -> Compression:

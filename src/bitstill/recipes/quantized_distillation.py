@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bitstill.constraints import Count, Epochs, Fraction, FractionBelowOne, NonNegative, Positive, check_fields
 from bitstill.errors import SpecError
 from bitstill.losses.features import Pair
 from bitstill.losses.logits import Reduction
@@ -17,6 +18,7 @@ from bitstill.model.width import check_fraction
 from bitstill.quant.granularity import Granularity, PerGroup
 from bitstill.quant.rules import (
     Binary,
+    Bits,
     Clipped,
     Compression,
     ExactScale,
@@ -29,7 +31,7 @@ from bitstill.quant.rules import (
     Uniform,
 )
 from bitstill.recipes.recipe import RunContext
-from bitstill.recipes.supervision import check_kd_weight, distillation_terms, teacher_stage
+from bitstill.recipes.supervision import distillation_terms, teacher_stage
 from bitstill.schedules import Cosine
 from bitstill.train.actions import Compress, ReduceWidth, Skip
 from bitstill.train.optim import SGD
@@ -65,34 +67,34 @@ class QuantizedDistillation:
             stand for.
     """
 
-    bits: int | Literal["ternary"] | None = 4
+    bits: Bits | None = 4
     granularity: Granularity = PerGroup(128)
     scale_dtype: ScaleDtype = "float16"
     skip: Skip = "roles"
     rounding: Literal["nearest", "stochastic"] = "nearest"
     gradient: Gradient = field(default_factory=StraightThrough)
     input: QuantizeInput | None = None
-    temperature: float = 2.0
-    kd_weight: float = 0.7
+    temperature: Positive = 2.0
+    kd_weight: Fraction = 0.7
     reduction: Reduction = "batchmean"
     pairs: tuple[Pair, ...] = ()
-    pair_weight: float = 1.0
-    epochs: float = 30
-    steps: int | None = None
+    pair_weight: NonNegative = 1.0
+    epochs: Epochs = 30
+    steps: Count | None = None
     augment: bool = True
-    batch_size: int = 128
-    lr: float = 0.02
-    weight_decay: float = 5e-4
-    float_epochs: float = 0
-    channels: float = 0.0
-    multiple: int = 1
-    teacher_epochs: float = 30
-    teacher_lr: float = 0.02
-    clip_norm: float | None = None
+    batch_size: Count = 128
+    lr: Positive = 0.02
+    weight_decay: NonNegative = 5e-4
+    float_epochs: Epochs = 0
+    channels: FractionBelowOne = 0.0
+    multiple: Count = 1
+    teacher_epochs: Epochs = 30
+    teacher_lr: Positive = 0.02
+    clip_norm: Positive | None = None
     weight_quantizer: Quantizer | None = None
 
     def __post_init__(self) -> None:
-        check_kd_weight(self.kd_weight, "QuantizedDistillation")
+        check_fields(self)
         if self.quantizer() is None and self.input is not None:
             raise SpecError(
                 "quantized weights where inputs are quantized",

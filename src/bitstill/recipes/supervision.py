@@ -50,16 +50,6 @@ def label_loss(objective: Objective) -> Loss:
     return loss
 
 
-def check_kd_weight(kd_weight: float, where: str) -> None:
-    """Refuse a share of the distillation loss that is not from 0 to 1.
-
-    Raises:
-        SpecError: naming the recipe `where`.
-    """
-    if not 0 <= kd_weight <= 1:
-        raise SpecError("kd_weight from 0 to 1", given=str(kd_weight), where=where, fix="Paper: 0.7.")
-
-
 def teacher_stage(
     objective: Objective, *, epochs: float, batch_size: int, lr: float, weight_decay: float, augment: bool
 ) -> Stage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from bitstill.losses.loss import Loss
 from bitstill.model.blocks import Choice, blocks, check_choice, choose
 from bitstill.model.select import word_embeddings
 from bitstill.quant.granularity import PerChannel
-from bitstill.quant.rules import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
+from bitstill.quant.rules import Bits, Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.recipe import Models, RunContext
 from bitstill.train.actions import Copy, ReduceLayers, SetDropout
 from bitstill.train.stage import Action, Stage, Term
@@ -25,8 +25,6 @@ from bitstill.train.stage import Action, Stage, Term
 if TYPE_CHECKING:
     from bitstill.recipes.fine_tuning import FineTuning
     from bitstill.recipes.general_distillation import GeneralDistillation
-
-Bits = int | Literal["ternary"]
 
 
 def kept_layers(
@@ -57,14 +55,6 @@ def kept_layers(
         fix = "Leave `layers` out, or list the teacher's layer for each of the student's."
         raise SpecError(f"{own} layers, as the student has", given=str(len(kept)), where=f"{where} layers", fix=fix)
     return depth, kept if layers is not None else choose(depth, own, "skip")
-
-
-def check_known(recipe: object, where: str, **valid: object) -> None:
-    """Raise `SpecError` where a field of the recipe, named with its `Literal` type, holds none of its words."""
-    for name, literal in valid.items():
-        words, given = get_args(literal), getattr(recipe, name)
-        if given not in words:
-            raise SpecError(f"a known {name}", given=repr(given), where=where, fix=f"Valid: {', '.join(words)}.")
 
 
 def make_student(kept: tuple[int, ...], depth: int) -> Action:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bitstill.constraints import Count, Epochs, FractionBelowOne, NonNegative, Positive, WholeNumber, check_fields
 from bitstill.data.augmentation import Variants
 from bitstill.data.objective import Objective
 from bitstill.errors import SpecError
@@ -17,14 +18,12 @@ from bitstill.losses.layer_maps import LayerMap
 from bitstill.losses.logits import Reduction
 from bitstill.model.blocks import Choice
 from bitstill.quant.granularity import Granularity, PerChannel
-from bitstill.quant.rules import Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
+from bitstill.quant.rules import Bits, Compression, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.fine_tuning import FineTuning
 from bitstill.recipes.general_distillation import GeneralDistillation
 from bitstill.recipes.recipe import Models, RunContext
 from bitstill.recipes.supervision import label_loss
 from bitstill.recipes.transformer_stages import (
-    Bits,
-    check_known,
     encoder_rules,
     feature_terms,
     in_parts,
@@ -91,43 +90,43 @@ class XTC:
     pooler: bool = False
     learned_scales: bool = False
     progressive: tuple[Bits, ...] = ()
-    layers: int | tuple[int, ...] | None = None
+    layers: WholeNumber | tuple[WholeNumber, ...] | None = None
     choice: Choice = "skip"
     layer_map: LayerMap = "last"
     schedule: Schedule = "single"
-    logit_weight: float = 1.0
-    hidden_weight: float = 1.0
-    attention_weight: float = 1.0
-    relation_heads: int | None = None
-    label_weight: float = 0.0
+    logit_weight: NonNegative = 1.0
+    hidden_weight: NonNegative = 1.0
+    attention_weight: NonNegative = 1.0
+    relation_heads: Count | None = None
+    label_weight: NonNegative = 0.0
     reduction: Reduction = "mean"
-    epochs: float = 6
-    steps: int | None = None
-    batch_size: int = 32
-    lr: float = 3e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    float_epochs: float | None = None
-    float_lr: float = 1e-4
-    dropout: float | None = None
-    validations: int = 20
-    clip_norm: float | None = 1.0
+    epochs: Epochs = 6
+    steps: Count | None = None
+    batch_size: Count = 32
+    lr: Positive = 3e-4
+    weight_decay: NonNegative = 0.01
+    warmup: FractionBelowOne = 0.1
+    float_epochs: Epochs | None = None
+    float_lr: Positive = 1e-4
+    dropout: FractionBelowOne | None = None
+    validations: Count = 20
+    clip_norm: Positive | None = 1.0
     augment: bool = True
     variants: Variants | None = None
     general: GeneralDistillation | None = None
-    teacher_epochs: float = 3
-    teacher_lr: float = 5e-5
+    teacher_epochs: Epochs = 3
+    teacher_lr: Positive = 5e-5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         weights = {"logit": self.logit_weight, "hidden": self.hidden_weight, "attention": self.attention_weight}
-        if min(*weights.values(), self.label_weight) < 0 or not any(weights.values()):
+        if not any(weights.values()):
             given = ", ".join(f"{name}_weight={weight}" for name, weight in weights.items())
             fix = "The paper sets all three to 1."
-            raise SpecError("weights of at least 0, one of the teacher's above 0", given=given, where="XTC", fix=fix)
+            raise SpecError("a weight above 0 for one of the teacher's terms", given=given, where="XTC", fix=fix)
         if self.schedule != "single" and not (self.logit_weight and (self.hidden_weight or self.attention_weight)):
             fix = "A schedule in parts separates them; use schedule='single'."
             raise SpecError("logits and hidden states or attention", given="only one of them", where="XTC schedule", fix=fix)
-        check_known(self, "XTC", schedule=Schedule, choice=Choice, layer_map=LayerMap, reduction=Reduction)
         if len(set(self._all_bits())) < len(self._all_bits()):
             fix = "Each is a stage of its own, named after its bits."
             raise SpecError("different bits", given=str(self._all_bits()), where="XTC progressive", fix=fix)

@@ -102,12 +102,12 @@ def recipes_table(found: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def options_table(found: Mapping[str, Any]) -> Table:
+def options_table(recipe: Mapping[str, Any]) -> Table:
     """The options of one recipe, as `recipes.by_name.describe` lists them."""
-    table = _table("option", "default", "type", "meaning")
-    for option in found["options"]:
+    table = _table("option", "default", "allowed", "meaning")
+    for option in recipe["options"]:
         _add(table, (option["name"], str(option["default"]), option["type"], option["meaning"]))
-    table.title = Text(f"{found['name']}: {found['summary']}")
+    table.title = Text(f"{recipe['name']}: {recipe['summary']}")
     table.title_justify = "left"
     return table
 

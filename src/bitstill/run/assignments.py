@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from bitstill.decode import encode
-from bitstill.errors import SpecError
+from bitstill.errors import SpecError, brief, one_line
 
 OPTIONS = "options"
 """The section of a run file that holds the options of the recipe."""
@@ -60,7 +60,7 @@ def put(content: dict[str, Any], key: str, value: Any, defaults: Defaults) -> No
     if content.get(section) is None:
         content[section] = {}
     if not isinstance(content[section], dict):
-        raise SpecError("a section with settings", given=repr(content[section]), where=section, fix="Correct the run file.")
+        raise SpecError("a section with settings", given=brief(content[section]), where=section, fix="Correct the run file.")
     _put(content[section], rest, value, defaults[section], key)
 
 
@@ -79,8 +79,8 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise SpecError("valid YAML", given=" ".join(str(error).split()), where=where, fix="Correct the file.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also impossible dates, endless digits and deep nesting
+        raise SpecError("valid YAML", given=one_line(error), where=where, fix="Correct it.") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,15 +106,15 @@ def _put(place: Any, keys: list[str], value: Any, default: Any, where: str) -> N
         child = {}
     if not isinstance(child, (dict, list)):
         fix = f"Give it whole, for example --set {first}='{{...}}'."
-        raise SpecError("a setting with fields", given=repr(child), where=where, fix=fix)
+        raise SpecError("a setting with fields", given=brief(child), where=where, fix=fix)
     place[key] = child
     _put(child, rest, value, fallback, where)
 
 
 def _index(elements: list[Any], text: str, where: str) -> int:
-    if not text.isdecimal() or int(text) > len(elements):
+    if not text.isdecimal() or len(text) > 9 or int(text) > len(elements):
         fix = f"{len(elements)} appends one."
-        raise SpecError(f"the number of an element from 0 to {len(elements)}", given=repr(text), where=where, fix=fix)
+        raise SpecError(f"the number of an element from 0 to {len(elements)}", given=brief(text), where=where, fix=fix)
     if int(text) == len(elements):
         elements.append(None)
     return int(text)

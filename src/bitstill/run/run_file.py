@@ -24,6 +24,7 @@ import yaml
 from torch import nn
 
 from bitstill.artifact.writer import Storage
+from bitstill.constraints import NonNegative, check_fields
 from bitstill.data.text import TextOptions
 from bitstill.decode import decode, encode
 from bitstill.errors import SpecError
@@ -60,12 +61,15 @@ class RunFile:
     student: str | None = None
     data: str | None = None
     text: TextOptions | None = None
-    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    class_weights: Literal["balanced"] | tuple[NonNegative, ...] | None = None
     augmented: str | None = None
     options: Any = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     storage: Storage = field(default_factory=Storage)
     out: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def build_recipe(self) -> Recipe:
         """The recipe with its options.
@@ -73,7 +77,7 @@ class RunFile:
         Raises:
             SpecError: unknown recipe or option.
         """
-        return decode(recipe_class(self.recipe), self.options, f"options of {self.recipe}", imports=True)
+        return decode(recipe_class(self.recipe), self.options, "options", imports=True)
 
     def models(self, recipe: Recipe) -> dict[str, str]:
         """Networks by role, as `compress` takes them."""

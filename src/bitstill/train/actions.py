@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bitstill.constraints import Count, FractionBelowOne, WholeNumber, check_fields
 from bitstill.data.shuffle import permutation
 from bitstill.data.task import Task
 from bitstill.errors import MatchError, SpecError, suggest
@@ -49,6 +50,9 @@ class Compress:
     model: str
     compression: Compression | tuple[Compression, ...]
     skip: Skip = "none"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Compress the model in place."""
@@ -96,7 +100,10 @@ class ReduceLayers:
 
     source: str
     name: str
-    layers: tuple[int, ...]
+    layers: tuple[WholeNumber, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Add the smaller model to `models`."""
@@ -116,11 +123,12 @@ class ReduceWidth:
     """
 
     model: str
-    fraction: float
-    multiple: int = 1
+    fraction: FractionBelowOne
+    multiple: Count = 1
     importance: Importance = "magnitude"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_fraction(self.fraction, self.multiple)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
@@ -180,8 +188,11 @@ class AddProjection:
     """
 
     name: str
-    student: int
-    teacher: int
+    student: Count
+    teacher: Count
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Add it to `models`, with weights that depend on the seed."""
@@ -217,12 +228,10 @@ class SetDropout:
     """Give every dropout layer of a model the same probability."""
 
     model: str
-    probability: float
+    probability: FractionBelowOne
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability < 1:
-            given = str(self.probability)
-            raise SpecError("a probability from 0 to below 1", given=given, where="dropout", fix="Common values are 0 and 0.1.")
+        check_fields(self)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Set it."""
@@ -247,8 +256,11 @@ class SharePoints:
     """
 
     model: str
-    batches: int = 5
-    batch_size: int = 128
+    batches: Count = 5
+    batch_size: Count = 128
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Give each layer its new number of points, at fresh initial places."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitstill.constraints import Count, check_fields
 from bitstill.data.shuffle import permutation
 from bitstill.data.task import Task
 from bitstill.errors import SpecError, TrainingError
@@ -39,10 +40,13 @@ class SplitWithin:
     """
 
     model: str
-    budget: int
+    budget: Count
     terms: tuple[Term, ...]
-    batches: int = 4
-    batch_size: int = 32
+    batches: Count = 4
+    batch_size: Count = 32
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Decide, and split the model in place."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import nn
 
+from bitstill.constraints import FractionBelowOne, NonNegative, Positive, Range, check_fields
 from bitstill.errors import SpecError
 from bitstill.model.weight_transform import belongs_to_quantizer
 from bitstill.schedules import Cosine, Scheduled, at
@@ -44,14 +44,14 @@ class SGD:
         learned_lr_scale: learning rate of the quantizers' learned tensors, as a multiple of `lr`; they never decay.
     """
 
-    lr: Scheduled = Cosine(0.05)
-    momentum: float = 0.9
+    lr: Annotated[Scheduled, Range(least=0)] = Cosine(0.05)
+    momentum: FractionBelowOne = 0.9
     nesterov: bool = True
-    weight_decay: float = 5e-4
-    learned_lr_scale: float = 1.0
+    weight_decay: NonNegative = 5e-4
+    learned_lr_scale: NonNegative = 1.0
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_fields(self)
 
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         """The torch optimizer over parameter groups."""
@@ -68,15 +68,15 @@ class AdamW:
         learned_lr_scale: as for `SGD`.
     """
 
-    lr: Scheduled = Cosine(1e-3)
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    learned_lr_scale: float = 1.0
+    lr: Annotated[Scheduled, Range(least=0)] = Cosine(1e-3)
+    beta1: FractionBelowOne = 0.9
+    beta2: FractionBelowOne = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.01
+    learned_lr_scale: NonNegative = 1.0
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_fields(self)
 
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         """The torch optimizer over parameter groups."""
@@ -112,16 +112,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group its learning rate for the coming step."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
-
-
-def _check_numbers(optimizer: Optimizer) -> None:
-    """Refuse negative rates: torch looks at a schedule's first value only, and would climb the loss."""
-    rates = [at(optimizer.lr, progress) for progress in (0.0, 0.25, 0.5, 1.0)]
-    for name, values in (("lr", rates), ("weight_decay", [optimizer.weight_decay])):
-        if not all(0.0 <= value < math.inf for value in values):
-            raise SpecError(
-                f"{name} of at least 0",
-                given=str(getattr(optimizer, name)),
-                where=type(optimizer).__name__,
-                fix="Common learning rates are 1e-4 to 0.1." if name == "lr" else "Common values are 0 to 0.01.",
-            )

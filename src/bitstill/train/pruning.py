@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import nn
 
-from bitstill.errors import SpecError
+from bitstill.constraints import Count, Range, check_fields
 from bitstill.model.prune import move_masks
 from bitstill.schedules import Scheduled, at
 
@@ -27,21 +28,13 @@ class Pruning:
         until: fraction of the stage after which masks stay as they are; the sparsity is then exactly that of the schedule.
     """
 
-    sparsity: Scheduled
+    sparsity: Annotated[Scheduled, Range(least=0, below=1)]
     model: str = "student"
-    every: int = 16
-    until: float = 1.0
+    every: Count = 16
+    until: Annotated[float, Range(above=0, most=1)] = 1.0
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise SpecError("at least 1 step", given=str(self.every), where="Pruning: every", fix="The published value is 16.")
-        if not 0.0 < self.until <= 1.0:
-            fix = "A mask schedule cannot be longer than its stage: train longer, or stop moving masks earlier."
-            raise SpecError("a fraction above 0, at most 1", given=str(self.until), where="Pruning: until", fix=fix)
-        reached = [at(self.sparsity, progress / 20) for progress in range(21)]
-        if not all(0.0 <= value < 1.0 for value in reached):
-            fix = "It is the fraction of zeros: 0.9 keeps one weight in ten."
-            raise SpecError("sparsities from 0 to below 1", given=str(self.sparsity), where="Pruning", fix=fix)
+        check_fields(self)
 
     def before(self, step: int, total: int, model: nn.Module) -> None:
         """Place the masks of `model` anew, if it is time.

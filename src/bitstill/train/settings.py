@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from bitstill.constraints import Count, Seed, check_fields
 from bitstill.errors import SpecError, suggest
 from bitstill.train.teachers import fast_bf16
 
@@ -32,21 +33,17 @@ class Settings:
         progress: show a progress bar.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     precision: Literal["float32", "bf16"] = "float32"
     teacher_precision: Literal["auto", "float32", "bf16"] = "auto"
-    accumulate: int = 1
-    checkpoint_every: int | None = None
+    accumulate: Count = 1
+    checkpoint_every: Count | None = None
     device: Literal["auto", "cpu"] = "auto"
     trackers: tuple[str, ...] = ()
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("accumulate", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                fix = "Leave it out for the default."
-                raise SpecError(f"{name} of at least 1", given=str(value), where="Settings", fix=fix)
+        check_fields(self)
 
 
 def accelerator(settings: Settings) -> Accelerator:

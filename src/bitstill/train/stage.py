@@ -6,13 +6,13 @@ teacher's end is always detached.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from torch import nn
 
+from bitstill.constraints import Count, Epochs, Positive, Range, check_fields
 from bitstill.data.augmentation import Variants
 from bitstill.data.corpus import Corpus
 from bitstill.data.task import Task
@@ -48,10 +48,11 @@ class Term:
     loss: Loss
     student: str = "student"
     teacher: str | None = None
-    weight: Scheduled = 1.0
+    weight: Annotated[Scheduled, Range(least=0)] = 1.0
     through: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.loss.needs_teacher and self.teacher is None:
             raise SpecError(
                 "a teacher",
@@ -134,19 +135,20 @@ class Stage:
     train: tuple[str, ...] = ("student",)
     terms: tuple[Term, ...] = ()
     data: Source = "task"
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int = 128
+    epochs: Epochs | None = None
+    steps: Count | None = None
+    batch_size: Count = 128
     optimizer: Optimizer = SGD()
     parameters: Literal["all", "weights", "learned"] = "all"
-    clip_norm: float | None = None
+    clip_norm: Positive | None = None
     augment: bool = True
-    validations: int | None = None
+    validations: Count | None = None
     keep: Literal["best", "last"] = "last"
     pruning: Pruning | None = None
     begin: tuple[Action, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, f"stage {self.name!r}")
         if self.epochs is not None and self.steps is not None:
             raise self._error("one of epochs and steps", f"epochs={self.epochs} and steps={self.steps}", "Drop one of them.")
         duration = self.epochs if self.epochs is not None else self.steps
@@ -154,16 +156,12 @@ class Stage:
             if self.terms:
                 raise self._error("a duration", "neither epochs nor steps", "Give epochs=10, for example.")
             return
-        if not 0 < duration < math.inf:
+        if duration == 0:
             raise self._error("a duration above 0", str(duration), "Give at least one step, and an end.")
         if not self.terms:
             raise self._error("at least one term", "none", "A stage without a loss trains nothing.")
         if not self.train:
             raise self._error("at least one model to train", "none", "Name it in `train`.")
-        if self.batch_size < 1:
-            raise self._error("a batch size of at least 1", str(self.batch_size), "Common sizes are 32 to 128.")
-        if self.validations is not None and self.validations < 1:
-            raise self._error("at least one validation", str(self.validations), "Leave it out for one per epoch.")
         if self.pruning is not None and self.pruning.model not in self.train:
             fix = suggest(self.pruning.model, self.train)
             raise self._error("a trained model to prune", repr(self.pruning.model), fix)

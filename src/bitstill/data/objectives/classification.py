@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitstill.constraints import Count, FractionBelowOne, NonNegative, check_fields
 from bitstill.data.metrics import (
     accuracy,
     accuracy_and_f1,
@@ -48,14 +49,15 @@ class Classification:
         extra_metrics: by name, (logits (samples, classes), labels (samples,)) -> a number, larger is better.
     """
 
-    classes: int
+    classes: Count
     label_names: tuple[str, ...] = ()
     decides: str = "accuracy"
-    class_weights: tuple[float, ...] | None = None
-    label_smoothing: float = 0.0
+    class_weights: tuple[NonNegative, ...] | None = None
+    label_smoothing: FractionBelowOne = 0.0
     extra_metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.classes < 2:
             fix = "For values use the objective Regression; for labels that hold or not, MultiLabel."
             raise SpecError("at least two classes", given=str(self.classes), where="Classification", fix=fix)
@@ -158,14 +160,14 @@ class Classification:
 
 
 def check_class_weights(weights: tuple[float, ...] | None, count: int) -> None:
-    """Refuse class weights of another number, negative ones, and none but zeros.
+    """Refuse class weights of another number, and none but zeros.
 
     Raises:
         SpecError: with how many there should be.
     """
-    if weights is not None and (len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf):
+    if weights is not None and (len(weights) != count or not 0 < sum(weights) < math.inf):
         fix = "Give one number per class, in the order of the classes, or 'balanced'."
-        wanted = f"{count} class weights of at least 0, some above 0"
+        wanted = f"{count} class weights, some above 0"
         raise SpecError(wanted, given=f"{len(weights)}: {', '.join(map(str, weights))}", where="class_weights", fix=fix)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from bitstill.constraints import NonNegative, Range, check_fields
 from bitstill.data.metrics import precision_recall_f1
 from bitstill.data.objective import DetailTable, HeadKind, Imitation
 from bitstill.data.objectives.classification import check_class_weights, check_distinct, named_outputs
@@ -37,19 +38,17 @@ class MultiLabel:
 
     label_names: tuple[str, ...]
     decides: str = "micro F1"
-    threshold: float = 0.5
-    class_weights: tuple[float, ...] | None = None
+    threshold: Annotated[float, Range(above=0, below=1)] = 0.5
+    class_weights: tuple[NonNegative, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.label_names:
             raise SpecError("at least one label", given="none", where="MultiLabel", fix="Name the labels in order.")
         check_distinct(self.label_names, "MultiLabel")
         if self.decides not in METRICS:
             fix = suggest(self.decides, METRICS)
             raise SpecError("a known metric", given=repr(self.decides), where="MultiLabel", fix=fix)
-        if not 0 < self.threshold < 1:
-            fix = "The usual one is 0.5."
-            raise SpecError("a threshold between 0 and 1", given=str(self.threshold), where="MultiLabel", fix=fix)
         check_class_weights(self.class_weights, self.width)
 
     @property
