@@ -7,12 +7,13 @@ PIP_ARGS ?=
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help demo test test-slow test-all check format clean
+.PHONY: help demo docs test test-slow test-all check format clean
 
 help:
 	@echo "make demo      train, compress, deliver and compare on embedded data (about two minutes)"
 	@echo "make test      lint, types and the tests that a change needs"
 	@echo "make test-all  the same, then sanitizers, emulated processors, killed processes and long chains"
+	@echo "make docs      the documentation, into site/"
 	@echo "make check     lint and types only"
 	@echo "make format    format the code"
 
@@ -29,13 +30,17 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bitstill/
 demo: $(STAMP)
 	$(BIN)/bitstill demo --out demo
 
+# Every warning is an error: dead links, missing anchors, pages without a place.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 test: check
 	$(PYTEST)
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow
 
-test-all: test
+test-all: test docs
 	$(MAKE) test-slow
 
 check: $(STAMP)
@@ -48,4 +53,4 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) demo site .mypy_cache .pytest_cache .ruff_cache dist
