@@ -50,6 +50,7 @@ QUANTIZERS: dict[str, Quantizer] = {
     "split-binary": SplitBinary(),
     "ternary-fitted": Ternary(iterations=10),
     "ternary-loss-aware": Ternary(iterations=3, loss_aware=True),
+    "affine2-fitted": Uniform(2, fit="least-squares"),
     "affine3-clipped": Uniform(3, gradient=Clipped(0.2)),
     **{f"own-powers-of-two{b}": PowersOfTwo(b) for b in (2, 4)},
 }

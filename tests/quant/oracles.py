@@ -43,6 +43,29 @@ def divisor(x: np.float32) -> np.float32:
     return np.float32(1) if x < np.finfo(np.float32).tiny else x
 
 
+def significant(x: np.float32, bits: int) -> np.float32:
+    """Rounded to so many significant bits."""
+    mantissa, exponent = math.frexp(float(x))
+    return np.float32(math.ldexp(round(mantissa * 2**bits), exponent - bits))
+
+
+def with_zero(step: np.float32, low: np.float32, spread: np.float32, top: int, dtype: str) -> tuple[np.float32, np.float32]:
+    """Step and lowest level for a group that holds exact zeros: some code times the step is exactly minus the lowest level."""
+    if spread < np.float32(1e-10):
+        low = np.float32(0)
+    zero = np.float32(min(max(np.round(np.float32(-low / step)), 0), top))
+    if dtype == "float16":
+        few = [code for code in range(top + 1) if significant(np.float32(code), 4) == code]  # 4 significant bits
+        coarse = np.float32(min(significant(zero, 4), max(few)))
+        if coarse != zero:
+            high = np.float32(low + np.float32(np.float32(top) * step))
+            ends = [np.float32(-low / coarse)] if coarse else []
+            ends += [np.float32(high / np.float32(top - coarse))] if coarse < top else []
+            step = max(step, *ends)
+        zero, step = coarse, np.float32(np.float16(min(significant(step, 7), np.float32(2.0**15 / (top + 1)))))
+    return step, np.float32(0.0 - np.float32(zero * step))
+
+
 def affine(w: Array, keep: npt.NDArray[np.bool_], granularity: Granularity, bits: int, dtype: str) -> Array:
     out, flat, kept = np.zeros(w.size, np.float32), w.ravel(), keep.ravel()
     top = np.float32(2**bits - 1)
@@ -50,8 +73,10 @@ def affine(w: Array, keep: npt.NDArray[np.bool_], granularity: Granularity, bits
         counted = [flat[i] for i in group if kept[i]]
         low, high = (min(counted), max(counted)) if counted else (np.float32(0), np.float32(0))
         spread = np.float32(high - low)
-        step = rounded(np.float32(1) if spread < np.float32(1e-10) else np.float32(spread / top), dtype)
-        low = rounded(low, dtype)
+        step = np.float32(1) if spread < np.float32(1e-10) else np.float32(spread / top)
+        if 0 in counted:
+            step, low = with_zero(step, low, spread, int(top), dtype)
+        step, low = rounded(step, dtype), rounded(low, dtype)
         for i in group:
             if kept[i]:
                 q = min(max(np.round(np.float32(np.float32(flat[i] - low) / divisor(step))), np.float32(0)), top)

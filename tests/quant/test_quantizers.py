@@ -55,11 +55,14 @@ def _same(found: torch.Tensor, wanted: np.ndarray) -> None:
     assert np.isfinite(wanted).all()
 
 
-@given(weights(), granularities, st.integers(1, 8), st.sampled_from(sorted(DTYPES)))
-def test_affine_equals_the_loop(pair, granularity, bits, dtype):
+@given(weights(), granularities, st.integers(1, 8), st.sampled_from(sorted(DTYPES)), st.booleans())
+def test_affine_equals_the_loop_and_zero_stays_zero(pair, granularity, bits, dtype, sparse):
     w, mask = pair
+    if sparse:
+        w[np.abs(w) < np.median(np.abs(w))] = 0.0
     found = uniform_affine(*_torch(w, mask), bits=bits, granularity=granularity, scale_dtype=DTYPES[dtype])
     _same(found.dequantize(), oracles.affine(w, _keep(w, mask), granularity, bits, dtype))
+    assert not found.dequantize().numpy()[w == 0].any()
 
 
 @given(weights(), granularities, st.integers(2, 8), st.sampled_from(sorted(DTYPES)))
@@ -140,8 +143,9 @@ def test_affine_is_within_half_a_step_and_never_leaves_the_range(pair, granulari
         if not len(index):
             continue
         low, high = flat[index].min(), flat[index].max()
-        slack = 1e-6 * max(abs(low), abs(high)) + 1e-10
-        assert ((effective[index] - flat[index]).abs() <= 0.5 * (high - low) / (2**bits - 1) + slack).all()
+        slack, half = 1e-6 * max(abs(low), abs(high)) + 1e-10, 0.5 * (high - low) / (2**bits - 1)
+        assert ((effective[index] - flat[index]).abs() <= half + slack).all()
+        slack += half * bool((flat[index] == 0).any())  # levels are shifted so that one is at zero
         assert (effective[index] >= low - slack).all()
         assert (effective[index] <= high + slack).all()
 

@@ -15,7 +15,10 @@ from bitstill.quant.lsq import LearnedStep
 from bitstill.quant.points import Points
 from bitstill.quant.split import SplitBinary
 from bitstill.quant.ternary import Ternary
-from bitstill.quant.uniform import Uniform
+from bitstill.quant.uniform import Fit, Uniform
+
+UNTRAINED_ITERATIONS = 10
+"""Alternating steps that fit a ternary scale where nothing trains."""
 
 Bits = Annotated[int, Range(least=1, most=8)] | Literal["ternary"]
 
@@ -82,20 +85,27 @@ def quantizer(
     *,
     scale_dtype: ScaleDtype = "float32",
     learned_scale: bool = False,
+    untrained: bool = False,
 ) -> Quantizer:
     """The usual quantizer for a number of bits: 1 is `Binary`, "ternary" is `Ternary`, 2 to 8 are affine `Uniform`.
+
+    Args:
+        bits, granularity, scale_dtype, learned_scale: of that quantizer.
+        untrained: nothing will train the weights any more: scales and offsets have the least squared error.
 
     Raises:
         SpecError: learned scales for `Uniform`, whose ranges follow the weights.
     """
     if bits == "ternary":
-        return Ternary(granularity=granularity, scale_dtype=scale_dtype, learned_scale=learned_scale)
+        iterations = UNTRAINED_ITERATIONS if untrained else 0
+        return Ternary(granularity, scale_dtype=scale_dtype, learned_scale=learned_scale, iterations=iterations)
     if bits == 1:
         return Binary(granularity=granularity, scale_dtype=scale_dtype, learned_scale=learned_scale)
     if learned_scale:
         fix = "At 2 to 8 bits a range follows its weights; Points learns where levels lie."
         raise SpecError("1 bit or ternary for learned scales", given=f"{bits} bits", where="quantizer", fix=fix)
-    return Uniform(bits=bits, granularity=granularity, scale_dtype=scale_dtype)
+    fit: Fit = "least-squares" if untrained else "range"
+    return Uniform(bits=bits, granularity=granularity, scale_dtype=scale_dtype, fit=fit)
 
 
 __all__ = [

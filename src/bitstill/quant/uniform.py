@@ -1,4 +1,4 @@
-"""Uniform quantization: evenly spaced levels, from the minimum to the maximum of each group or symmetric about zero.
+"""Uniform quantization: evenly spaced levels, over the range of each group or of least squared error, affine or symmetric.
 
 Legend: R rows, G groups per row, K weights per group. All arithmetic is float32, whatever autocast says.
 Adding 0.0 turns the -0.0 that rounding can leave into +0.0, which is what the stored code will decode to.
@@ -20,8 +20,13 @@ from bitstill.quant.base import ExactScale, Gradient, Quantizer, ScaleDtype, Str
 from bitstill.quant.gradients import apply_function, straight_through
 from bitstill.quant.granularity import Granularity, Grid, PerGroup, grid_of
 from bitstill.quant.grouping import from_groups, group_extremes, group_mask, set_pruned, to_groups
+from bitstill.quant.least_squares import Problem, least_squares
 from bitstill.quant.quantized import Plane, Quantized
 from bitstill.quant.scales import stored_scale, usable_scale
+from bitstill.quant.zero_level import holds_zero, level_at_zero
+
+Fit = Literal["range", "least-squares"]
+"""How scales and offsets follow from weights."""
 
 SMALLEST_RANGE = 1e-10
 """A group whose range is smaller counts as constant (the guard of Polino et al.'s code)."""
@@ -38,6 +43,9 @@ class Uniform(Quantizer):
         rounding: "stochastic" acts while training; what is frozen is always rounded to nearest.
         gradient: what backward does.
         scale_dtype: precision of scales and offsets, in training and on disk.
+        fit: "range" spreads the levels over all weights of a group. "least-squares" chooses scale and offset of least squared
+            error, which cuts the largest weights off: much better at 2 to 4 bits where nothing is trained afterwards, and much
+            slower.
     """
 
     bits: Annotated[int, Range(least=1, most=8)] = 8
@@ -46,6 +54,7 @@ class Uniform(Quantizer):
     rounding: Literal["nearest", "stochastic"] = "nearest"
     gradient: Gradient = field(default_factory=StraightThrough)
     scale_dtype: ScaleDtype = "float32"
+    fit: Fit = "range"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -59,6 +68,9 @@ class Uniform(Quantizer):
                 where="Uniform",
                 fix="Set symmetric=False or use StraightThrough().",
             )
+        if self.fit != "range" and isinstance(self.gradient, ExactScale):
+            fix = "Set fit='range' or use StraightThrough()."
+            raise SpecError("fit='range' for the exact-scale gradient", given=repr(self.fit), where="Uniform", fix=fix)
 
     @property
     def name(self) -> str:
@@ -77,6 +89,7 @@ class Uniform(Quantizer):
             granularity=self.granularity,
             stochastic=training and self.rounding == "stochastic",
             scale_dtype=self.torch_scale_dtype,
+            fit=self.fit,
         )
 
     def with_gradient(
@@ -96,11 +109,13 @@ def uniform_affine(
     granularity: Granularity,
     stochastic: bool = False,
     scale_dtype: torch.dtype = torch.float32,
+    fit: Fit = "range",
 ) -> Quantized:
     """Min-max quantization to 2^bits levels: q = round((w - min) / step), step = (max - min) / (2^bits - 1).
 
     Polino, Pascanu, Alistarh (2018), section 3.1: linear scaling; stochastic rounding is its eq. for Q with E[q] = w.
-    A constant group has step 1 and all codes 0, so its minimum reproduces it exactly.
+    A constant group has step 1 and all codes 0, so its minimum reproduces it exactly. Where a weight is exactly zero, the
+    levels of its group are shifted by up to half a step (in float16 also stretched), so that zero is one of them.
 
     Args:
         weight: float tensor of any shape.
@@ -109,17 +124,29 @@ def uniform_affine(
         granularity: which weights share a scale and an offset.
         stochastic: round up with probability equal to the remainder, instead of to nearest (ties to even).
         scale_dtype: precision in which scale and offset are kept.
+        fit: "range", or "least-squares" for step and offset of least squared error.
 
     Returns:
         A `Quantized` of one plane with levels 0 .. 2^bits - 1, a scale (the step) and an offset (the minimum).
     """
     grid = grid_of(weight.shape, granularity)
-    w_RGK = to_groups(weight.float(), grid)
-    low_RG, high_RG = group_extremes(w_RGK, group_mask(mask, grid, weight.device))
+    w_RGK, keep = to_groups(weight.float(), grid), group_mask(mask, grid, weight.device)
+    low_RG, high_RG = group_extremes(w_RGK, keep)
     top = 2**bits - 1
     range_RG = high_RG - low_RG
-    step_RG = torch.where(range_RG < SMALLEST_RANGE, 1.0, range_RG / top)
-    step_RG, low_RG = stored_scale(step_RG, scale_dtype), stored_scale(low_RG, scale_dtype)
+    constant_RG, at_zero_RG = range_RG < SMALLEST_RANGE, holds_zero(w_RGK, keep)
+    step_RG = torch.where(constant_RG, 1.0, range_RG / top)
+    low_RG = torch.where(constant_RG & at_zero_RG, 0.0, low_RG)
+
+    def stored(step: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        near_step, near_offset = level_at_zero(usable_scale(step), offset, top, scale_dtype)
+        step, offset = stored_scale(step, scale_dtype), stored_scale(offset, scale_dtype)
+        return torch.where(at_zero_RG, near_step, step), torch.where(at_zero_RG, near_offset, offset)
+
+    if fit == "range":
+        step_RG, low_RG = stored(step_RG, low_RG)
+    else:
+        step_RG, low_RG = least_squares(Problem(w_RGK, keep, 0, top, at_zero_RG, stored), step_RG, low_RG)
     position = (w_RGK - low_RG.unsqueeze(-1)) / usable_scale(step_RG).unsqueeze(-1)
     values = set_pruned(_round(position, stochastic).clamp_(0, top).add_(0.0), mask, grid, 0.0)
     levels = torch.arange(top + 1, dtype=torch.float32, device=weight.device)
@@ -134,6 +161,7 @@ def uniform_symmetric(
     granularity: Granularity,
     stochastic: bool = False,
     scale_dtype: torch.dtype = torch.float32,
+    fit: Fit = "range",
 ) -> Quantized:
     """Quantization to the 2^bits - 1 levels -n..n with n = 2^(bits-1) - 1: q = round(w / step), step = max|w| / n.
 
@@ -143,10 +171,16 @@ def uniform_symmetric(
     Args, returns: as `uniform_affine`, with bits from 2 to 8, signed levels and no offset.
     """
     grid = grid_of(weight.shape, granularity)
-    w_RGK = to_groups(weight.float(), grid)
-    low_RG, high_RG = group_extremes(w_RGK, group_mask(mask, grid, weight.device))
+    w_RGK, keep = to_groups(weight.float(), grid), group_mask(mask, grid, weight.device)
+    low_RG, high_RG = group_extremes(w_RGK, keep)
     n = 2 ** (bits - 1) - 1
-    step_RG = stored_scale(torch.maximum(high_RG.abs(), low_RG.abs()) / n, scale_dtype)
+    step_RG = torch.maximum(high_RG.abs(), low_RG.abs()) / n
+    if fit == "range":
+        step_RG = stored_scale(step_RG, scale_dtype)
+    else:
+        zero_RG = torch.zeros_like(step_RG)
+        problem = Problem(w_RGK, keep, -n, n, zero_RG == 0, lambda step, offset: (stored_scale(step, scale_dtype), zero_RG))
+        step_RG, _ = least_squares(problem, step_RG, zero_RG)
     values = _round(w_RGK / usable_scale(step_RG).unsqueeze(-1), stochastic).clamp_(-n, n).add_(0.0)
     levels = torch.arange(-n, n + 1, dtype=torch.float32, device=weight.device)
     return Quantized((Plane(set_pruned(values, mask, grid, 0.0), levels, step_RG),), grid, weight.shape, mask)

@@ -18,7 +18,7 @@ class PostTraining:
     """Quantize a trained student as it is ("post-mortem quantization" of Polino et al. 2018).
 
     Args:
-        bits: 1 (binary), "ternary", or 2 to 8 (affine, min-max).
+        bits: 1 (binary), "ternary", or 2 to 8 (affine); scales and offsets have the least squared error.
         granularity: which weights share a scale.
         scale_dtype: precision of scales on disk.
         weight_quantizer: any quantizer, instead of the one that `bits`, `granularity` and `scale_dtype` stand for.
@@ -61,5 +61,6 @@ class PostTraining:
         return (Stage("post-training", terms=(), begin=(Compress("student", self._rule(), self.skip),)),)
 
     def _rule(self) -> Compression:
-        weight = self.weight_quantizer or quantizer(self.bits, self.granularity, scale_dtype=self.scale_dtype)
+        usual = quantizer(self.bits, self.granularity, scale_dtype=self.scale_dtype, untrained=True)
+        weight = self.weight_quantizer or usual
         return Compression(weight=weight, input=self.input, prune=self.prune)
