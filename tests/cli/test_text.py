@@ -78,9 +78,14 @@ def test_compress_then_evaluate(cli, bert, data, tmp_path):
     assert report["task"] == "text" and [path.name for path in tmp_path.iterdir()] == ["out"]
     config = json.loads((out / "config.json").read_text())
     assert config["task_options"] == {
-        "text": ["review"], "label": "mood", "objective": None, "max_length": 32, "truncate": False,
-        "classes": ["negative", "positive"], "separator": ";",
+        "text": ["review"], "label": "mood", "objective": "classification", "max_length": 32, "truncate": False,
+        "classes": ["negative", "positive"], "separator": ";", "drop_empty": False,
     }  # fmt: skip
+    assert report["data"] == {
+        part: {"files": [f"{part}.csv"], "rows": rows, "dropped": 0}
+        for part, rows in (("train", 24), ("validation", 6), ("test", 10))
+    }
+    assert "Read train.csv (24 rows), validation.csv (6 rows), test.csv (10 rows)." in " ".join(run.out.split())
     for split, samples in (("test", 10), ("validation", 6)):
         run = cli("evaluate", out, "--data", data, "--split", split, "--json")
         found = json.loads(run.out)
@@ -185,12 +190,22 @@ def own(data, tmp_path):
     return folder
 
 
+def test_rows_without_text_are_dropped_and_counted_in_training_and_in_evaluation(cli, bert, own, tmp_path):
+    for part in ("train", "test"):
+        with open(own / f"{part}.csv", "a", encoding="utf-8") as file:
+            file.write(",positive\n")
+    flags = (*POST, "--model", bert, "--data", own, *COLUMNS, *LENGTH)
+    run = cli(*flags, "--drop-empty", "--out", tmp_path / "out")
+    assert run.status == 0 and "train.csv (24 rows, 1 empty ones dropped)" in " ".join(run.out.split()), run
+    assert json.loads(cli("evaluate", tmp_path / "out", "--json").out)["samples"] == 10
+
+
 FILES = {
     "an unknown label": ("test", "film,neutral\n", "text test: mood: wanted labels 'negative', 'positive', got 'neutral'"),
     "an empty text": ("train", ",positive\n", "text train: review: wanted a text in every row"),
     "a missing label": ("train", "film,\n", "text train: mood: wanted"),
-    "too many cells": ("train", "film,positive,1,2,3\n", "train.csv: wanted a readable file, got ParserError"),
-    "an open quote": ("train", '"film,positive\n', "train.csv: wanted a readable file, got ParserError"),
+    "too many cells": ("train", "film,positive,1,2,3\n", "train.csv: wanted 2 cells a row, as in the header, got 5 in line 26"),
+    "an open quote": ("train", '"film,positive\n', "train.csv: wanted a readable file, got csv.Error in line 26"),
 }
 
 
@@ -292,9 +307,13 @@ def test_finetune_looks_where_it_will_write_before_it_trains(cli, bert, data, tm
     assert contents(tmp_path) == {"mine/config.json": b"{}"}
 
 
-def test_evaluate_needs_the_files_again_and_their_columns(cli, bert, data, tmp_path):
+def test_evaluate_reads_the_files_of_the_recipe_or_others_with_their_columns(cli, bert, data, tmp_path):
     out = tmp_path / "out"
     assert cli(*POST, "--model", bert, "--data", data, *COLUMNS, *LENGTH, "--out", out).status == 0
+    value = json.loads((out / "report.json").read_text())["delivered"]["test"]
+    assert json.loads(cli("evaluate", out, "--json").out)["value"] == value, "the folder is in recipe.yaml"
+    recipe = out / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(data), str(tmp_path / "moved")))
     refused(cli("evaluate", out), "task text: wanted a folder with your files, got none. Add --data FOLDER")
     refused(cli("evaluate", out, "--data", tmp_path / "nowhere"), "nowhere: wanted train.parquet")
     other = tiny.write_csv(tmp_path / "other", labels=("negative", "positive"))

@@ -193,8 +193,8 @@ def too_few_to_hold_any_out(folder):
 
 
 BAD = {
-    no_files: r"test\*\.parquet.*Point --data",
-    no_folder: r"train\*\.parquet.*Point --data",
+    no_files: r"test\.parquet.*Point --data",
+    no_folder: r"train\.parquet.*Point --data",
     other_columns: r"columns img and label.*image",
     labels_too_large: "labels 0 to 9.*such as 10",
     negative_labels: "labels 0 to 9.*such as -1",

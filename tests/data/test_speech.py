@@ -179,7 +179,7 @@ def test_digits_without_a_folder_say_where_to_find_them(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside datasets
 def test_missing_files_columns_and_rows_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"train\*.parquet, got no such files"):
+    with pytest.raises(DataError, match=r"train.parquet, or its pieces, got no such files"):
         load_task("fsdd", tmp_path / "nowhere")
     (tmp_path / "d").mkdir()
     pq.write_table(pa.table({"sound": [[1]], "label": [1]}), tmp_path / "d" / "train.parquet")

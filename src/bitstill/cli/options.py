@@ -19,6 +19,9 @@ MaxLength = Annotated[int | None, typer.Option("--max-length", help="Longest tex
 Truncate = Annotated[
     bool | None, typer.Option("--truncate/--no-truncate", help="Truncate longer texts instead of refusing them.")
 ]
+DropEmpty = Annotated[
+    bool | None, typer.Option("--drop-empty/--no-drop-empty", help="Leave out rows without a text or a label.")
+]
 StepsOption = Annotated[int | None, typer.Option(help="Duration in optimizer steps instead of epochs.")]
 SeedOption = Annotated[int, typer.Option(help="Random seed.")]
 PrecisionOption = Annotated[str, typer.Option(help="Training precision: float32 or bf16.")]

@@ -12,6 +12,7 @@ from bitstill.cli.options import (
     CheckpointEvery,
     ClassWeights,
     DataOption,
+    DropEmpty,
     ForceFlag,
     JsonFlag,
     LabelColumn,
@@ -61,6 +62,7 @@ def compress(
     label_column: LabelColumn = None,
     max_length: MaxLength = None,
     truncate: Truncate = None,
+    drop_empty: DropEmpty = None,
     class_weights: ClassWeights = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for the artifact.")] = None,
     each_stage: Annotated[
@@ -84,7 +86,7 @@ def compress(
         "out": None if folder is None else str(folder), "options.general.corpus.source": corpus, "options.augment": augment,
         "options.epochs": epochs, "options.steps": steps, "settings.seed": seed, "settings.precision": precision,
         "settings.checkpoint_every": checkpoint_every, "text.text": text_column or None, "text.label": label_column,
-        "text.max_length": max_length, "text.truncate": truncate, "augmented": augmented,
+        "text.max_length": max_length, "text.truncate": truncate, "text.drop_empty": drop_empty, "augmented": augmented,
         "class_weights": class_weights_of(class_weights),
     }  # fmt: skip
     chosen = ([f"bits={'null' if bits == 'none' else bits}"] if bits is not None else []) + (assignments or [])
@@ -111,6 +113,7 @@ def compress(
         print_json(result.report)
         return
     out.print(size_table(result.report))
+    _print_files(result.report)
     out.print(_summary(result.report, spec.out), highlight=False)
 
 
@@ -129,6 +132,7 @@ def finetune(
     label_column: LabelColumn = None,
     max_length: MaxLength = None,
     truncate: Truncate = None,
+    drop_empty: DropEmpty = None,
     class_weights: ClassWeights = None,
     resume: ResumeFlag = False,
     as_json: JsonFlag = False,
@@ -142,7 +146,7 @@ def finetune(
         "recipe": "fine-tuning", "task": task, "options.epochs": epochs, "options.steps": steps, "options.lr": lr,
         "options.batch_size": batch_size, "settings.seed": seed, "settings.precision": precision, "data": data,
         "text.text": text_column or None, "text.label": label_column, "text.max_length": max_length,
-        "text.truncate": truncate, "class_weights": class_weights_of(class_weights),
+        "text.truncate": truncate, "text.drop_empty": drop_empty, "class_weights": class_weights_of(class_weights),
     }  # fmt: skip
     check_duration(epochs, steps, "finetune")
     spec = read_run(None, overrides)
@@ -164,6 +168,7 @@ def finetune(
         print_json(report)
         return
     delivered = report["delivered"]
+    _print_files(report)
     out.print(
         f"{delivered['metric']} on {delivered['samples']:,} {task} test samples: [bold]{delivered['test']:.2f}[/]. "
         f"Delivered to [bold]{escape(str(folder))}[/]",
@@ -238,6 +243,7 @@ def augment(
     data: DataOption = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    drop_empty: DropEmpty = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Augment a task's training texts by replacing words, for `compress --augmented`."""
@@ -245,7 +251,7 @@ def augment(
     from bitstill.data.text import TextOptions
     from bitstill.run.augment import augment as run
 
-    named = {"text": tuple(text_column or ()), "label": label_column}
+    named = {"text": tuple(text_column or ()), "label": label_column, "drop_empty": drop_empty}
     columns = {key: value for key, value in named.items() if value}
     options = Augmentation(variants=variants, probability=probability, candidates=candidates, seed=seed)
     text = TextOptions(**columns) if columns else None  # type: ignore[arg-type]
@@ -260,6 +266,17 @@ def augment(
     )
     for original, variant in summary["examples"]:
         out.print(f"  {escape(original)}\n  [green]{escape(variant)}[/]", highlight=False)
+
+
+def _print_files(report: dict[str, Any]) -> None:
+    """The files that the data were read from, with their rows."""
+    parts = []
+    for part, origin in report.get("data", {}).items():
+        names = origin["files"][0] if len(origin["files"]) == 1 else f"{len(origin['files'])} {part} files"
+        dropped = f", {origin['dropped']:,} empty ones dropped" if origin.get("dropped") else ""
+        parts.append(f"{names} ({origin['rows']:,} rows{dropped})")
+    if parts:
+        out.print(escape(f"Read {', '.join(parts)}."), highlight=False)
 
 
 def _summary(report: dict[str, Any], folder: str) -> str:

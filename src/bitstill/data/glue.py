@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bitstill.data.objectives import Classification, Regression
 from bitstill.data.sources import from_hub
-from bitstill.data.text import TextOptions, TextTask, held_out, read_files, split_of
+from bitstill.data.text import PartTable, TextOptions, TextTask, held_out, read_part, split_of
 from bitstill.data.text_labels import Kind
 
 HUB_NAME = "nyu-mll/glue"
@@ -71,13 +71,19 @@ def load(name: str, data: Path | None = None) -> TextTask:
     folder = data or (Path(home) / "glue" / glue.folder if home else None)
     kind: Kind = "classification" if glue.labels else "regression"
     options = TextOptions(glue.text, "label", kind, glue.max_length, truncate=True)
-    rows = {
-        part: from_hub(HUB_NAME, glue.folder, part, where=f"{glue.folder} {part}", purpose="text tasks")
-        if folder is None
-        else read_files(folder, part)
-        for part in ("train", glue.test)
-    }
-    whole, test = (split_of(rows[part], options, glue.labels, f"{name} {part}") for part in rows)
+    parts = {part: _rows(glue, folder, part) for part in ("train", glue.test)}
+    origin = {part: {"files": list(rows.files), "rows": len(rows.table.get("label", ()))} for part, rows in parts.items()}
+    whole, test = (split_of(rows.table, options, glue.labels, f"{name} {part}") for part, rows in parts.items())
     train, validation = held_out(whole, name)
     objective = Classification(len(glue.labels), glue.labels, glue.decides) if glue.labels else Regression(glue.decides)
-    return TextTask(name, train, validation, test, objective, options)
+    return TextTask(name, train, validation, test, objective, options, origin)
+
+
+def _rows(glue: Glue, folder: Path | None, part: str) -> PartTable:
+    if folder is not None:
+        rows = read_part(folder, part)
+        assert rows is not None
+        return rows
+    rows = from_hub(HUB_NAME, glue.folder, part, where=f"{glue.folder} {part}", purpose="text tasks")
+    table = {column: list(rows[column]) for column in rows.column_names}
+    return PartTable(table, (f"{HUB_NAME} ({glue.folder}) {part}",))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bitstill.data.part_files import part_files
 from bitstill.errors import DataError, need_package
 
 
@@ -35,15 +36,15 @@ def from_hub(name: str, configuration: str | None, part: str, *, where: str, pur
 
 
 def parquet_files(folder: Path, part: str) -> list[str]:
-    """The files of one split, in order.
+    """The files of one split, in order (`part_files`).
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or pieces are missing.
     """
-    files = sorted(str(path) for path in folder.glob(f"{part}*.parquet"))
+    files = [str(path) for path in part_files(folder, part, (".parquet",))]
     if not files:
         fix = "Point --data or BITSTILL_DATA at the folder."
-        raise DataError(f"{part}*.parquet", given="no such files", where=str(folder), fix=fix)
+        raise DataError(f"{part}.parquet, or its pieces", given="no such files", where=str(folder), fix=fix)
     return files
 
 

@@ -101,6 +101,7 @@ class Task:
         draws: how many uniform numbers per sample `augment` wants.
         preprocessor: what made the inputs, or None.
         options: how the data were read, as plain values, so that `evaluate` can read them again.
+        origin: by part, the files that were read, their rows, and how many were dropped as empty, as plain values for reports.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Task:
     draws: WholeNumber = 0
     preprocessor: Preprocessor | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):

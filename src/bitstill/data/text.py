@@ -7,30 +7,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from bitstill.constraints import LARGEST_DURATION, Range, check_fields
 from bitstill.data.objective import Objective
 from bitstill.data.objectives import Classification, MultiLabel, Regression
+from bitstill.data.part_files import part_files
 from bitstill.data.shuffle import permutation
-from bitstill.data.sources import quiet
+from bitstill.data.tables import Table, read_table
 from bitstill.data.text_labels import (
     SEPARATOR,
     Kind,
-    as_labels,
+    LabelColumn,
+    as_classes,
+    as_values,
     class_names,
+    is_number,
     kind_of,
     multi_hot,
     multi_label_names,
+    parsed,
     split_lists,
+    with_numbers,
 )
-from bitstill.errors import DataError, SpecError, need_package, suggest
+from bitstill.errors import DataError, SpecError, suggest
 
-READERS = {".csv": "from_csv", ".json": "from_json", ".jsonl": "from_json", ".parquet": "from_parquet"}
+READABLE = (".csv", ".json", ".jsonl", ".parquet")
 HELD_OUT, AT_MOST = 0.1, 2_000
 """Share of the training rows that is held out for choices, and its limit."""
 
@@ -41,14 +48,15 @@ class TextOptions:
 
     Args:
         text: the column with the text, or two columns with a pair.
-        label: the column with the label: a class (an integer from 0, or a name), several of them (a list; in CSV files
+        label: the column with the label: a class (a name, a whole number, true or false), several of them (a list; in CSV files
             separated by `separator`), or a value.
-        objective: "classification", "multi-label" or "regression"; None decides by the type of the labels: lists are
-            multi-label, numbers with a fraction are values, all others are classes.
+        objective: "classification", "multi-label" or "regression"; None decides by the labels of the training files: lists are
+            multi-label, numbers with a fraction are values, all others are classes (0.0 and 1.0 too).
         max_length: longest text in tokens, special ones included.
         truncate: cut longer texts off; else they are an error.
-        classes: names of the classes in order, where labels are names; None takes those of the training files.
+        classes: names of the classes in order; None takes those of the training files (`data.text_labels` has their order).
         separator: between the labels of a row, where objective is "multi-label" and a cell can hold no list.
+        drop_empty: leave out rows without a text, or without a label where there must be one; else they are an error.
     """
 
     text: tuple[str, ...] = ("text",)
@@ -58,6 +66,7 @@ class TextOptions:
     truncate: bool = False
     classes: tuple[str, ...] | None = None
     separator: str = SEPARATOR
+    drop_empty: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -99,6 +108,7 @@ class TextTask:
         train, validation, test: as in `Task`.
         objective: as in `Task`.
         options: columns, longest text, what to do with longer ones.
+        origin: as in `Task`.
     """
 
     name: str
@@ -107,6 +117,7 @@ class TextTask:
     test: TextSplit
     objective: Objective
     options: TextOptions
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(data: Path | None, options: TextOptions) -> TextTask:
@@ -123,31 +134,35 @@ def load(data: Path | None, options: TextOptions) -> TextTask:
     if data is None:
         fix = "Add --data FOLDER with train.csv and test.csv (or .json, .jsonl, .parquet)."
         raise SpecError("a folder with your files", given="none", where="task text", fix=fix)
-    parts = {part: read_files(data, part, required=part != "validation") for part in ("train", "validation", "test")}
-    columns = {part: _columns(rows, options, f"text {part}") for part, rows in parts.items() if rows is not None}
-    raw = {part: labels for part, (_, labels) in columns.items()}
-    objective, labels, options = _labels(raw, options)
-    splits = {part: TextSplit(texts, labels[part]) for part, (texts, _) in columns.items()}
+    parts = {part: read_part(data, part, required=part != "validation") for part in ("train", "validation", "test")}
+    tables = {part: rows for part, rows in parts.items() if rows is not None}
+    columns = {part: _columns(rows.table, options, f"text {part}") for part, rows in tables.items()}
+    objective, labels, options = _labels({part: each.labels for part, each in columns.items()}, options)
+    splits = {part: each.split(labels[part]) for part, each in columns.items()}
+    origin = {
+        part: {"files": list(tables[part].files), "rows": len(each), "dropped": each.dropped} for part, each in columns.items()
+    }
     train, validation = (splits["train"], splits["validation"]) if "validation" in splits else held_out(splits["train"], "text")
-    return TextTask("text", train, validation, splits["test"], objective, options)
+    return TextTask("text", train, validation, splits["test"], objective, options, origin)
 
 
-def _labels(raw: Mapping[str, list[Any]], options: TextOptions) -> tuple[Objective, dict[str, Tensor], TextOptions]:
-    """Objective and labels of every part; the names of classes become part of the options."""
-    wheres = {part: f"text {part}: {options.label}" for part in raw}
-    kind = options.objective or kind_of(raw["train"])
+def _labels(columns: Mapping[str, LabelColumn], options: TextOptions) -> tuple[Objective, dict[str, Tensor], TextOptions]:
+    """Objective and labels of every part; what was decided becomes part of the options, so that others are read alike."""
+    columns = parsed(columns, options.objective)
+    kind = options.objective or kind_of(columns["train"].values)
     if kind == "regression":
-        return Regression(), {part: as_labels(values, None, wheres[part]) for part, values in raw.items()}, options
+        labels = {part: as_values(column) for part, column in columns.items()}
+        return Regression(), labels, replace(options, objective=kind)
     if kind == "classification":
-        named = any(isinstance(value, str) for value in raw["train"])
-        names = options.classes or class_names(raw["train"], wheres["train"])
-        labels = {part: as_labels(values, names, wheres[part], named=named) for part, values in raw.items()}
-        return Classification(len(names), names), labels, replace(options, classes=names) if named else options
-    lists = {part: split_lists(values, options.separator, wheres[part]) for part, values in raw.items()}
+        named = any(isinstance(value, str) for value in columns["train"].values)
+        names = options.classes or class_names(columns["train"])
+        labels = {part: as_classes(column, names, named=named) for part, column in columns.items()}
+        return Classification(len(names), names), labels, replace(options, objective=kind, classes=names)
+    lists = with_numbers({part: split_lists(column, options.separator) for part, column in columns.items()})
     named = any(isinstance(label, str) for row in lists["train"] for label in row)
-    names = options.classes or multi_label_names(lists["train"], wheres["train"])
-    labels = {part: multi_hot(rows, names, wheres[part], named=named) for part, rows in lists.items()}
-    return MultiLabel(names), labels, replace(options, classes=names) if named else options
+    names = options.classes or multi_label_names(lists["train"], columns["train"].where)
+    labels = {part: multi_hot(rows, names, columns[part], named=named) for part, rows in lists.items()}
+    return MultiLabel(names), labels, replace(options, objective=kind, classes=names)
 
 
 def held_out(train: TextSplit, name: str) -> tuple[TextSplit, TextSplit]:
@@ -163,62 +178,101 @@ def held_out(train: TextSplit, name: str) -> tuple[TextSplit, TextSplit]:
     return train.take(order[count:]), train.take(order[:count])
 
 
-def read_files(folder: Path, part: str, *, required: bool = True) -> Any:
-    """The rows of `part`*.{parquet,csv,json,jsonl} in `folder` as a `datasets.Dataset`; None if absent and not required.
+@dataclass(frozen=True, eq=False)
+class PartTable:
+    """The rows of a part, and the names of the files that hold them."""
+
+    table: Table
+    files: tuple[str, ...]
+
+
+def read_part(folder: Path, part: str, *, required: bool = True) -> PartTable | None:
+    """The rows of a part from `part`.{parquet,csv,json,jsonl} in `folder`, or from its pieces; None if absent and not required.
 
     Raises:
-        DataError: no such file, several kinds of them, or one that cannot be read.
+        DataError: no such file, several that may be meant (`part_files`), or one that cannot be read.
     """
-    datasets = need_package("datasets", extra="all", purpose="text tasks")
-    found = sorted(path for path in folder.glob(f"{part}*") if path.suffix in READERS) if folder.is_dir() else []
-    suffixes = {path.suffix for path in found}
-    if not found and not required:
+    paths = part_files(folder, part, READABLE)
+    if paths:
+        return PartTable(read_table(paths), tuple(path.name for path in paths))
+    if not required:
         return None
-    if len(suffixes) != 1:
-        given = "no such file" if not found else f"several kinds: {', '.join(path.name for path in found)}"
-        fix = "Point --data at the folder that holds them; keep one kind of file."
-        raise DataError(f"{part}.parquet, .csv, .json or .jsonl", given=given, where=str(folder), fix=fix)
-    try:
-        suffix = suffixes.pop()
-        # "NA" and "None" are words; only an empty cell is nothing.
-        more = {"keep_default_na": False, "na_values": [""]} if suffix == ".csv" else {}
-        with quiet(datasets):
-            return getattr(datasets.Dataset, READERS[suffix])([str(path) for path in found], keep_in_memory=True, **more)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        given = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-        raise DataError("a readable file", given=given, where=str(found[0]), fix="Check the file.") from error
+    fix = "Point --data at the folder that holds them."
+    raise DataError(f"{part}.parquet, .csv, .json or .jsonl", given="no such file", where=str(folder), fix=fix)
 
 
-def split_of(rows: Any, options: TextOptions, names: Sequence[str] | None, where: str) -> TextSplit:
+def split_of(table: Table, options: TextOptions, names: Sequence[str] | None, where: str) -> TextSplit:
     """Rows of a published set, whose labels are numbers, as a checked split; a few of its texts may be empty (QQP).
 
     Raises:
         DataError: a column is missing, a text is no string, or a label is not one of the task's.
     """
-    texts, labels = _columns(rows, options, where, allow_empty=True)
-    return TextSplit(texts, as_labels(labels, names, f"{where}: {options.label}"))
+    columns = _columns(table, options, where, allow_empty=True)
+    labels = as_values(columns.labels) if names is None else as_classes(columns.labels, names, named=False)
+    return columns.split(labels)
 
 
-def _columns(
-    rows: Any, options: TextOptions, where: str, *, allow_empty: bool = False
-) -> tuple[tuple[list[str], ...], list[Any]]:
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """Texts and labels of a part; the numbers of its rows in the file, where some were dropped, and how many were."""
+
+    texts: tuple[list[str], ...]
+    labels: LabelColumn
+    dropped: int
+
+    def __len__(self) -> int:
+        return len(self.labels.values)
+
+    def split(self, labels: Tensor) -> TextSplit:
+        return TextSplit(self.texts, labels, None if self.labels.rows is None else torch.tensor(self.labels.rows))
+
+
+def _columns(table: Table, options: TextOptions, where: str, *, allow_empty: bool = False) -> _Columns:
     for column in (*options.text, options.label):
-        if column not in rows.column_names:
-            fix = f"{suggest(column, rows.column_names)} Name it with --text-column or --label-column."
-            raise DataError(f"a column {column!r}", given=str(rows.column_names), where=where, fix=fix)
-    texts = tuple(list(rows[column]) for column in options.text)
-    for column, values in zip(options.text, texts, strict=True):
-        wrong = [row for row, value in enumerate(values) if not isinstance(value, str)]
-        if wrong:
-            given = f"{values[wrong[0]]!r} in row {wrong[0]}"
-            raise DataError("a text in every row", given=given, where=f"{where}: {column}", fix="Correct the file.")
-        empty = [row for row, text in enumerate(values) if not text.strip()]
-        if empty and not allow_empty:
-            given = f"{len(empty)} empty, first in row {empty[0]}"
-            fix = "Remove these rows: a model would learn their labels from nothing."
-            raise DataError("a text in every row", given=given, where=f"{where}: {column}", fix=fix)
-    labels = list(rows[options.label])
+        if column not in table:
+            fix = f"{suggest(column, table)} Name it with --text-column or --label-column."
+            raise DataError(f"a column {column!r}", given=str(list(table)), where=where, fix=fix)
+    texts, labels = [table[column] for column in options.text], table[options.label]
     if not labels:
         raise DataError("at least one row", given="none", where=where, fix="Check the file.")
-    return texts, labels
+    rows = None
+    if options.drop_empty:
+        may_be_empty = options.objective == "multi-label" or any(isinstance(label, list) for label in labels)
+        rows = [
+            row
+            for row, cells in enumerate(zip(*texts, labels if not may_be_empty else texts[0], strict=True))
+            if not any(map(_is_empty, cells))
+        ]
+        texts, labels = [[column[row] for row in rows] for column in texts], [labels[row] for row in rows]
+        if not rows:
+            raise DataError("at least one row that is not empty", given="none", where=where, fix="Check the file.")
+    for name, values in zip(options.text, texts, strict=True):
+        _check_texts(values, f"{where}: {name}", rows, allow_empty)
+    dropped = len(table[options.label]) - len(labels)
+    return _Columns(tuple(texts), LabelColumn(labels, f"{where}: {options.label}", rows if dropped else None), dropped)
+
+
+def _is_empty(cell: object) -> bool:
+    return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _check_texts(values: Sequence[Any], where: str, rows: Sequence[int] | None, allow_empty: bool) -> None:
+    """Refuse what is no text, empty texts, and a column of numbers alone.
+
+    Raises:
+        DataError: naming the first row.
+    """
+    number = (lambda row: row) if rows is None else rows.__getitem__
+    wrong = [row for row, value in enumerate(values) if not isinstance(value, str) and not _is_empty(value)]
+    if wrong:
+        given = f"{repr(values[wrong[0]])[:80]} in row {number(wrong[0])}"
+        raise DataError("a text in every row", given=given, where=where, fix="Correct the file.")
+    empty = [row for row, value in enumerate(values) if _is_empty(value)]
+    if empty and not (allow_empty and all(values[row] is not None for row in empty)):
+        given = f"{len(empty)} empty, first in row {number(empty[0])}"
+        fix = "Leave these rows out with --drop-empty: a model would learn their labels from nothing."
+        raise DataError("a text in every row", given=given, where=where, fix=fix)
+    if all(is_number(value) for value in values):
+        given = f"numbers alone, {values[0][:80]} in row {number(0)}"
+        fix = "Name the right column with --text-column."
+        raise DataError("texts", given=given, where=where, fix=fix)

@@ -1,9 +1,16 @@
-"""Labels of text files: classes by name or number, lists of labels, values; read from columns and checked row by row."""
+"""Labels of text files: classes by name or number, lists of labels, values; read from columns and checked row by row.
+
+The classes of a column are its distinct values in this order: names sorted as text, whole numbers in ascending order, false
+before true. Whole numbers from 0 without a gap are called LABEL_0, LABEL_1 and so on; all others are called what they are.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,74 +21,148 @@ from bitstill.errors import DataError
 Kind = Literal["classification", "multi-label", "regression"]
 SEPARATOR = ";"
 """Between the labels of one row where a cell can hold no list."""
+LARGEST_NUMBER = 1_000
+"""Of a class, where numbers have gaps: larger ones are ids, counts or values."""
+LARGEST_VALUE = torch.finfo(torch.float32).max
+FEW_CLASSES = 10
+"""So many classes may occur once each; more of them must occur twice on average."""
+_NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
+_NO_NUMBER = re.compile(r"[+-]?(inf|infinity|nan)", re.IGNORECASE)
+_TRUTH = {"true": True, "false": False}
+_LISTED = 12
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+_short = _REPR.repr
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """The labels of a part as they were read.
+
+    Args:
+        values: one per row.
+        where: for errors.
+        rows: the number of each in its file; None is in order.
+    """
+
+    values: Sequence[Any]
+    where: str
+    rows: Sequence[int] | None = None
+
+    def describe(self, wrong: Sequence[int]) -> str:
+        """The first of the values at `wrong`, its row, and how many more there are."""
+        row = wrong[0] if self.rows is None else self.rows[wrong[0]]
+        more = f" and {len(wrong) - 1} more, first" if len(wrong) > 1 else ""
+        return f"{_short(self.values[wrong[0]])}{more} in row {row}"
+
+    def check(self, valid: Callable[[Any], bool], wanted: str, fix: str) -> None:
+        """Refuse a column with a value that is not `valid`.
+
+        Raises:
+            DataError: naming the first row.
+        """
+        wrong = [index for index, value in enumerate(self.values) if not valid(value)]
+        if wrong:
+            raise DataError(wanted, given=self.describe(wrong), where=self.where, fix=fix)
+
+
+def parsed(columns: Mapping[str, LabelColumn], kind: Kind | None) -> dict[str, LabelColumn]:
+    """Labels with the types that the training part says: strings that all are numbers, or true and false, are read as those.
+
+    Args:
+        columns: by part. NaN is a missing label.
+        kind: what the labels are for, where that is said; numbers with a fraction stay names of classes where it is
+            "classification", and everything stays as it is where it is "multi-label".
+    """
+    missing = {part: [None if isinstance(v, float) and math.isnan(v) else v for v in c.values] for part, c in columns.items()}
+    texts = [value for value in missing["train"] if value is not None]
+    parse: Callable[[str], Any] | None = None
+    if texts and all(isinstance(value, str) for value in texts) and kind != "multi-label":
+        if all(value.lower() in _TRUTH for value in texts):
+            parse = _truth_of
+        elif _are_numbers(texts) and (kind != "classification" or all(float(value).is_integer() for value in texts)):
+            parse = _number_of
+    if parse is None:
+        return {part: replace(columns[part], values=values) for part, values in missing.items()}
+    return {
+        part: replace(columns[part], values=[parse(value) if isinstance(value, str) else value for value in values])
+        for part, values in missing.items()
+    }
 
 
 def kind_of(values: Sequence[Any]) -> Kind:
     """What labels are for, by their type: lists, numbers with a fraction, or anything else."""
     if any(isinstance(value, list) for value in values):
         return "multi-label"
-    return "regression" if any(isinstance(value, float) for value in values) else "classification"
+    fractions = any(isinstance(value, float) and not value.is_integer() for value in values)
+    return "regression" if fractions else "classification"
 
 
-def class_names(values: Sequence[Any], where: str) -> tuple[str, ...]:
-    """Names of the classes that occur: strings, sorted; of numbers LABEL_0 to the largest.
+def class_names(column: LabelColumn) -> tuple[str, ...]:
+    """Names of the classes that occur, in the documented order.
 
     Raises:
-        DataError: there are fewer than two.
+        DataError: there are fewer than two, labels are missing or of several types, or they are ids or values, not classes.
     """
-    names = _names(values)
-    if len(names) < 2 and all(_is_label(value) for value in values):
-        raise DataError(
-            "at least two classes",
-            given=f"only {values[0]!r}",
-            where=where,
-            fix="Name the right column with --label-column; for values instead of classes, set text.objective=regression.",
-        )
+    names = _names(column)
+    if len(names) < 2:
+        fix = "Name the right column with --label-column; for values instead of classes, set text.objective=regression."
+        given = f"only {_short(column.values[0])}"
+        raise DataError("at least two classes", given=given, where=column.where, fix=fix)
     return names
 
 
-def as_labels(values: Sequence[Any], names: Sequence[str] | None, where: str, *, named: bool = False) -> Tensor:
-    """Labels as classes 0 .. len(names) - 1, or as values where `names` is None.
-
-    Args:
-        values: as read.
-        names: of the classes, in order.
-        where: for errors.
-        named: whether `values` are those names, rather than their numbers.
-
-    Returns:
-        int64 (rows,), or float32 (rows,) values.
+def as_values(column: LabelColumn) -> Tensor:
+    """Labels as float32 (rows,) values.
 
     Raises:
-        DataError: labels out of range, unknown names, missing or not finite values.
+        DataError: one is no finite number.
     """
-    if names is None:
-        wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)]
-        if wrong:
-            raise DataError("numbers as labels", given=_first_of(wrong), where=where, fix="Correct these rows.")
-        return torch.tensor(values, dtype=torch.float32)
-    numbers = _numbers(names, named)
-    _check_known(values, numbers, names, where, named=named)
-    return torch.tensor([numbers[value] for value in values])
+    column.check(_is_finite, "numbers as labels", "Correct these rows.")
+    return torch.tensor([float(value) for value in column.values], dtype=torch.float32)
 
 
-def split_lists(values: Sequence[Any], separator: str, where: str) -> list[list[str | int]]:
+def as_classes(column: LabelColumn, names: Sequence[str], *, named: bool) -> Tensor:
+    """Labels as int64 (rows,) classes.
+
+    Args:
+        column: as read.
+        names: of the classes, in order.
+        named: whether the classes are names, so that a number is never taken for the place of one.
+
+    Raises:
+        DataError: unknown labels.
+    """
+    return torch.tensor(_places(column, names, named))
+
+
+def split_lists(column: LabelColumn, separator: str) -> list[list[str | int]]:
     """The labels of each row: a list as it is, a text cut at `separator`, nothing where a cell of such a text is empty.
 
     Raises:
         DataError: a row holds something else.
     """
-    textual = not any(isinstance(value, list) for value in values)
-    wrong = [value for value in values if not (isinstance(value, list) or (textual and (value is None or _is_label(value))))]
-    if wrong:
-        fix = "Give a list in every row, an empty one where no label holds."
-        raise DataError("lists of labels", given=_first_of(wrong), where=where, fix=fix)
+    textual = not any(isinstance(value, list) for value in column.values)
+    fix = "Give a list in every row, an empty one where no label holds."
+    column.check(lambda v: isinstance(v, list) or (textual and (v is None or _is_label(v))), "lists of labels", fix)
     rows: list[list[str | int]] = []
-    for value in values:
+    for value in column.values:
         cell = value.split(separator) if isinstance(value, str) else [] if value is None else value
         labels = cell if isinstance(cell, list) else [cell]
         rows.append([label.strip() if isinstance(label, str) else label for label in labels if label != ""])
     return rows
+
+
+def with_numbers(lists: Mapping[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
+    """Lists of labels by part, as whole numbers where all labels of the training part are written as such."""
+    labels = [label for row in lists["train"] for label in row]
+    if not labels or not all(isinstance(label, str) and _WHOLE.fullmatch(label) for label in labels):
+        return dict(lists)
+    return {
+        part: [[_number_of(label) if isinstance(label, str) else label for label in row] for row in rows]
+        for part, rows in lists.items()
+    }
 
 
 def multi_label_names(rows: Sequence[Sequence[Any]], where: str) -> tuple[str, ...]:
@@ -90,56 +171,134 @@ def multi_label_names(rows: Sequence[Sequence[Any]], where: str) -> tuple[str, .
     Raises:
         DataError: there are none.
     """
-    labels = [label for row in rows for label in row]
-    if not labels:
+    labels = _flat(rows, LabelColumn((), where))
+    if not labels.values:
         fix = "Name the right column with --label-column."
         raise DataError("at least one label", given="empty lists only", where=where, fix=fix)
     return _names(labels)
 
 
-def multi_hot(rows: Sequence[Sequence[Any]], names: Sequence[str], where: str, *, named: bool) -> Tensor:
+def multi_hot(rows: Sequence[Sequence[Any]], names: Sequence[str], column: LabelColumn, *, named: bool) -> Tensor:
     """Lists of labels as float32 (rows, labels), 1 where one holds.
 
     Args:
         rows: from `split_lists`.
         names: of the labels, in order.
-        where: for errors.
-        named: whether the lists hold those names, rather than their numbers.
+        column: where the rows are from, for errors.
+        named: as in `as_classes`.
 
     Raises:
         DataError: unknown labels.
     """
-    rows = [[str(label) if named and isinstance(label, int) else label for label in row] for row in rows]
-    numbers = _numbers(names, named)
-    _check_known([label for row in rows for label in row], numbers, names, where, named=named)
+    flat = _flat(rows, column)
     table = torch.zeros(len(rows), len(names))
-    for row, labels in zip(table, rows, strict=True):
-        row[[numbers[label] for label in labels]] = 1.0
+    if flat.values:
+        numbers = torch.tensor([index for index, row in enumerate(rows) for _ in row])
+        table[numbers, torch.tensor(_places(flat, names, named))] = 1.0
     return table
 
 
+def _flat(rows: Sequence[Sequence[Any]], column: LabelColumn) -> LabelColumn:
+    numbers = column.rows or range(len(rows))
+    labels = [(label, number) for row, number in zip(rows, numbers, strict=True) for label in row]
+    return LabelColumn([label for label, _ in labels], column.where, [number for _, number in labels])
+
+
+def _names(column: LabelColumn) -> tuple[str, ...]:
+    """The distinct labels in the documented order."""
+    fix = "Correct these rows, or leave those without a text or a label out with --drop-empty."
+    column.check(_is_label, "labels that are names, whole numbers, or true and false", fix)
+    first = _type_of(column.values[0])
+    column.check(lambda value: _type_of(value) is first, f"labels of one type, {first.__name__} as in the first row", fix)
+    distinct = sorted(set(column.values))
+    if len(distinct) > max(FEW_CLASSES, len(column.values) / 2):
+        given = f"{len(distinct):,} different ones for {len(column.values):,} labels, such as {_short(distinct[0])}"
+        fix = "Name the right column with --label-column; for values set text.objective=regression, or name text.classes."
+        raise DataError("classes that occur more than once", given=given, where=column.where, fix=fix)
+    if first is str:
+        _check_spelling(distinct, column.where)
+    if first is not int:
+        return tuple(map(str, distinct))
+    numbers = [int(value) for value in distinct]
+    if numbers == list(range(len(numbers))):
+        return tuple(f"LABEL_{number}" for number in numbers)
+    _check_numbers(column)
+    return tuple(map(str, numbers))
+
+
+def _check_numbers(column: LabelColumn) -> None:
+    fix = "Correct these rows; -1 marks the hidden labels of a published test set. Where they are classes, name text.classes."
+    column.check(lambda value: value >= 0, "labels from 0 on", fix)
+    fix = "Name the right column with --label-column; for values set text.objective=regression, or name text.classes."
+    column.check(lambda value: value <= LARGEST_NUMBER, f"labels 0 to {LARGEST_NUMBER:,} where numbers have gaps", fix)
+
+
+def _check_spelling(names: Sequence[str], where: str) -> None:
+    """Refuse classes that differ in capitals or in spaces at their ends alone."""
+    spellings: dict[str, str] = {}
+    for name in names:
+        other = spellings.setdefault(name.strip().casefold(), name)
+        if other != name:
+            fix = "Spell them alike, or name text.classes where both are classes."
+            raise DataError("different classes", given=f"{_short(other)} and {_short(name)}", where=where, fix=fix)
+
+
+def _places(column: LabelColumn, names: Sequence[str], named: bool) -> list[int]:
+    places = {name: index for index, name in enumerate(names)}
+    truths = {_TRUTH[name.lower()]: index for index, name in enumerate(names) if name.lower() in _TRUTH}
+    by_place = not named and not truths and not any(_NUMBER.fullmatch(name) for name in names)
+
+    def place_of(value: Any) -> int | None:
+        if isinstance(value, str):
+            return places.get(value)
+        if isinstance(value, bool):
+            return truths.get(value, int(value) if by_place and len(names) == 2 else None)
+        if not _is_label(value):
+            return None
+        number = int(value)
+        return places.get(str(number), number if by_place and 0 <= number < len(names) else None)
+
+    indices = [place_of(value) for value in column.values]
+    if None in indices:
+        listed = ", ".join(_short(name) for name in names[:_LISTED]) + (" and others" if len(names) > _LISTED else "")
+        numbered = by_place and not isinstance(column.values[indices.index(None)], str)
+        wanted = f"labels 0 to {len(names) - 1}" if numbered else f"labels {listed}"
+        fix = (
+            "Correct these rows; -1 marks the hidden labels of a published test set. For values set text.objective=regression."
+        )
+        wrong = [index for index, place in enumerate(indices) if place is None]
+        raise DataError(wanted, given=column.describe(wrong), where=column.where, fix=fix)
+    return [place for place in indices if place is not None]
+
+
+def is_number(value: str) -> bool:
+    """Whether a cell holds a number and nothing else."""
+    return _NUMBER.fullmatch(value) is not None
+
+
+def _are_numbers(texts: Sequence[str]) -> bool:
+    numbers = [_NUMBER.fullmatch(text) is not None for text in texts]
+    return any(numbers) and all(number or _NO_NUMBER.fullmatch(text) for number, text in zip(numbers, texts, strict=True))
+
+
+def _truth_of(text: str) -> Any:
+    return _TRUTH.get(text.lower(), text)
+
+
+def _number_of(text: str) -> Any:
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    return float(text) if _NUMBER.fullmatch(text) or _NO_NUMBER.fullmatch(text) else text
+
+
 def _is_label(value: object) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    return isinstance(value, (int, str)) or (isinstance(value, float) and value.is_integer())
 
 
-def _names(values: Sequence[Any]) -> tuple[str, ...]:
-    if any(isinstance(value, str) for value in values):
-        return tuple(sorted({str(value) for value in values if _is_label(value)}))
-    largest = max((value for value in values if _is_label(value)), default=0)
-    return tuple(f"LABEL_{index}" for index in range(largest + 1))
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_VALUE
 
 
-def _numbers(names: Sequence[str], named: bool) -> dict[Any, int]:
-    return {name: index for index, name in enumerate(names)} if named else {index: index for index in range(len(names))}
-
-
-def _check_known(values: Sequence[Any], numbers: dict[Any, int], names: Sequence[str], where: str, *, named: bool) -> None:
-    wrong = [value for value in values if not _is_label(value) or value not in numbers]
-    if wrong:
-        wanted = f"labels {', '.join(map(repr, names))}" if named else f"labels 0 to {len(names) - 1}"
-        fix = "Correct these rows; -1 marks the hidden labels of a published test set."
-        raise DataError(wanted, given=_first_of(wrong), where=where, fix=fix)
-
-
-def _first_of(wrong: Sequence[Any]) -> str:
-    return f"{wrong[0]!r}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
+def _type_of(value: object) -> type:
+    """Whole numbers count as int, however they are written."""
+    return int if isinstance(value, float) else type(value)

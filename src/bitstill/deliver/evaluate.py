@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import nn
 
+from bitstill.artifact.format import RECIPE
 from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import read_config
 from bitstill.data.catalogue import TASKS, TEXT
@@ -17,6 +20,8 @@ from bitstill.decode import decode
 from bitstill.deliver.load import load
 from bitstill.deliver.load_task import task_for
 from bitstill.errors import ArtifactError, SpecError, suggest
+
+_LONGEST_RECIPE = 1 << 16
 
 
 def evaluate(
@@ -33,7 +38,7 @@ def evaluate(
         folder: an artifact, or "owner/name" on the hub.
         task: a task, its name or `package.module:Name`; None is the one that the artifact was made for, if it is bitstill's.
         model: the float network, or `package.module:Name`, where the architecture is not one of bitstill's.
-        data: folder with local files for the task.
+        data: folder with local files for the task; None is the one that recipe.yaml names, where it is still there.
         split: "test" or "validation".
 
     Returns:
@@ -60,7 +65,7 @@ def task_of(folder: Path, data: str | Path | None = None) -> Task:
 
     Args:
         folder: an artifact.
-        data: a folder with local files.
+        data: a folder with local files, as for `evaluate`.
 
     Raises:
         ArtifactError: its task is not one of bitstill's.
@@ -74,13 +79,38 @@ def task_of(folder: Path, data: str | Path | None = None) -> Task:
             where=str(folder),
             fix="Name its task, or load it with bitstill.load and evaluate it on your own data.",
         )
-    options = decode(TextOptions, _current(config.get("task_options")), "config.json: task_options") if name == TEXT else None
-    return task_for(name, {"artifact": folder}, data, options)
+    options = decode(TextOptions, _current(config), "config.json: task_options") if name == TEXT else None
+    return task_for(name, {"artifact": folder}, _data_of(folder) if data is None else data, options)
 
 
-def _current(options: Any) -> Any:
-    """Options of an artifact in today's words; older ones said whether labels were values, not what the objective was."""
-    if not isinstance(options, dict) or "regression" not in options:
+def _data_of(folder: Path) -> str | None:
+    """The folder of data that recipe.yaml names, if it is still there."""
+    try:
+        with open(folder / RECIPE, encoding="utf-8") as file:
+            content = yaml.safe_load(file.read(_LONGEST_RECIPE))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    data = content.get("data") if isinstance(content, dict) else None
+    return data if isinstance(data, str) and Path(data).is_dir() else None
+
+
+def _current(config: Mapping[str, Any]) -> Any:
+    """Options of an artifact in today's words.
+
+    Older ones said whether labels were values, not what the objective was, and did not repeat classes that were numbers.
+    """
+    options = config.get("task_options")
+    if not isinstance(options, dict):
         return options
-    objective = {True: "regression", False: "classification"}.get(options["regression"])
-    return {**{key: value for key, value in options.items() if key != "regression"}, "objective": objective}
+    if "regression" in options:
+        objective = {True: "regression", False: "classification"}.get(options["regression"])
+        options = {**{key: value for key, value in options.items() if key != "regression"}, "objective": objective}
+    names = config.get("id2label")
+    if (
+        options.get("classes") is None
+        and options.get("objective") != "regression"
+        and isinstance(names, dict)
+        and len(names) > 1
+    ):
+        options = {**options, "classes": [str(name) for name in names.values()]}
+    return options

@@ -126,6 +126,7 @@ def tokenize(task: TextTask, tokenizer: Any, *, names: Sequence[str] | None = No
         forward_of(names),
         preprocessor=Tokenizer(tokenizer),
         options=asdict(task.options),
+        origin=task.origin,
     )
 
 

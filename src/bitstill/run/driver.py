@@ -185,6 +185,7 @@ def _about(run: PreparedRun, identity: Mapping[str, Any]) -> dict[str, Any]:
         "models": run.models.notes,
         "identity": dict(identity),
         "task": run.task.name,
+        "data": dict(run.task.origin),
         **environment(),
     }
 
