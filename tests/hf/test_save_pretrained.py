@@ -6,10 +6,15 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 
 import bitstill
-from bitstill.errors import SpecError
+from bitstill.errors import ArtifactError, SpecError
 from bitstill.model.lifecycle import uncompressed
 from bitstill.quant import Binary, Compression
 
@@ -92,3 +97,16 @@ def test_trainer_resumes_a_prepared_model_from_its_own_checkpoint(tmp_path):
     trainer(tmp_path / "whole", whole, max_steps=4, save_strategy="steps", save_steps=2).train()
     trainer(tmp_path / "resumed", start, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert torch.equal(logits(start), logits(whole)) and not torch.equal(logits(whole), logits(prepared()))
+
+
+def test_a_head_that_artifacts_do_not_describe_is_delivered_for_whoever_has_the_network(tmp_path):
+    def network() -> BertForTokenClassification:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        return BertForTokenClassification(BertConfig(vocab_size=30, **sizes)).eval()
+
+    model, ids = network(), torch.tensor([[1, 2, 3]])
+    bitstill.prepare(model, bitstill.quant.Compression(targets=("*layer.*",), weight=bitstill.quant.Binary()))
+    bitstill.save(model, tmp_path / "out")
+    assert torch.equal(bitstill.load(tmp_path / "out", model=network())(ids).logits, model(ids).logits)
+    with pytest.raises(ArtifactError, match=r"BertForTokenClassification.*bitstill.load\(folder, model=network\)"):
+        bitstill.load(tmp_path / "out")

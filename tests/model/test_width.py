@@ -184,3 +184,16 @@ def test_by_gradient_what_the_loss_would_miss_least_goes():
     reduce_width(model, lambda m: m(torch.randn(2, 4)), 0.5, keep=("2",), gradients=gradients)
     assert torch.equal(model[0].weight, kept), "by magnitude it would be the other half"
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_fraction_that_leaves_a_layer_nothing_is_refused_and_one_that_leaves_one_channel_is_not():
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 3))
+
+    x, model = torch.randn(2, 4), network()
+    reduce_width(model, lambda net: net(x), 0.9, keep=("4",))
+    assert [len(model[place].weight) for place in (0, 2, 4)] == [1, 2, 3]
+    with pytest.raises(MatchError, match=r"Sequential, 0: .*0.95 of 10 to be removed, which leaves none"):
+        reduce_width(network(), lambda net: net(x), 0.95, keep=("4",))
+    with pytest.raises(MatchError, match=r"Sequential, 0: .*0.5 of 10 to be removed in multiples of 8"):
+        reduce_width(network(), lambda net: net(x), 0.5, keep=("4",), multiple=8)

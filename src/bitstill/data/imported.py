@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from bitstill.data.task import Task
 from bitstill.data.text import TextTask
 from bitstill.errors import SpecError
 from bitstill.import_path import import_object
+from bitstill.model.copies import copy_model
 from bitstill.model.state import stored_tensors
 from bitstill.rng import derive
 
@@ -57,7 +57,7 @@ def import_network(path: str, seed: int, role: str) -> tuple[nn.Module, bool]:
     """
     source = import_object(path, role)
     if isinstance(source, nn.Module):
-        return copy.deepcopy(source).cpu(), False
+        return copy_model(source, role).cpu(), False
     if not callable(source):
         fix = "Name a torch.nn.Module, its class, or a function that returns one."
         raise SpecError("a network", given=f"{path!r}, {_kind(source)}", where=role, fix=fix)

@@ -6,7 +6,6 @@ compared with the frozen model's, bit for bit; a difference is a defect, and not
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import platform
@@ -31,9 +30,11 @@ from bitstill.data.task import Task, assess
 from bitstill.deliver.architecture import architecture_of, can_rebuild, from_architecture
 from bitstill.errors import ArtifactError
 from bitstill.model.contents import contents_of
+from bitstill.model.copies import copy_model
 from bitstill.model.lifecycle import freeze, uncompressed
 from bitstill.model.packed_layers import is_packed
 from bitstill.model.restore import load_into
+from bitstill.model.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def write_network(
     Raises:
         ArtifactError: if what was read back differs from what was written, or is larger than its arithmetic.
     """
+    model = unwrapped(model, "save")
     frozen = freeze(model, storage.leftovers).cpu()
     architecture = architecture_of(model)
     write(folder, contents_of(frozen), {**architecture, **about}, storage)
@@ -103,7 +105,7 @@ def write_network(
     if can_rebuild(architecture):
         blank = from_architecture(archive.config)
     else:
-        blank = uncompressed(model) if skeleton is None else copy.deepcopy(skeleton)
+        blank = uncompressed(model) if skeleton is None else copy_model(skeleton)
     reloaded = load_into(blank, archive)
     _check_parity(frozen, reloaded, folder)
     size = size_report(archive)

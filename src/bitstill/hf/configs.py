@@ -20,10 +20,12 @@ def config_of(model: nn.Module) -> dict[str, Any] | None:
     """What `config.json` says of a transformers model, so that `from_config` and `from_pretrained` can rebuild it.
 
     Returns:
-        None for other models.
+        None for other models, and for those with a head that artifacts do not describe: whoever loads them passes the network.
     """
     config = getattr(model, "config", None)
     if not hasattr(config, "to_diff_dict") or type(model).__module__.split(".")[0] != "transformers":
+        return None
+    if not is_known(type(model).__name__):
         return None
     assert config is not None
     content: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))

@@ -6,7 +6,6 @@ names: the `nn.ModuleList` whose members are of one class and hold most of the p
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +13,7 @@ from typing import Literal
 from torch import nn
 
 from bitstill.errors import MatchError, SpecError
+from bitstill.model.copies import copy_model
 from bitstill.model.swap import swap
 
 Choice = Literal["skip", "top", "bottom"]
@@ -128,7 +128,7 @@ def reduced(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     """
     repeated = blocks(model)
     check_choice(layers, len(repeated))
-    student = copy.deepcopy(model)
+    student = copy_model(model, "layer reduction")
     whole = student.get_submodule(repeated.name)
     remaining = [whole.get_submodule(str(layer)) for layer in layers]
     _check_alike([whole.get_submodule(str(place)) for place in range(len(remaining))], remaining, layers)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -75,7 +76,7 @@ class CompressedConv2d(nn.Conv2d):
 class CompressedEmbedding(nn.Embedding):
     """`nn.Embedding` at its effective weight: ids (...) -> (..., dim).
 
-    Where scales are per row, only the rows in use are quantized.
+    Where scales are per row, only the rows in use are quantized, unless `torch.compile` traces the layer.
     """
 
     weight_transform: nn.Module
@@ -89,7 +90,9 @@ class CompressedEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         transform = self.weight_transform
-        if isinstance(transform, WeightTransform) and transform.by_row:
+        by_row = isinstance(transform, WeightTransform) and transform.by_row
+        if by_row and not torch.compiler.is_compiling():  # compilers want shapes that do not depend on the ids
+            assert isinstance(transform, WeightTransform)
             unique, position = input.unique(return_inverse=True)
             rows = transform.rows(F.embedding(unique, self.weight), unique)
             return F.embedding(position, rows, self._padding_among(unique))

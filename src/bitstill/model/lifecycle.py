@@ -11,7 +11,6 @@ may be cast to float16 by `freeze`, and only there).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +29,7 @@ from bitstill.model.compressed_layers import (
     is_compressed,
     kind_of,
 )
+from bitstill.model.copies import copy_model
 from bitstill.model.input_transform import InputTransform
 from bitstill.model.packed_layers import PackedLayer, PackedSpec, PackedWeight, is_packed, pack_weight, packed_layer
 from bitstill.model.prune import move_masks
@@ -38,6 +38,7 @@ from bitstill.model.select import RunOnce, select
 from bitstill.model.state import stored_tensors
 from bitstill.model.swap import swap
 from bitstill.model.weight_transform import WeightTransform, belongs_to_quantizer, check_finite, check_scales
+from bitstill.model.wrappers import without_compiler
 from bitstill.quant.base import SCALE_DTYPES, ScaleDtype
 from bitstill.quant.rules import Compression
 
@@ -77,7 +78,8 @@ def prepare(
     """Swap compressed layers into `model`, in place; parameters stay the same objects under the same names.
 
     Args:
-        model: any module; its Linear, Embedding, Conv1d, Conv2d and Hugging Face Conv1D layers can be compressed.
+        model: any module; its Linear, Embedding, Conv1d, Conv2d and Hugging Face Conv1D layers can be compressed. Of what
+            torch.compile has returned, the network inside is prepared.
         compression: one rule, or several that must not name the same layer.
         run_once: runs the model on a small batch; needed where a rule names a role ("role:classifier").
 
@@ -87,8 +89,9 @@ def prepare(
     Raises:
         MatchError: a pattern matches nothing, or two rules name one layer.
         DataError: a weight is NaN, infinite, or too small or too large for scales in float16.
-        SpecError: the model is already compressed, or has inference tensors.
+        SpecError: the model is already compressed, has inference tensors, or is inside a wrapper such as DataParallel.
     """
+    model = without_compiler(model, "prepare")
     if any(is_compressed(m) or is_packed(m) for m in model.modules()):
         raise SpecError(
             "a float model", given="one with compressed layers", where="prepare", fix="Load or build the model anew."
@@ -154,7 +157,7 @@ def freeze(model: nn.Module, leftovers: ScaleDtype = "float32") -> nn.Module:
         SpecError: quantizers follow an optimizer (loss-aware ones), and none has ever done so.
     """
     _check_updated(model)
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    frozen = copy_model(model, "freeze").eval().requires_grad_(False)
     done: dict[nn.Parameter, CompressedLayer] = {}
     owned: set[int] = set()
     for name, module in frozen.named_modules():
@@ -176,7 +179,7 @@ def pack(frozen: nn.Module) -> nn.Module:
     Raises:
         SpecError: if `frozen` still trains.
     """
-    packed = copy.deepcopy(frozen)
+    packed = copy_model(frozen, "pack")
     weights: dict[int, PackedWeight] = {}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in packed.named_modules():
@@ -200,7 +203,7 @@ def unpack(packed: nn.Module) -> nn.Module:
     Raises:
         SpecError: if a layer quantizes its input, which an ordinary layer cannot.
     """
-    plain = copy.deepcopy(packed)
+    plain = copy_model(packed, "unpack")
     weights: dict[int, nn.Parameter] = {}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in plain.named_modules():
@@ -230,7 +233,7 @@ def uncompressed(model: nn.Module) -> nn.Module:
 
     Of a weight with several latent ones it is the one that they stand for: of a split weight the sum.
     """
-    plain = copy.deepcopy(model)
+    plain = copy_model(model, "uncompressed")
     replacements: dict[nn.Module, nn.Module] = {}
     whole: set[int] = set()
     for module in plain.modules():

@@ -47,7 +47,7 @@ def reduce_width(
 
     Raises:
         SpecError: a fraction out of range, or a model that the graph tracer cannot follow.
-        MatchError: no layer can be narrowed.
+        MatchError: no layer can be narrowed, or one of them would have no channel left.
         MissingPackageError: without Torch-Pruning.
     """
     check_fraction(fraction, multiple)
@@ -67,15 +67,16 @@ def reduce_width(
                 model,
                 example_inputs=None,
                 importance=_importance(pruning, model, gradients),
-                pruning_ratio=fraction,
+                pruning_ratio=fraction - _ROUNDING,
                 ignored_layers=list(ignored),
                 round_to=multiple if multiple > 1 else None,
                 num_heads=heads,
                 prune_num_heads=bool(heads),
                 prune_head_dims=False,
-                head_pruning_ratio=fraction,
+                head_pruning_ratio=fraction - _ROUNDING,
                 forward_fn=lambda network, _inputs: run_once(network),
             )
+            widths = _widths(pruner)
             pruner.step()
             for each in attention:
                 each.count_again()
@@ -92,7 +93,35 @@ def reduce_width(
     if not record and fraction > 0:
         fix = "Remove more of them, or prune single weights."
         raise MatchError("a layer that can be narrowed", given="none", where=type(model).__name__, fix=fix)
+    _check_narrower(model, widths, fraction, multiple)
     model.__dict__[RESIZED] = {**model.__dict__.get(RESIZED, {}), **record}
+
+
+def _widths(pruner: Any) -> dict[nn.Module, int]:
+    """Channels of every layer that the pruner is to narrow."""
+    graph = pruner.DG
+    groups = graph.get_all_groups(ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types)
+    parts = [(dependency.target.module, dependency.handler) for group in groups for dependency, _ in group]
+    layers = dict.fromkeys(m for m, handler in parts if isinstance(m, _NARROWED) and graph.is_out_channel_pruning_fn(handler))
+    return {layer: len(layer.weight) for layer in layers}
+
+
+def _check_narrower(model: nn.Module, widths: Mapping[nn.Module, int], fraction: float, multiple: int) -> None:
+    """Refuse a fraction under which some layer would have nothing left: Torch-Pruning leaves such a layer whole.
+
+    Raises:
+        MatchError: naming the layer.
+    """
+    for name, module in model.named_modules():
+        width = widths.get(module, 1)
+        if fraction > 0 and width > 1 and isinstance(module.weight, Tensor) and len(module.weight) == width:
+            of = f" in multiples of {multiple}" if multiple > 1 else ""
+            raise MatchError(
+                "channels (of attention, heads) left in every layer",
+                given=f"{fraction:g} of {width} to be removed{of}, which leaves none",
+                where=f"{type(model).__name__}, {name}",
+                fix=f"Remove a smaller fraction{', or in smaller multiples' if multiple > 1 else ''}.",
+            )
 
 
 def _importance(pruning: Any, model: nn.Module, gradients: Mapping[str, Tensor] | None) -> Any:
@@ -158,6 +187,9 @@ def attention_layers(model: nn.Module) -> list[Attention]:
     return attention
 
 
+_NARROWED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_ROUNDING = 1e-9
+"""Taken off a fraction, so that 0.9 of 10 channels leaves one: 10 * (1 - 0.9) is a little below 1."""
 _HEADS = ("num_attention_heads", "n_heads", "num_heads")
 _MATRICES = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from bitstill.data.task import Task
 from bitstill.errors import DataError, SpecError
+from bitstill.model.copies import copy_models
 from bitstill.model.select import word_embeddings
 from bitstill.model.state import stored_tensors
 from bitstill.model.weight_transform import check_finite
@@ -57,7 +57,7 @@ def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], data: D
     Raises:
         BitstillError: a pattern or a layer pair names nothing, a model is unknown, layers cannot be compressed.
     """
-    models = copy.deepcopy(dict(networks))
+    models = copy_models(networks)
     for stage in stages:
         task = data_for(stage, data)
         for action in stage.begin:

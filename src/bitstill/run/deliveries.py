@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from bitstill.decode import encode
 from bitstill.deliver.deliver import deliver, measure
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.model.contents import contents_of
+from bitstill.model.copies import copy_model
 from bitstill.model.lifecycle import report as prepare_report
 from bitstill.model.lifecycle import uncompressed
 from bitstill.model.packed_layers import is_packed
@@ -139,8 +139,8 @@ def _teacher_row(teacher: nn.Module, task: Task) -> dict[str, Any]:
     metric = task.objective.decides
     if any(is_packed(module) for module in teacher.modules()):  # it came from an artifact: it is the delivered form already
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), contents_of(copy.deepcopy(teacher).cpu()), {}, Storage())
+            write(Path(folder), contents_of(copy_model(teacher).cpu()), {}, Storage())
             file_bytes = size_report(read(folder)).file_bytes
         return {"metric": metric, "test": evaluate(teacher, task, task.test), "file_bytes": file_bytes}
-    measured = measure(teacher, task, copy.deepcopy(teacher))
+    measured = measure(teacher, task, copy_model(teacher))
     return {"metric": metric, "test": measured.metric, "file_bytes": measured.size.file_bytes}

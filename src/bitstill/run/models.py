@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from bitstill.data.task import Task
 from bitstill.deliver.architecture import from_architecture
 from bitstill.errors import SpecError, need_package, suggest
 from bitstill.import_path import is_import_path
+from bitstill.model.copies import copy_model
 from bitstill.model.packed_layers import is_packed
 from bitstill.model.restore import load_into
 from bitstill.recipes.recipe import Recipe
@@ -100,7 +100,7 @@ class _Resolved:
 
 def _resolve(model: ModelLike, seed: int, role: str, task: Task | None) -> _Resolved:
     if isinstance(model, nn.Module):
-        return _Resolved(copy.deepcopy(model).cpu())
+        return _Resolved(copy_model(model, role).cpu())
     if is_import_path(model):
         return _Resolved(*import_network(str(model), seed, role))
     if task is None:

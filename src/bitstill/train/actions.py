@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,6 +18,7 @@ from bitstill.losses.taps import Output
 from bitstill.model.attention_operands import quantize_attention
 from bitstill.model.blocks import reduced
 from bitstill.model.compressed_layers import is_compressed
+from bitstill.model.copies import copy_model
 from bitstill.model.dense_view import DenseView
 from bitstill.model.lifecycle import prepare, uncompressed
 from bitstill.model.modes import evaluating
@@ -85,7 +85,7 @@ class Copy:
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Add the copy to `models`."""
-        models[self.name] = copy.deepcopy(_named(models, self.source))
+        models[self.name] = copy_model(_named(models, self.source))
 
 
 @dataclass(frozen=True)
