@@ -10,6 +10,7 @@ import bitstill
 from bitstill.data.catalogue import load_task
 from bitstill.data.task import predict
 from bitstill.recipes.by_name import RECIPES
+from tests.signing import edit_signed
 
 
 def report(folder):
@@ -50,9 +51,7 @@ def test_inspect_lists_every_layer_and_accounts_for_every_byte(cli, delivered):
 
 
 def test_inspect_needs_no_known_architecture(cli, older):
-    config = json.loads((older / "config.json").read_text())
-    config.update(architecture=None, task="mine")
-    (older / "config.json").write_text(json.dumps(config))
+    edit_signed(older, config=lambda config: config.update(architecture=None, task="mine"))
     assert json.loads(cli("inspect", older, "--json").out)["task"] == "mine"
 
 

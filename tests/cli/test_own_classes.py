@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from bitstill.recipes.by_name import describe
+from tests.signing import edit_signed
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "examples.own_recipe:TernaryInTwoSteps"
@@ -135,12 +136,10 @@ def test_an_artifact_never_imports_what_it_names(cli, own, tmp_path):
     """Else a file from a stranger would run code: evaluating imports what the command line names, and nothing else."""
     models = ("--student", f"{own}:trained", "--task", f"{own}:spots")
     assert cli("compress", "--recipe", "post-training", *models, *QUICK, "--out", "a").status == 0
-    config = json.loads(Path("a/config.json").read_text())
     del sys.modules[own]
     for command in (("inspect", "a"), ("evaluate", "a"), ("evaluate", "a", "--task", "digits"), ("compare", "a", "a")):
         cli(*command)
-    config["task"] = config["architecture"] = f"{own}:spots"
-    Path("a/config.json").write_text(json.dumps(config))
+    edit_signed(Path("a"), config=lambda config: config.update(task=f"{own}:spots", architecture=f"{own}:spots"))
     refused = cli("evaluate", "a")
     assert refused.status == 1 and "a known task" in refused.err
     assert own not in sys.modules

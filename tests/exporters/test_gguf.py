@@ -21,6 +21,7 @@ from bitstill.exporters.gguf import ROUNDING, gguf_types
 from bitstill.quant.granularity import Bucket, PerChannel, PerGroup, PerTensor
 from bitstill.quant.rules import Binary, Compression, LearnedStep, Points, Prune, SplitBinary, Ternary, Uniform
 from tests.hf import tiny
+from tests.signing import edit_signed
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.05}
 GRANULARITIES = (PerTensor(), PerChannel(), PerGroup(32), PerGroup(128), PerGroup(256))
@@ -140,11 +141,6 @@ def test_other_weights(weight, kind, tmp_path):
     assert kind in report["block_types"].values() and report["largest_change_of_a_weight"] <= ROUNDING
 
 
-def change(folder, **settings):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
-
-
 @pytest.mark.parametrize(("settings", "message"), [
     ({"architectures": ["RobertaForSequenceClassification"]}, "wanted a BertForSequenceClassification"),
     ({"hidden_act": "relu"}, "wanted the activation gelu for gguf, got relu"),
@@ -155,7 +151,7 @@ def test_what_llama_cpp_cannot_run(settings, message, tmp_path):
     archive = bitstill.read(encoder(tmp_path / "a"))
     with pytest.raises(ArtifactError, match=message):
         gguf_types(replace(archive, config={**archive.config, **settings}))
-    change(tmp_path / "a", **settings)
+    edit_signed(tmp_path / "a", config=lambda config: config.update(settings))
     with pytest.raises(ArtifactError, match=message):
         bitstill.export(tmp_path / "a", tmp_path / "o", to="gguf")
     assert not (tmp_path / "o").exists() and [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -166,9 +162,11 @@ def test_a_tokenizer_it_does_not_know(tmp_path):
     changed = json.loads(path.read_text())
     changed["model"]["type"] = "Unigram"
     path.write_text(json.dumps(changed))
+    edit_signed(path.parent)
     with pytest.raises(ArtifactError, match="wanted a WordPiece tokenizer for gguf, got Unigram"):
         bitstill.export(tmp_path / "a", tmp_path / "o", to="gguf")
     path.unlink()
+    edit_signed(path.parent)
     with pytest.raises(ArtifactError, match=r"wanted a tokenizer.json for gguf, got FileNotFoundError"):
         bitstill.export(tmp_path / "a", tmp_path / "o", to="gguf")
 

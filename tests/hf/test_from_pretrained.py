@@ -28,6 +28,7 @@ from bitstill.artifact.config_keys import TRANSFORMERS_WEIGHTS
 from bitstill.errors import ArtifactError, BitstillError, SpecError
 from bitstill.hf.quantizer import BitstillConfig, BitstillQuantizer
 from bitstill.model.packed_layers import is_packed
+from tests.signing import edit_config, edit_signed
 
 from . import tiny
 
@@ -162,13 +163,6 @@ def test_another_dtype_is_a_clear_error(artifact, dtype):
         AutoModelForSequenceClassification.from_pretrained(artifact("xtc"), dtype=dtype)
 
 
-def rewritten(folder, change):
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    change(config)
-    path.write_text(json.dumps(config))
-
-
 def test_a_flipped_bit_is_noticed(damaged):
     path = damaged / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -191,21 +185,21 @@ def test_an_edited_record_is_noticed(damaged):
         record = next(iter(config["quantization_config"]["layers"].values()))
         record["planes"][0]["step"] = 3
 
-    rewritten(damaged, change)
-    with pytest.raises(ArtifactError, match="wanted the layers that were delivered, got other records"):
+    edit_config(damaged, change)
+    with pytest.raises(ArtifactError, match=r"the config\.json that was delivered"):
         AutoModelForSequenceClassification.from_pretrained(damaged)
 
 
-@pytest.mark.parametrize("version", [3, "1", None])
+@pytest.mark.parametrize("version", [4, "1", None])
 def test_another_version_is_refused(damaged, version):
-    rewritten(damaged, lambda config: config["quantization_config"].update(version=version))
-    with pytest.raises(ArtifactError, match=r"config.json: quantization_config: wanted artifact version 1 or 2, got"):
+    edit_signed(damaged, config=lambda config: config["quantization_config"].update(version=version))
+    with pytest.raises(ArtifactError, match=r"config.json: quantization_config: wanted artifact version 1 or 2 or 3, got"):
         AutoModelForSequenceClassification.from_pretrained(damaged)
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": 2}, {"hidden_size": 32}])
 def test_another_architecture_is_refused(damaged, change):
-    rewritten(damaged, lambda config: config.update(change))
+    edit_signed(damaged, config=lambda config: config.update(change))
     with pytest.raises(BitstillError, match="against the model"):
         AutoModelForSequenceClassification.from_pretrained(damaged)
 
@@ -298,7 +292,7 @@ def test_a_process_without_bitstill_is_told_what_to_import(artifact):
 
 def test_an_artifact_without_the_refusal_still_loads(damaged):
     """As those that older versions wrote."""
-    rewritten(damaged, lambda config: config.pop(TRANSFORMERS_WEIGHTS))
+    edit_signed(damaged, config=lambda config: config.pop(TRANSFORMERS_WEIGHTS))
     model = AutoModelForSequenceClassification.from_pretrained(damaged)
     assert torch.equal(logits(model, tiny.batch()), logits(bitstill.load(damaged), tiny.batch()))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 
 import pytest
@@ -21,6 +20,7 @@ from bitstill.model.lifecycle import freeze, pack, prepare, uncompressed, unpack
 from bitstill.quant.inputs import dynamic_asymmetric, dynamic_symmetric
 from bitstill.quant.rules import Binary, Compression, QuantizeAttention, QuantizeInput
 from bitstill.train.optim import AdamW, parameter_groups
+from tests.signing import edit_signed
 
 from . import tiny
 
@@ -142,10 +142,7 @@ def test_a_record_that_was_edited_is_refused(change, tmp_path):
     prepare(model, Compression(weight=Binary(), targets=("bert.encoder.*",)))
     quantize_attention(model, QuantizeAttention(), run)
     save(model, tmp_path / "out", tokenizer=tiny.tokenizer())
-    path = tmp_path / "out" / "config.json"
-    config = json.loads(path.read_text())
-    config["bitstill_attention"] = change(config["bitstill_attention"])
-    path.write_text(json.dumps(config))
+    edit_signed(tmp_path / "out", config=lambda config: config.update(bitstill_attention=change(config["bitstill_attention"])))
     with pytest.raises(ArtifactError, match="a record of quantized attention"):
         bitstill.load(tmp_path / "out")
 

@@ -19,7 +19,8 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 import bitstill.runtime
-from bitstill.artifact.format import CONFIG, METADATA, WEIGHTS, records_digest
+from bitstill.artifact.digests import with_digests
+from bitstill.artifact.format import CONFIG, DIGESTS, METADATA, WEIGHTS, records_digest
 from bitstill.artifact.reader import read_config
 from bitstill.errors import BitstillError
 from bitstill.program.samples import random_inputs
@@ -80,6 +81,7 @@ def hostile(source, target, draw):
     (target / WEIGHTS).write_bytes(data)
     if isinstance(settings, dict):
         settings["weights_sha256"] = hashlib.sha256(data).hexdigest()
+        config = with_digests(config, target) if isinstance(settings.get(DIGESTS), dict) else config
     (target / CONFIG).write_text(json.dumps(config))
 
 

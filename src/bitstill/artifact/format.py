@@ -1,4 +1,4 @@
-"""The packed format, versions 1 and 2: what the files of an artifact say. No torch, no tensors.
+"""The packed format, versions 1 to 3: what the files of an artifact say. No torch, no tensors.
 
 A folder holds `model.safetensors` (tensors), `config.json` (the architecture, and `quantization_config` with one record per
 packed layer), `recipe.yaml`, `report.json`, `report.html`, `README.md` and the preprocessor's files. A packed layer `L`
@@ -13,11 +13,15 @@ has the tensors
 and, for a second plane, `L.codes_1`, `L.scale_1` and so on. Every other tensor is a leftover under its own name.
 Version 2 adds the field `stored_as` to a layer's record: the name that takes the place of `L` in the names above. Layers that
 share one weight share its tensors, and so that name; and where a leftover already has one of these names (a user's own buffer
-called `scale`), the packed layer is stored as `L.packed`. A file that needs neither is written as version 1.
+called `scale`), the packed layer is stored as `L.packed`.
 Codes of pruned layers may be coded as a bitmap: one bit per weight in memory order, low bits first, set where the level is
 not zero, in whole bytes; then, as one packed row, the codes of those weights counted without the level zero.
 `config.json` holds the SHA-256 of `model.safetensors`, so that files of two artifacts are never mixed and a flipped bit is
 noticed; the metadata of `model.safetensors` hold the SHA-256 of the layers' records, so that an edited record is noticed too.
+Version 3 adds `quantization_config.digests`: "files" with the SHA-256 of the recipe and of each file that prepares inputs, and
+"config" with that of `config.json` as canonical JSON (keys sorted, no spaces), without that entry itself and without the keys
+in `EDITABLE_KEYS`. The report, its page and the model card may be edited. Versions 1 and 2 are read without such digests.
+No tensor of codes stands for more weights than `most_weights` says, so that a small file cannot ask for much memory.
 """
 
 from __future__ import annotations
@@ -33,8 +37,12 @@ from bitstill.errors import ArtifactError
 from bitstill.quant.granularity import Bucket, Granularity, Grid, PerChannel, PerGroup, PerTensor, grid_of
 from bitstill.quant.layouts import Layout
 
-FORMAT_VERSIONS = (1, 2)
-"""Those that can be read."""
+FORMAT_VERSIONS = (1, 2, 3)
+"""Those that can be read; the last one is written."""
+SETTINGS, DIGESTS = "quantization_config", "digests"
+"""Keys of `config.json`, and within that."""
+EDITABLE_KEYS = ("_name_or_path",)
+"""Keys of `config.json` that its digest leaves out: they say where a model lies, not what it computes."""
 METADATA = "bitstill_layers_sha256"
 """The one metadata key of `model.safetensors`."""
 WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD = (
@@ -47,6 +55,8 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD, *TOKENIZER_FILES)
 """All that a folder may hold; one with anything else in it is not replaced."""
+DIGESTED_FILES = (RECIPE, *TOKENIZER_FILES)
+"""Those whose digests `config.json` holds, where they are there."""
 
 _MOST, _MOST_LEVELS = 2**40, 256
 """Weights in a layer, and levels of a plane."""
@@ -212,9 +222,9 @@ def is_rule(rule: Any) -> bool:
     )
 
 
-def format_version(layers: Iterable[LayerRecord]) -> int:
-    """The lowest version that says all of it, so that older releases read what they can."""
-    return 2 if any(layer.stored_as != layer.name for layer in layers) else 1
+def most_weights(stored: int) -> int:
+    """How many weights the codes in so many bytes may stand for: those of a small layer, or 512 to a byte."""
+    return max(2**16, 512 * stored)
 
 
 def records_digest(records: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from bitstill.artifact import codes as packing
 from bitstill.artifact import coding
+from bitstill.artifact.checks import DAMAGED, check_codes, check_layer, check_leftover, check_shared, check_values
+from bitstill.artifact.digests import check_digests
 from bitstill.artifact.format import CONFIG, FORMAT_VERSIONS, METADATA, WEIGHTS, LayerRecord, records_digest
 from bitstill.errors import ArtifactError
 from bitstill.quant.layouts import Layout, packed_length
 
 Array = npt.NDArray[Any]
-DAMAGED = "The file is damaged; deliver the model again."
 Unpack = Callable[[Array, int, int, Layout], Array]
 """Packed codes (rows, bytes), length of a row, levels and layout to codes (rows, length), uint8."""
 
@@ -65,6 +66,7 @@ class Archive:
         if record.coding == "zstd":
             plain = coding.decompress(stored.tobytes(), layer.grid.rows * width, f"{WEIGHTS}: {name}")
             stored = np.frombuffer(plain, np.uint8)
+            check_codes(stored.reshape(layer.grid.rows, width), record.levels, record.layout, name)
         return stored.reshape(layer.grid.rows, width)
 
     def codes(self, layer: LayerRecord, plane: int = 0, unpack: Unpack | None = None) -> Array:
@@ -79,8 +81,6 @@ class Archive:
             codes = self._from_bitmap(layer, plane, where)
         else:
             codes = (unpack or packing.unpack)(self.packed_codes(layer, plane), layer.grid.length, record.levels, record.layout)
-        if codes.size and int(codes.max()) >= record.levels:
-            raise _damaged_codes(f"codes below {record.levels}", str(int(codes.max())), where)
         return codes
 
     def _from_bitmap(self, layer: LayerRecord, plane: int, where: str) -> Array:
@@ -93,6 +93,7 @@ class Archive:
         nonzero, expected = int(there.sum()), packed_length(int(there.sum()), record.levels - 1, record.layout)
         if len(stored) != size + expected:
             raise _damaged_codes(f"{expected} bytes of codes after the bitmap", str(len(stored) - size), where)
+        check_codes(stored[size:], record.levels - 1, record.layout, layer.tensor("codes", plane))
         rest = packing.unpack(stored[None, size:], nonzero, record.levels - 1, record.layout)[0]
         codes = np.full(layer.weights, zero[0], np.uint8)
         codes[there] = rest + (rest >= zero[0])
@@ -152,26 +153,38 @@ def _damaged_codes(wanted: str, given: str, where: str) -> ArtifactError:
     return ArtifactError(wanted, given=given, where=where, fix=DAMAGED)
 
 
-def read(folder: str | Path) -> Archive:
+def read(folder: str | Path, *, complete: bool = True) -> Archive:
     """Read and check the artifact in `folder`.
 
+    Args:
+        folder: where it is.
+        complete: whether all files that were delivered must be there; False where they are fetched one at a time.
+
     Raises:
-        ArtifactError: if it is missing, truncated, inconsistent, of another version or not bitstill's.
+        ArtifactError: if it is missing, truncated, inconsistent, of another version or not bitstill's; or a code, a scale or
+            another number in it is none that can be.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config = read_config(folder, complete=complete)
     settings = config["quantization_config"]
     tensors = _read_tensors(folder / WEIGHTS, settings)
     layers = {name: LayerRecord.from_json(name, record) for name, record in settings["layers"].items()}
-    for layer in layers.values():
-        _check_layer(layer, tensors, folder)
     archive = Archive(folder, config, layers, tensors)
-    _check_shared(archive)
+    for layer in layers.values():
+        check_layer(layer, tensors)
+    check_shared(layers)
+    for layer in archive.stored_weights.values():
+        check_values(layer, tensors)
+    for name, tensor in archive.leftovers.items():
+        check_leftover(name, tensor)
     return archive
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of the artifact in `folder`, its version checked.
+def read_config(folder: Path, *, complete: bool = True) -> dict[str, Any]:
+    """`config.json` of the artifact in `folder`, its version and the digests of all small files checked.
+
+    Args:
+        folder, complete: as `read`.
 
     Raises:
         ArtifactError: as `read`.
@@ -215,6 +228,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             where=str(folder / CONFIG),
             fix="Upgrade bitstill: the artifact was written by another version.",
         )
+    check_digests(config, folder, complete=complete)
     result: dict[str, Any] = config
     return result
 
@@ -250,36 +264,3 @@ def _read_tensors(path: Path, settings: dict[str, Any]) -> dict[str, Array]:
             fix="The file was edited or damaged; copy or deliver the folder again.",
         )
     return tensors
-
-
-def _check_shared(archive: Archive) -> None:
-    """Layers that share their tensors read them alike: whatever decodes a weight may do so once for all of them."""
-    first = {layer.stored_as: layer for layer in archive.stored_weights.values()}
-    for layer in archive.layers.values():
-        owner = first[layer.stored_as]
-        if replace(layer, name=owner.name, kind=owner.kind, input=owner.input) != owner:
-            where = f"{archive.folder / CONFIG}: {layer.name} and {owner.name}"
-            raise ArtifactError("equal records of one weight", given="records that differ", where=where, fix=DAMAGED)
-
-
-def _check_layer(layer: LayerRecord, tensors: dict[str, Array], folder: Path) -> None:
-    expected = {name: layer.grid.scale_shape for name, kind in layer.tensors().items() if kind in ("scale", "offset")}
-    if layer.mask:
-        row = layer.weights // layer.shape[0]
-        expected[layer.tensor("mask")] = (layer.shape[0], packed_length(row, 2, "bits"))
-    for index, plane in enumerate(layer.planes):
-        if plane.coding == "none":
-            width = packed_length(layer.grid.length, plane.levels, plane.layout)
-            expected[layer.tensor("codes", index)] = (layer.grid.rows, width)
-        if plane.first is None:
-            expected[layer.tensor("levels", index)] = (plane.levels,)  # type: ignore[assignment]
-    for name, kind in layer.tensors().items():
-        tensor = tensors.get(name)
-        dtypes = ("uint8",) if kind in ("codes", "mask") else ("float32", "float16")
-        if tensor is None or (name in expected and tensor.shape != expected[name]) or tensor.dtype.name not in dtypes:
-            raise ArtifactError(
-                f"a tensor {name} of {dtypes[0]} and shape {expected.get(name, 'any')}",
-                given="none" if tensor is None else f"{tensor.dtype.name}, shape {tensor.shape}",
-                where=str(folder / WEIGHTS),
-                fix="The file is damaged; deliver the model again.",
-            )

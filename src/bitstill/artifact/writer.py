@@ -14,8 +14,19 @@ import numpy.typing as npt
 
 from bitstill import _version
 from bitstill.artifact import codes, coding
+from bitstill.artifact.digests import with_digests
 from bitstill.artifact.files import write_file
-from bitstill.artifact.format import CONFIG, METADATA, WEIGHTS, LayerRecord, PlaneRecord, format_version, records_digest
+from bitstill.artifact.format import (
+    CONFIG,
+    FORMAT_VERSIONS,
+    METADATA,
+    SETTINGS,
+    WEIGHTS,
+    LayerRecord,
+    PlaneRecord,
+    most_weights,
+    records_digest,
+)
 from bitstill.constraints import check_fields
 from bitstill.quant.granularity import Granularity
 from bitstill.quant.layouts import Layout, natural_layout
@@ -127,14 +138,14 @@ def write(folder: Path, contents: Contents, config: Mapping[str, Any], storage: 
     data = save(tensors, {METADATA: records_digest(records)})
     settings = {
         "quant_method": "bitstill",
-        "version": format_version(layers),
+        "version": FORMAT_VERSIONS[-1],
         "written_by": _version.__version__,
         "weights_sha256": hashlib.sha256(data).hexdigest(),
         "leftovers": storage.leftovers,
         "layers": records,
     }
     write_file(folder / WEIGHTS, data)
-    text = json.dumps({**config, "quantization_config": settings}, indent=1)
+    text = json.dumps(with_digests({**config, SETTINGS: settings}, folder), indent=1)
     write_file(folder / CONFIG, text.encode())
 
 
@@ -209,7 +220,8 @@ def _encode_codes(plane: PlaneContent, weight: WeightContent, storage: Storage) 
     if storage.entropy_coding:
         ways.append((_frame(packed), layout, "zstd"))
         ways.append((_frame(plane.codes), "bytes", "zstd"))
-    return min(ways, key=lambda way: way[0].size)
+    within = [way for way in ways if plane.codes.size <= most_weights(way[0].size)]
+    return min(within, key=lambda way: way[0].size)
 
 
 def _bitmap(single: Array, zero: int, levels: int) -> Array:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bitstill.cli.options import DataOption, JsonFlag
-from bitstill.cli.printing import export_text, gguf_text, out, print_json, runtime_text, write_page
+from bitstill.cli.printing import digests_text, export_text, gguf_text, out, print_json, runtime_text, write_page
 
 
 def evaluate(
@@ -47,7 +47,7 @@ def inspect(
         print_json(contents)
         return
     out.print(size_table(contents))
-    for text in (runtime_text(contents["runtime"]), gguf_text(contents["gguf"])):
+    for text in (runtime_text(contents["runtime"]), gguf_text(contents["gguf"]), digests_text(contents["digests_of"])):
         out.print(text, style="dim", highlight=False)
 
 

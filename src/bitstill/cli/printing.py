@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ def stoppable(advice: str = RESUME) -> Iterator[None]:
     except KeyboardInterrupt:
         err.print(f"Stopped. {advice}", highlight=False)
         raise typer.Exit(130) from None
+
+
+def digests_text(files: Sequence[str]) -> str:
+    """Which files of an artifact were compared with their digests, from `inspect`."""
+    return f"digests: of {', '.join(files)}{'' if len(files) > 1 else ' alone; an older version wrote it'}."
 
 
 def gguf_text(gguf: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from torch import nn
 
 from bitstill import _version
 from bitstill.artifact.card import model_card
+from bitstill.artifact.digests import renew_digests
 from bitstill.artifact.files import replaced_folder, write_file
 from bitstill.artifact.format import CARD, RECIPE, REPORT
 from bitstill.artifact.reader import read
@@ -132,6 +133,7 @@ def save(model: nn.Module, folder: str | Path, *, storage: Storage | None = None
         _, size = write_network(beside, model, storage or Storage())
         if tokenizer is not None:
             tokenizer.save_pretrained(str(beside))
+            renew_digests(beside)
         write_file(beside / REPORT, json.dumps({"size": to_json(size), **environment()}, indent=1, sort_keys=True).encode())
     return size
 
@@ -166,6 +168,7 @@ def deliver(
             "size": to_json(delivered.size),
         }
         write_file(folder / RECIPE, recipe_yaml.encode())
+        renew_digests(folder)
         write_file(folder / REPORT, json.dumps(complete, indent=1, sort_keys=True).encode())
         write_file(folder / CARD, model_card(complete, target.name).encode())
         write_file(folder / "report.html", artifact_page(complete, model).encode())

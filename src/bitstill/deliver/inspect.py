@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from bitstill.artifact.digests import digested_files
+from bitstill.artifact.format import WEIGHTS
 from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import Archive, read
 from bitstill.artifact.size import size_report, to_json
@@ -37,6 +39,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         "task": archive.config.get("task"),
         "parameters": layers + leftovers,
         "size": to_json(size_report(archive)),
+        "digests_of": [WEIGHTS, *digested_files(archive.config)],
         "gguf": _gguf(archive),
         "runtime": _runtime(archive),
     }

@@ -85,7 +85,7 @@ class BitstillQuantizer(HfQuantizer):
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         assert checkpoint_files is not None
-        self.archive = read(Path(checkpoint_files[0]).parent)
+        self.archive = read(Path(checkpoint_files[0]).parent, complete=False)
         _check_class(model, self.archive)
         if self.archive.config.get(POOLER) is False:
             model.register_module("pooler", None)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bitstill.artifact.checks import DAMAGED
 from bitstill.artifact.format import LayerRecord, PlaneRecord
-from bitstill.artifact.reader import DAMAGED, Archive
+from bitstill.artifact.reader import Archive
 from bitstill.errors import ArtifactError
 from bitstill.quant.layouts import bits_for, packed_length
 from bitstill.runtime import structs as structures
