@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -77,3 +79,14 @@ def test_what_cannot_be_timed(networks, tmp_path):
     (broken / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match=r"a network that loads.*Nothing was timed"):
         bench([broken], turns=1, threads=1, progress=False)
+
+
+def test_a_script_without_a_main_guard_is_not_run_again(networks, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nprint('begun', file=sys.stderr)\nimport bitstill\n"
+        f"found = bitstill.bench([{str(networks / 'digits')!r}], batch=(1,), threads=1, turns=1, progress=False)\n"
+        "print(len(found['rows']))\n"
+    )
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "3\n", "begun\n")

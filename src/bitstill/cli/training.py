@@ -271,7 +271,7 @@ def augment(
 def _print_files(report: dict[str, Any]) -> None:
     """The files that the data were read from, with their rows."""
     parts = []
-    for part, origin in report.get("data", {}).items():
+    for part, origin in sorted(report.get("data", {}).items(), key=lambda item: (item[0] == "test", item[0])):
         names = origin["files"][0] if len(origin["files"]) == 1 else f"{len(origin['files'])} {part} files"
         dropped = f", {origin['dropped']:,} empty ones dropped" if origin.get("dropped") else ""
         parts.append(f"{names} ({origin['rows']:,} rows{dropped})")

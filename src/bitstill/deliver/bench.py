@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import statistics
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +19,7 @@ from tqdm.auto import tqdm
 
 from bitstill.artifact.format import CONFIG, WEIGHTS
 from bitstill.artifact.reader import read
-from bitstill.deliver.bench_worker import serve
+from bitstill.deliver import bench_worker
 from bitstill.deliver.deliver import environment
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.program.convnets import CONV_NETS
@@ -137,18 +140,18 @@ class _Workers:
         self.networks, self.threads = networks, threads
         self.pipes: list[Connection] = []
         self.load_seconds: list[float] = []
-        self._processes: list[Any] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> _Workers:
-        context = multiprocessing.get_context("spawn")
         try:
             for network in self.networks:
-                mine, its = context.Pipe()
-                arguments = (its, str(network.folder), network.kind, self.threads)
-                process = context.Process(target=serve, args=arguments, daemon=True)
-                process.start()
+                mine, its = multiprocessing.Pipe()
+                # Not multiprocessing's own processes: those run the caller's script again, unless it has a main guard.
+                arguments = [str(its.fileno()), str(network.folder), network.kind, str(self.threads)]
+                command = [sys.executable, "-P", "-m", bench_worker.__name__, *arguments]
+                variables = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+                self._processes.append(subprocess.Popen(command, pass_fds=[its.fileno()], env=variables))  # noqa: S603
                 its.close()
-                self._processes.append(process)
                 self.pipes.append(mine)
                 answer = _received(mine, network)
                 if "error" in answer:
@@ -163,7 +166,7 @@ class _Workers:
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
             process.terminate()
-            process.join()
+            process.wait()
 
     def time(self, place: int, values: Mapping[str, Array]) -> float:
         """Seconds of one run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,6 +24,12 @@ PAUSE = 0.03
 WARM, ENOUGH = 3, 0.1
 """Calls before the one that is timed, unless they take longer than so many seconds."""
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def main() -> None:
+    """Serve the connection whose file descriptor is the first argument: what `bench` starts."""
+    descriptor, folder, kind, threads = sys.argv[1:]
+    serve(Connection(int(descriptor)), folder, kind, int(threads))
 
 
 def serve(pipe: Connection, folder: str, kind: str, threads: int) -> None:
@@ -149,3 +156,7 @@ def _memory(what: str) -> int | None:
     except (OSError, StopIteration):
         return None
     return 1024 * int(line.split()[1])
+
+
+if __name__ == "__main__":
+    main()
