@@ -96,10 +96,21 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
+def stages(name: str) -> str:
+    """The figure of a recipe at its defaults."""
+    from bitstill.recipes.by_name import recipe_class
+    from bitstill.recipes.example_run import example_stages
+    from bitstill.report.stage_plan import stage_plans
+    from bitstill.report.stage_svg import stage_svg
+
+    return f'<div class="stages">\n{stage_svg(stage_plans(example_stages(recipe_class(name)())))}\n</div>'
+
+
 MARKS: dict[str, Callable[..., str]] = {
     r"<!-- names of (\S+) -->": public_api,
     r"<!-- commands -->": command_reference,
     r"<!-- recipes -->": recipe_reference,
+    r"<!-- stages of (\S+) -->": stages,
 }
 
 

@@ -66,7 +66,8 @@ def test_recipes_are_listed(cli):
 def test_options_of_a_recipe_are_listed(cli, name):
     found = json.loads(cli("recipes", name, "--json").out)
     text = cli("recipes", name).out
-    assert found["name"] == name and found["options"]
+    assert found["name"] == name and found["options"] and found["stages"]
+    assert text.lstrip().startswith("┌ 1.") and "delivered: student" in text
     assert all(option["name"] in text for option in found["options"])
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitstill.cli.options import JsonFlag, SeedOption
 from bitstill.cli.printing import err, out, print_json
+from bitstill.errors import BitstillError
+
+if TYPE_CHECKING:
+    from bitstill.report.stage_plan import StagePlan
 
 
 def demo(
@@ -35,15 +40,37 @@ def demo(
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Recipe whose options are listed, or package.module:Name.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Recipe whose stages and options are shown, or package.module:Name.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the recipes, or the options of one."""
+    """List the recipes, or show the stages and the options of one."""
     from bitstill.recipes.by_name import describe, describe_all
-
-    if as_json:
-        print_json(describe_all() if name is None else describe(name))
-        return
     from bitstill.report.tables import options_table, recipes_table
 
-    out.print(recipes_table(describe_all()) if name is None else options_table(describe(name)))
+    if name is None:
+        print_json(describe_all()) if as_json else out.print(recipes_table(describe_all()))
+        return
+    plans = _example_plans(name)
+    if as_json:
+        print_json({**describe(name), "stages": [asdict(plan) for plan in plans]})
+        return
+    from bitstill.report.stage_text import stage_text
+
+    if plans:
+        typer.echo(stage_text(plans))
+    out.print(options_table(describe(name)))
+
+
+def _example_plans(name: str) -> tuple[StagePlan, ...]:
+    """The stages of a recipe at its defaults in words; none where they cannot be planned without the user's models."""
+    from bitstill.recipes.by_name import recipe_class
+    from bitstill.recipes.example_run import example_stages
+    from bitstill.report.stage_plan import stage_plans
+
+    recipe = recipe_class(name)()
+    try:
+        return stage_plans(example_stages(recipe))
+    except BitstillError:
+        return ()

@@ -1,0 +1,152 @@
+"""Stages in words: what happens to the models, who learns from whom, on what, for how long. Drawn as text and as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bitstill.quant.rules import Compression
+from bitstill.schedules import Constant, at
+from bitstill.train import actions
+from bitstill.train.adaptive import SplitWithin
+from bitstill.train.pruning import Pruning
+from bitstill.train.stage import Stage, Term, source_name
+
+DATA = {"task": "the task", "corpus": "plain text", "variants": "the task and variants of its texts"}
+LOSSES = {
+    "AttentionRelation": "attention relations",
+    "AttentionScoreMSE": "attention scores",
+    "AttentionTransfer": "attention maps",
+    "BinaryCrossEntropy": "cross-entropy",
+    "BinaryKL": "KL",
+    "CrossEntropy": "cross-entropy",
+    "FeatureMSE": "hidden states",
+    "MeanSquaredError": "squared error",
+    "SoftBinaryCrossEntropy": "soft cross-entropy",
+    "SoftCrossEntropy": "soft cross-entropy",
+}
+"""Losses in words; others go by their class."""
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """What one model, or the labels, teaches another.
+
+    Args:
+        teacher: a model's name, or "labels".
+        student: the model that learns.
+        losses: in words, with weights other than 1.
+    """
+
+    teacher: str
+    student: str
+    losses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage in words.
+
+    Args:
+        name: of the stage.
+        duration: such as "30 epochs"; "" where nothing is trained.
+        data: what it learns from; "" where nothing is trained.
+        begin: what happens to the models first, one line each.
+        arrows: who teaches whom.
+    """
+
+    name: str
+    duration: str
+    data: str
+    begin: tuple[str, ...]
+    arrows: tuple[Arrow, ...]
+
+    @property
+    def heading(self) -> str:
+        """Duration and data in one line."""
+        return f"{self.duration} on {self.data}" if self.duration else "no training"
+
+
+def stage_plans(stages: Sequence[Stage]) -> tuple[StagePlan, ...]:
+    """Every stage in words."""
+    return tuple(_plan(stage) for stage in stages)
+
+
+def _plan(stage: Stage) -> StagePlan:
+    pairs = dict.fromkeys((term.teacher or "labels", term.student) for term in stage.terms)
+    arrows = tuple(
+        Arrow(teacher, student, tuple(_loss(term) for term in stage.terms if _ends(term) == (teacher, student)))
+        for teacher, student in pairs
+    )
+    duration = _duration(stage)
+    pruning = () if stage.pruning is None else (_pruning(stage.pruning),)
+    learned = ("only what quantizers learn is trained",) if stage.parameters == "learned" else ()
+    begin = tuple(line for action in stage.begin for line in _action(action))
+    return StagePlan(
+        stage.name, duration, DATA[source_name(stage.data)] if duration else "", (*begin, *pruning, *learned), arrows
+    )
+
+
+def _ends(term: Term) -> tuple[str, str]:
+    return term.teacher or "labels", term.student
+
+
+def _duration(stage: Stage) -> str:
+    if stage.steps is not None:
+        return f"{stage.steps:,} steps"
+    if stage.epochs is None:
+        return ""
+    return f"{stage.epochs:g} epoch{'' if stage.epochs == 1 else 's'}"
+
+
+def _loss(term: Term) -> str:
+    name = type(term.loss).__name__
+    weight = term.weight.value if isinstance(term.weight, Constant) else term.weight
+    number = " x schedule" if not isinstance(weight, (int, float)) else "" if weight == 1 else f" x {weight:g}"
+    return LOSSES.get(name, name) + number + (f" through {term.through}" if term.through else "")
+
+
+def _action(action: Any) -> tuple[str, ...]:
+    """An action in lines of words; those outside bitstill go by their class."""
+    match action:
+        case actions.Compress(model, compression):
+            rules = compression if isinstance(compression, tuple) else (compression,)
+            names = [model if len(rules) == 1 else f"{model}, {', '.join(rule.targets)}" for rule in rules]
+            return tuple(f"{name}: {_rule(rule)}" for name, rule in zip(names, rules, strict=True))
+        case actions.CompressAttention(model, spec):
+            return (f"{model}: attention products {spec.name}",)
+        case actions.Copy(source, name):
+            return (f"{name} = copy of {source}",)
+        case actions.ReduceLayers(source, name, layers):
+            return (f"{name} = layers {', '.join(map(str, layers))} of {source}",)
+        case actions.ReduceWidth(model, fraction):
+            return (f"{model}: {fraction:.0%} of its channels, neurons and heads are removed",)
+        case actions.AddDenseView(student, name):
+            return (f"{name} = {student} + its spare weights",)
+        case actions.AddProjection(name, student, teacher):
+            return (f"{name}: from {student} to {teacher} hidden units",)
+        case actions.Uncompress(model):
+            return (f"{model}: back to float",)
+        case actions.SplitTernary(model):
+            return (f"{model}: each ternary weight becomes two binary ones",)
+        case SplitWithin(model, budget):
+            return (f"{model}: ternary weights become two binary ones within {budget / 1e6:g} MB",)
+        case actions.SetDropout(model, probability):
+            return (f"{model}: dropout {probability:g}",)
+        case actions.SharePoints(model):
+            return (f"{model}: points are shared out by gradient",)
+    return (type(action).__name__,)
+
+
+def _pruning(pruning: Pruning) -> str:
+    return f"{pruning.model}: {at(pruning.sparsity, 1.0):.0%} zeros in the end; masks move every {pruning.every} steps"
+
+
+def _rule(rule: Compression) -> str:
+    words = [f"weights {rule.weight.name}"]
+    if rule.input is not None:
+        words.append(f"inputs {rule.input.name}")
+    if rule.prune is not None:
+        words.append("pruned")
+    return "; ".join(words)
