@@ -177,7 +177,7 @@ def test_a_kind_of_task_of_ones_own_is_run_and_evaluated(cli, at_root, tmp_path)
     ("task", "weights", "message"),
     [
         ("digits", "1,2,x", "--class-weights: wanted balanced, or one number per class, got '1,2,x'"),
-        ("digits", "1,2", "class_weights: wanted 10 class weights of at least 0, some above 0, got 2: 1.0, 2.0"),
+        ("digits", "1,2", "class_weights: wanted 10 class weights, some above 0, got 2: 1.0, 2.0"),
         ("examples.own_task:visits", "balanced", "class_weights: wanted an objective with classes, got Counts"),
     ],
 )

@@ -159,8 +159,6 @@ def test_records_that_do_not_fit_are_refused(record, message):
 def test_fractions_that_cannot_be_are_refused(fraction):
     with pytest.raises(SpecError, match="a fraction of channels"):
         narrow(build("res8"), example("res8"), fraction)
-    with pytest.raises(SpecError, match="a fraction of channels"):
-        QuantizedDistillation(channels=fraction)
 
 
 def test_a_network_without_inner_layers_is_refused():

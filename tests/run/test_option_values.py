@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
+from bitstill.artifact.writer import Storage
 from bitstill.constraints import constraints
+from bitstill.data.text import TextOptions
 from bitstill.decode import encode
 from bitstill.errors import SpecError
 from bitstill.recipes.by_name import RECIPES
 from bitstill.run.run_file import read_run
+from bitstill.train.settings import Settings
 
 VALUES = (
     "0", "-1", "1", "2.5", "-0.0", "1e300", "-1e300", "1e-300", "1e400", ".nan", ".inf", "-.inf", "9223372036854775808",
@@ -61,13 +64,18 @@ def numbers_in(value: Any) -> Iterator[float]:
             yield from numbers_in(item)
 
 
+SECTIONS = {"settings": Settings, "storage": Storage, "text": TextOptions}
+"""Of a run file, beside the options of its recipe."""
+
+
 def written(recipe: str, key: str, value: str) -> str | dict[str, Any]:
-    """The error in one line, or the recipe as it would be recorded."""
-    run = {"recipe": recipe, "task": "digits"}
+    """The error in one line, or the run file with all options as it would be recorded."""
     try:
-        return encode(read_run(None, run, [f"{key}={value}"]).build_recipe())
+        run = read_run(None, {"recipe": recipe, "task": "digits"}, [f"{key}={value}"])
+        options = encode(run.build_recipe())
     except SpecError as error:
         return str(error)
+    return {**encode(run), "options": options}
 
 
 @pytest.mark.parametrize("recipe", KEYS)
@@ -79,8 +87,20 @@ def test_no_value_of_an_option_is_a_traceback(recipe: str) -> None:
                 assert "\n" not in outcome and len(outcome) < 1_000, (key, value, outcome)
                 continue
             assert all(math.isfinite(number) for number in numbers_in(outcome)), (key, value)
-            again = read_run(None, {"recipe": recipe, "task": "digits", "options": yaml.safe_load(yaml.safe_dump(outcome))})
-            assert encode(again.build_recipe()) == outcome
+            options = yaml.safe_load(yaml.safe_dump(outcome["options"]))
+            again = read_run(None, {"recipe": recipe, "task": "digits", "options": options}).build_recipe()
+            assert encode(again) == options
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_no_value_of_another_setting_is_a_traceback(section: str) -> None:
+    for name in constraints(SECTIONS[section]):
+        for value in VALUES:
+            outcome = written("pqk", f"{section}.{name}", value)
+            if isinstance(outcome, str):
+                assert "\n" not in outcome and len(outcome) < 1_000, (name, value, outcome)
+            else:
+                assert all(math.isfinite(number) for number in numbers_in(outcome)), (name, value)
 
 
 @pytest.mark.parametrize(
