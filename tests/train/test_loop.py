@@ -246,7 +246,7 @@ def test_other_classes_other_models_uneven_batches() -> None:
         train([stage], {"teacher": teacher, "student": network(1)}, task(), QUIET)
     with pytest.raises(SpecError, match=r"'teacher'.*Valid: student"):
         train([stage], {"student": network(1)}, task(), QUIET)
-    with pytest.raises(SpecError, match="share evenly"):
+    with pytest.raises(SpecError, match="divisible by"):
         train(
             [Stage("s", terms=(CE,), steps=2, batch_size=32)],
             {"student": network(1)},

@@ -1,4 +1,4 @@
-"""Stages, the one loop that runs them, and the checkpoint that lets it stop anywhere."""
+"""Stages, the one loop that runs them, and the checkpoints from which it resumes."""
 
 from bitstill._lazy import attach
 

@@ -1,4 +1,4 @@
-"""What can be done to the models when a stage begins."""
+"""Actions on the models at the beginning of a stage: compress, copy, shrink, split."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ Importance = Literal["magnitude", "gradient"]
 
 @dataclass(frozen=True)
 class Compress:
-    """Swap compressed layers into a model.
+    """Replace a model's layers by compressed ones.
 
     Args:
         model: its name.
-        compression: what to do to which layers; or several rules that name different ones.
-        skip: which layers stay in float besides `compression.ignore`: "roles" the stem and the classifier; "paper" those whose
-            weight is literally the first or last parameter tensor (Polino et al. 2018's code); "none".
+        compression: the rule, or several rules for different layers.
+        skip: layers left in float besides `compression.ignore`: "roles", the stem and the classifier; "paper", those whose
+            weight is literally the first or last parameter tensor (the code of Polino et al. 2018); "none".
     """
 
     model: str
@@ -66,7 +66,7 @@ class Compress:
 
 @dataclass(frozen=True)
 class CompressAttention:
-    """Quantize the operands of a transformer's attention products: `surgery.attention.quantize_attention`."""
+    """Quantize the operands of a transformer's attention products: `bitstill.model.attention_operands`."""
 
     model: str
     spec: QuantizeAttention
@@ -78,7 +78,7 @@ class CompressAttention:
 
 @dataclass(frozen=True)
 class Copy:
-    """Keep a copy of a model as it is now, under another name, as a teacher for what it becomes."""
+    """Copy a model in its present state under another name, usually as a teacher for its compressed form."""
 
     source: str
     name: str
@@ -90,12 +90,12 @@ class Copy:
 
 @dataclass(frozen=True)
 class ReduceLayers:
-    """Make a smaller model of some of another's repeated blocks: `surgery.blocks.reduced`.
+    """Build a smaller model from some of another's repeated blocks: `bitstill.model.blocks.reduced`.
 
     Args:
-        source: the model whose blocks are taken; it stays as it is.
+        source: the model whose blocks are taken; it is not changed.
         name: the new model.
-        layers: the blocks that are taken, ascending, from 0.
+        layers: indices of the blocks to take, ascending, from 0.
     """
 
     source: str
@@ -112,14 +112,14 @@ class ReduceLayers:
 
 @dataclass(frozen=True)
 class ReduceWidth:
-    """Remove whole channels and neurons of a model: `surgery.width.reduce_width`. The classifier keeps its outputs.
+    """Remove whole channels and neurons of a model: `bitstill.model.width.reduce_width`. The classifier keeps its outputs.
 
     Args:
         model: its name.
-        fraction: of each layer's channels that are removed.
-        multiple: widths that are left are multiples of it.
-        importance: "magnitude" removes what has the smallest weights, "gradient" what the loss on the labels would miss least,
-            to first order and on a part of the training data.
+        fraction: fraction of each layer's channels to remove.
+        multiple: remaining widths are multiples of it.
+        importance: "magnitude" removes the channels with the smallest weights, "gradient" those whose removal changes the loss
+            on the labels least, to first order and on a part of the training data.
     """
 
     model: str
@@ -142,7 +142,7 @@ class ReduceWidth:
         self._reduce(model, task, dict(zip(names, gradients, strict=True)))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """Without looking at importance: widths do not depend on the numbers, which come from the checkpoint."""
+        """Shrink the layers without computing importance: widths do not depend on values, and the checkpoint restores these."""
         self._reduce(_named(models, self.model), task, None)
 
     def _reduce(self, model: nn.Module, task: Task, gradients: dict[str, Tensor] | None) -> None:
@@ -153,13 +153,13 @@ class ReduceWidth:
 
 @dataclass(frozen=True)
 class AddDenseView:
-    """Make the teacher of PQK: the pruned student together with its spare weights (`nn.view.DenseView`).
+    """Add the teacher of PQK: the pruned student together with its spare weights (`bitstill.model.dense_view.DenseView`).
 
     Args:
         student: a compressed model whose layers prune.
         name: the view.
-        own_norms: the view has norm layers of its own, with statistics of its own.
-        own_head: the view has a classifier of its own.
+        own_norms: give the view its own norm layers, with their own statistics.
+        own_head: give the view its own classifier.
     """
 
     student: str
@@ -172,7 +172,7 @@ class AddDenseView:
         student = _named(models, self.student)
         own = norms(student) if self.own_norms else ()
         if self.own_norms and not own:
-            fix = "Share what there is: own_norms=False (PQK: teacher_norms=False)."
+            fix = "Share the student's layers: own_norms=False (PQK: teacher_norms=False)."
             raise MatchError("a model with norm layers", given="none", where=f"dense view of {self.student!r}", fix=fix)
         head = (layers_in_order(student, run_once_on(task))[-1],) if self.own_head else ()
         models[self.name] = DenseView(student, uncompressed(student), (*own, *head))
@@ -195,7 +195,7 @@ class AddProjection:
         check_fields(self)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
-        """Add it to `models`, with weights that depend on the seed."""
+        """Add it to `models`, initialized from the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "init", self.name))
             models[self.name] = Projection(self.student, self.teacher)
@@ -203,7 +203,7 @@ class AddProjection:
 
 @dataclass(frozen=True)
 class Uncompress:
-    """Take the compressed layers out of a model again: its latent weights become its weights."""
+    """Undo `Compress`: the original layers return, with the latent weights as their weights."""
 
     model: str
 
@@ -214,7 +214,7 @@ class Uncompress:
 
 @dataclass(frozen=True)
 class SplitTernary:
-    """Turn a ternary model into a binary one that computes the same: `surgery.splitting.split_model` (Bai et al. 2021)."""
+    """Split a ternary model into an equivalent binary one: `bitstill.model.split_layers.split_model` (Bai et al. 2021)."""
 
     model: str
 
@@ -238,7 +238,7 @@ class SetDropout:
         for module in _named(models, self.model).modules():
             if isinstance(module, nn.Dropout):
                 module.p = self.probability
-            for name, value in vars(module).items():  # some attention layers keep theirs as a number
+            for name, value in vars(module).items():  # some attention layers hold their probability as a plain number
                 if name.endswith("dropout") and isinstance(value, float):
                     setattr(module, name, self.probability)
 
@@ -247,11 +247,11 @@ class SetDropout:
 class SharePoints:
     """Redistribute learned points by gradient: `quant.points.share_points` (Polino et al. 2018, section 4.2).
 
-    The norms are those of the mean cross-entropy gradient at the quantized weights over `batches` batches.
+    The norms are of the gradient of the mean loss on the labels over `batches` batches, at the quantized weights.
 
     Args:
         model: its name; its layers have `Points`.
-        batches: how many minibatches to average over.
+        batches: number of batches to average over.
         batch_size: samples in each.
     """
 
@@ -263,7 +263,7 @@ class SharePoints:
         check_fields(self)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
-        """Give each layer its new number of points, at fresh initial places."""
+        """Give each layer its new number of points, initialized anew."""
         model = _named(models, self.model)
         layers = [m for m in model.modules() if is_compressed(m) and _counted(m) is not None]
         if not layers:
@@ -282,11 +282,11 @@ class SharePoints:
             transform.set_quantizer(quantizer, quantizer.with_count(layer.weight.detach(), transform.mask, count))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """Nothing: the checkpoint brings points of the right number."""
+        """Do nothing: the checkpoint restores the right number of points."""
 
 
 def run_once_on(task: Task) -> Callable[[nn.Module], object]:
-    """A function that runs a model on a small batch of the task."""
+    """Function that runs a model on a small batch of the task."""
 
     def run(model: nn.Module) -> object:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
@@ -316,7 +316,7 @@ def _mean_gradients(
 
 
 def _counted(layer: nn.Module) -> tuple[WeightTransform, CountedLevels] | None:
-    """The transform of a compressed layer and its quantizer, where that can change its number of levels."""
+    """The weight transform of a compressed layer and its quantizer, if that can change its number of levels."""
     transform = layer.weight_transform
     if isinstance(transform, WeightTransform) and isinstance(transform.quantizer, CountedLevels):
         return transform, transform.quantizer
@@ -325,5 +325,5 @@ def _counted(layer: nn.Module) -> tuple[WeightTransform, CountedLevels] | None:
 
 def _named(models: dict[str, nn.Module], name: str) -> nn.Module:
     if name not in models:
-        raise SpecError("a known model", given=repr(name), where="begin of a stage", fix=suggest(name, models))
+        raise SpecError("a known model", given=repr(name), where="an action of a stage", fix=suggest(name, models))
     return models[name]

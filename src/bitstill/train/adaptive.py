@@ -1,4 +1,4 @@
-"""Adaptive splitting (Bai et al. 2021, section 3.3): which ternary matrices are worth two binary planes, within a budget."""
+"""Adaptive splitting (Bai et al. 2021, section 3.3): choose, within a budget, which ternary matrices get two binary planes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from bitstill.train.teachers import Teachers
 
 @dataclass(frozen=True)
 class SplitWithin:
-    """Split those ternary matrices that gain most for their bytes; the others become binary with one plane.
+    """Split the ternary matrices that gain most per byte; the others become binary with one plane.
 
-    The gain of a matrix is what the loss rises when it alone becomes binary, the others staying ternary, on a part of the
-    training data. Which matrices are split is a 0/1 knapsack over gains and bytes.
+    The gain of a matrix is the increase of the loss, on a part of the training data, when it alone becomes binary and the
+    others stay ternary. The choice is a 0/1 knapsack over gains and bytes.
 
     Args:
         model: its name.
-        budget: bytes that codes and scales of its ternary matrices may take once they are binary.
-        terms: the loss, whose student is `model`.
-        batches: how many minibatches to average over.
+        budget: most bytes for the codes and scales of its ternary matrices once they are binary.
+        terms: the loss; `model` is its student.
+        batches: number of batches to average over.
         batch_size: samples in each.
     """
 
@@ -53,7 +53,7 @@ class SplitWithin:
         self.repeat(models, self.decide(models, task, seed))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """Split what fits, in the order of the model: about as many bytes as will be delivered, whatever the gains will be."""
+        """Split whatever fits, in the order of the model: about the bytes to be delivered, whatever the gains will be."""
         model = models[self.model]
         left = self.budget - self._smallest(model)
         split: list[str] = []
@@ -65,10 +65,10 @@ class SplitWithin:
         split_model(model, only=split)
 
     def decide(self, models: dict[str, nn.Module], task: Task, seed: int) -> Any:
-        """The names of the layers to split, with what each would gain and cost.
+        """Names of the layers to split, and the gain and cost of every candidate.
 
         Raises:
-            SpecError: even with one plane each the matrices take more than the budget.
+            SpecError: the matrices exceed the budget even with one plane each.
         """
         model = models[self.model]
         units = _units(model)
@@ -93,7 +93,7 @@ class SplitWithin:
         return {"split": [name for index in chosen for name in units[index]], "units": table}
 
     def repeat(self, models: dict[str, nn.Module], decision: Any) -> None:
-        """Split the layers that were decided on."""
+        """Split the chosen layers."""
         split_model(models[self.model], only=decision["split"])
 
     def _smallest(self, model: nn.Module) -> int:
@@ -101,7 +101,7 @@ class SplitWithin:
         smallest = sum(_plane_bytes(*layers[names[0]]) for names in _units(model))
         if smallest > self.budget:
             given = f"{self.budget:,} bytes"
-            fix = f"{2 * smallest:,} bytes split everything; or make the student narrower, or of fewer layers."
+            fix = f"{2 * smallest:,} bytes split everything; or make the student narrower or shallower."
             wanted = f"a budget of at least {smallest:,} bytes, one bit for each weight"
             raise SpecError(wanted, given=given, where="splitting within a budget", fix=fix)
         return smallest
@@ -123,7 +123,7 @@ class SplitWithin:
 
 
 def _units(model: nn.Module) -> list[tuple[str, ...]]:
-    """Names of the ternary layers, those that share a weight together."""
+    """Names of the ternary layers, grouped by shared weight."""
     units: dict[int, list[str]] = {}
     for name, (layer, _) in splittable_layers(model).items():
         units.setdefault(id(layer.weight), []).append(name)
@@ -131,7 +131,7 @@ def _units(model: nn.Module) -> list[tuple[str, ...]]:
 
 
 def _plane_bytes(layer: nn.Module, transform: WeightTransform) -> int:
-    """Codes and scales of one binary plane, as they will be stored."""
+    """Stored bytes of one binary plane: codes and scales."""
     assert isinstance(layer.weight, torch.Tensor)
     shape = layer.weight.shape
     flip = type(layer).__name__ == "CompressedTransposedLinear"

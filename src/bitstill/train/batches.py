@@ -1,4 +1,4 @@
-"""The batch of a step, as one process sees it: a function of (seed, stage, step), so that it can be made again at any time."""
+"""The batch of a step, as one process sees it: a pure function of (seed, stage, step), hence reproducible after a resume."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 def share_of(whole: Tensor, stage: Stage, accelerator: Accelerator, parts: int = 1, part: int = 0) -> Tensor:
-    """The indices, int64 (share,), that this process sees in part `part` of a batch.
+    """Indices, int64 (share,), of the samples that this process sees in part `part` of a batch.
 
     Args:
         whole: indices of the samples of a step, int64 (batch,).
-        stage: for errors.
-        accelerator: how many processes there are, and which this is.
-        parts, part: gradient accumulation.
+        stage: named in errors.
+        accelerator: number and index of processes.
+        parts, part: of gradient accumulation.
 
     Raises:
-        SpecError: the batch cannot be shared out evenly.
+        SpecError: the batch does not divide evenly.
     """
     shares = accelerator.num_processes * parts
     if len(whole) % shares:
         raise SpecError(
-            f"a batch that {accelerator.num_processes} processes x {parts} parts can share evenly",
+            f"a batch divisible by {accelerator.num_processes} processes x {parts} parts",
             given=f"{len(whole)} samples",
             where=f"stage {stage.name!r}",
             fix="Change the batch size, or `accumulate`.",
@@ -43,7 +43,7 @@ def share_of(whole: Tensor, stage: Stage, accelerator: Accelerator, parts: int =
 
 
 def make_batch(task: Task, stage: Stage, indices: Tensor, step: int, seed: int, device: torch.device) -> Batch:
-    """The training batch of samples `indices`, augmented if the stage says so, on `device`."""
+    """Training batch of the samples `indices` on `device`, augmented if the stage says so."""
     batch = task.train.take(indices)
     if stage.augment and task.augment is not None:
         batch = task.augment(batch, uniform(derive(seed, "augment", stage.name, step), indices, task.draws))

@@ -1,9 +1,9 @@
-"""Everything that matters, in one safetensors file, written beside and renamed.
+"""Checkpoints: the whole state of a run in one safetensors file, written to a temporary name and renamed.
 
-One file, so that there is no moment at which two files disagree. Each shared tensor is stored once, by identity, and restored
-in place, so that ties survive. Its single metadata key is canonical JSON, because several keys are written in random order.
-The metadata hold the SHA-256 of the whole file, taken with zeros in the place of the digest: any other byte is refused.
-Nothing is pickled.
+One file, so that two files can never disagree. A shared tensor is stored once, by identity, and restored in place, so that
+tied weights stay tied. The metadata is a single key with canonical JSON, because safetensors writes several keys in random
+order; it holds the SHA-256 of the whole file, computed with zeros in place of the digest, so that any damaged byte is
+detected. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Position:
     """Where a run is.
 
     Args:
-        stage: index of the stage under way (or about to begin, at step 0).
-        step: optimizer steps of it that are done.
+        stage: index of the current stage (or of the next one, at step 0).
+        step: optimizer steps of that stage done so far.
         begun: whether that stage's `begin` actions have been applied.
-        history: what has been logged.
-        decisions: what actions have chosen by looking at numbers, as plain values, by stage and place.
-        losses: of the steps since the last entry of `history`.
+        history: log entries.
+        decisions: data-dependent choices of actions, as plain values, by stage and position.
+        losses: losses of the steps since the last entry of `history`.
     """
 
     stage: int = 0
@@ -59,9 +59,9 @@ class Best:
     """The weights of a stage whose delivered form was judged best so far.
 
     Args:
-        step: when.
-        value: the metric on the validation split.
-        tensors: copies, by "model/parameter".
+        step: step at which they were judged.
+        value: their metric on the validation split.
+        tensors: copies of them, by "model/parameter".
     """
 
     step: int
@@ -70,7 +70,7 @@ class Best:
 
     @classmethod
     def of(cls, models: Mapping[str, nn.Module], step: int, value: float) -> Best:
-        """Copies of everything in `models` that a checkpoint would hold."""
+        """Copy everything in `models` that a checkpoint would hold."""
         return cls(step, value, {name: tensor.detach().cpu().clone() for name, tensor in _unique(models)})
 
     def restore(self, models: Mapping[str, nn.Module]) -> None:
@@ -93,13 +93,13 @@ def save(
     Args:
         path: the file.
         models: every model of the run.
-        optimizer: of the stage under way, or None between stages.
-        position: where the run is.
-        identity: what makes it this run and no other (recipe, data, seed); resuming compares it.
-        best: the best weights of the stage under way, where they are kept.
+        optimizer: optimizer of the current stage, or None between stages.
+        position: progress of the run.
+        identity: what identifies the run (recipe, data, seed); compared on resume.
+        best: best weights of the current stage so far, if it tracks them.
 
     Raises:
-        ArtifactError: the place cannot be written or is full; an older checkpoint there is kept.
+        ArtifactError: the path cannot be written or the disk is full; an older checkpoint there survives.
     """
     tensors = {f"models/{name}": tensor.detach().cpu().contiguous() for name, tensor in _unique(models)}
     if best is not None:
@@ -132,14 +132,14 @@ def save(
 
 
 class Checkpoint:
-    """A checkpoint that has been read.
+    """A checkpoint read from disk.
 
     Args:
         path: the file.
-        identity: of the run that wants to continue.
+        identity: identity of the run to resume.
 
     Raises:
-        CheckpointError: if the file is damaged, of another version, or of another run.
+        CheckpointError: the file is damaged, of another version, or of another run.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -155,7 +155,7 @@ class Checkpoint:
                 "an intact checkpoint",
                 given=one_line(error),
                 where=str(path),
-                fix="Delete it to start again; checkpoints are written beside and renamed, so this one was damaged later.",
+                fix="Delete it to start again. Checkpoints are written atomically, so this one was damaged afterwards.",
             ) from None
         if content["version"] != _VERSION:
             raise CheckpointError(
@@ -168,21 +168,21 @@ class Checkpoint:
         names = ("stage", "step", "begun", "history", "decisions", "losses")
         self.position = Position(*(content[name] for name in names))
         self._numbers: dict[str, Any] = content["optimizer"]
-        kept = {name.removeprefix("best/"): t for name, t in self.tensors.items() if name.startswith("best/")}
-        self.best = None if content["best"] is None else Best(**content["best"], tensors=kept)
+        best_tensors = {name.removeprefix("best/"): t for name, t in self.tensors.items() if name.startswith("best/")}
+        self.best = None if content["best"] is None else Best(**content["best"], tensors=best_tensors)
 
     def restore_models(self, models: Mapping[str, nn.Module]) -> None:
-        """Load every tensor in place. Learned points may have another number of elements than before.
+        """Load every tensor in place; learned points may change in number.
 
         Raises:
-            CheckpointError: if the models are not the ones that were saved.
+            CheckpointError: the models are not those that were saved.
         """
         slots = dict(_unique(models))
         stored = {name.removeprefix("models/"): t for name, t in self.tensors.items() if name.startswith("models/")}
         if slots.keys() != stored.keys():
             raise CheckpointError(
                 f"{len(slots)} tensors of the models",
-                given=f"{len(stored)}; only in one of both: {sorted(slots.keys() ^ stored.keys())[:4]}",
+                given=f"{len(stored)}; only in one of the two: {sorted(slots.keys() ^ stored.keys())[:4]}",
                 where=str(self.path),
                 fix="Resume with the same recipe, models and settings, or delete the checkpoint to start again.",
             )
@@ -194,7 +194,7 @@ class Checkpoint:
                     slot.data = stored[name].to(slot.device)
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Load momentum and whatever else the optimizer keeps."""
+        """Load the optimizer's state, such as momentum."""
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in self.tensors.items():
             kind, _, rest = name.partition("/")
@@ -208,30 +208,30 @@ class Checkpoint:
 
 
 def checkpoint_of(target: Path) -> Path:
-    """Where the run that delivers to `target` keeps its checkpoint."""
+    """Path of the checkpoint of the run that delivers to `target`."""
     return target.with_name(f".{target.name}.checkpoint.safetensors")
 
 
 def checkpoint_beside(target: Path, resume: bool) -> Path:
-    """`checkpoint_of`, for a run that begins or continues.
+    """`checkpoint_of`, for a run that starts or resumes.
 
     Raises:
-        CheckpointError: one is there and is not meant to be continued.
+        CheckpointError: a checkpoint exists and `resume` is False.
     """
     path = checkpoint_of(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not resume:
         raise CheckpointError(
             "a new run",
-            given="the checkpoint of one that was stopped",
+            given="the checkpoint of an unfinished one",
             where=str(path),
-            fix="Continue it with resume=True (--resume), or delete the checkpoint to start again.",
+            fix="Resume it with resume=True (--resume), or delete the checkpoint to start again.",
         )
     return path
 
 
 def _unique(models: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:
-    """Parameters and persistent buffers of all models by their first name, each shared one once."""
+    """Parameters and persistent buffers of all models; a shared one appears once, under its first name."""
     seen: set[int] = set()
     for model_name, model in models.items():
         for name, tensor in stored_tensors(model).items():
@@ -241,16 +241,16 @@ def _unique(models: Mapping[str, nn.Module]) -> Iterable[tuple[str, Tensor]]:
 
 
 def _signed(data: bytes) -> tuple[bytes, bytes, memoryview]:
-    """A file in three parts, of which the second is the digest in its header."""
+    """Split a file into three parts, the second of which is the digest in its header."""
     start = data.index(_NO_DIGEST.encode())
     return data[:start], hashlib.sha256(data).hexdigest().encode(), memoryview(data)[start + len(_NO_DIGEST) :]
 
 
 def _check_digest(path: Path, digest: str) -> None:
-    """Compare the bytes of a file with the digest in its header.
+    """Check the bytes of a file against the digest in its header.
 
     Raises:
-        ValueError: they are not those that were written.
+        ValueError: they differ.
     """
     with path.open("rb") as file:
         length = file.read(8)
@@ -273,7 +273,7 @@ def _compare(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -
 
 
 def _differences(saved: Any, current: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys whose values differ, with both values; None stands for one that is absent."""
+    """Dotted keys whose values differ, with both values; None stands for an absent one."""
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         for key in sorted(saved.keys() | current.keys()):
             yield from _differences(saved.get(key), current.get(key), f"{place}.{key}" if place else key)

@@ -1,4 +1,4 @@
-"""What makes a run this run and no other; a checkpoint carries it, and resuming compares it."""
+"""The identity of a run, which its checkpoint records and which is compared on resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bitstill.train.settings import Settings, hardware_identity
 from bitstill.train.stage import Stage, source_name
 
 HARDWARE = ("device", "processes", "teacher_bf16")
-"""What of an identity decides the bytes of a run, but not what it is."""
+"""Keys that affect the bytes of a run, but not what it learns."""
 
 
 def identity_of(
@@ -24,8 +24,8 @@ def identity_of(
     """Recipe, stages, objectives, every byte of data and models, seed and hardware, as plain values.
 
     Args:
-        recipe: as plain values.
-        stages, data, networks, settings: of the run, before it trains.
+        recipe: its settings as plain values.
+        stages, data, networks, settings: those of the run, before training.
     """
     return {
         "recipe": recipe,
@@ -41,7 +41,7 @@ def identity_of(
 
 
 def _objective(objective: Objective) -> dict[str, Any]:
-    """What of an objective shapes training: its loss on labels, and the metric by which weights are chosen."""
+    """The parts of an objective that shape training: its loss on labels, and the metric that selects weights."""
     loss = objective.label_loss()
     described = repr(loss) if dataclasses.is_dataclass(loss) else type(loss).__name__
     return {"kind": type(objective).__name__, "label_loss": described, "decides": objective.decides}

@@ -1,4 +1,4 @@
-"""Which things to take when all that is worth having does not fit."""
+"""The 0/1 knapsack problem, by dynamic programming."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 
 
 def knapsack(gains: Sequence[float], costs: Sequence[int], budget: int, *, steps: int = 20_000) -> tuple[int, ...]:
-    """Maximise the sum of gains of what is taken, with costs that add up to at most `budget` (0/1 knapsack).
+    """Choose items of maximal total gain whose costs add up to at most `budget` (0/1 knapsack).
 
-    Everything that is worth something, where it fits; else by dynamic programming over the budget. Where that is more than
-    `steps`, costs are rounded up to a common unit, so that the answer always fits; what then still fits is added, most gain
-    first.
+    If all items of positive gain fit, they are chosen; otherwise dynamic programming over the budget decides. A budget above
+    `steps` is divided into units and costs are rounded up to them, so that the choice always fits; items that still fit then
+    are added, highest gain first.
 
     Args:
-        gains: finite; what each thing is worth. What is worth nothing, or less, is never taken.
-        costs: at least 0.
+        gains: finite value of each item. An item of gain 0 or less is never chosen.
+        costs: cost of each item, at least 0.
         budget: at least 0.
-        steps: into how many units the budget is divided at most.
+        steps: maximal number of units into which the budget is divided.
 
     Returns:
-        Indices of what is taken, ascending.
+        Indices of the chosen items, ascending.
     """
     worth = [index for index, gain in enumerate(gains) if gain > 0]
     if sum(costs[index] for index in worth) <= budget:

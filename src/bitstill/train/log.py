@@ -1,4 +1,4 @@
-"""What is seen of a stage while it trains: progress bar, curves, trackers, and the metric of the delivered form."""
+"""Logging of a stage: progress bar, curves, trackers, and the metric of the delivered form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitstill.train.run import Run, data_for
 from bitstill.train.stage import Stage
 
 ENTRIES = 100
-"""How many times a stage logs its loss."""
+"""Number of loss entries logged per stage."""
 
 
 class StageLog:
@@ -26,8 +26,8 @@ class StageLog:
     Losses since the last entry are part of the checkpoint, so that a resumed run logs what an uninterrupted one does.
 
     Args:
-        run: whose history is added to.
-        stage: under way.
+        run: run whose history is extended.
+        stage: current stage.
     """
 
     def __init__(self, run: Run, stage: Stage) -> None:
@@ -39,7 +39,7 @@ class StageLog:
         self._bar: tqdm[int] | None = None
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left, with a progress bar on the main process."""
+        """Yield the remaining steps, with a progress bar on the main process."""
         left = range(self.run.position.step, self.total)
         shown = self.run.settings.progress and self.run.accelerator.is_main_process
         options = {"total": self.total, "initial": left.start, "desc": self.stage.name, "unit": "step"}
@@ -47,11 +47,11 @@ class StageLog:
         yield from self._bar
 
     def validates(self, step: int) -> bool:
-        """Whether the delivered form is judged after `step`."""
+        """Whether the delivered form is evaluated after `step`."""
         return step % self.validate_every == 0 or step == self.total
 
     def note(self, step: int, loss: Tensor, terms: Mapping[str, Tensor]) -> float | None:
-        """Note the loss of a finished step, and now and then the metric of the delivered form on the validation split.
+        """Record the loss of a finished step and, when due, the metric of the delivered form on the validation split.
 
         Args:
             step: counted from 1.
@@ -59,7 +59,7 @@ class StageLog:
             terms: each term's own value.
 
         Returns:
-            That metric, on the main process, where it is due.
+            That metric if it was due, on the main process.
 
         Raises:
             TrainingError: the loss is NaN or infinite.
@@ -79,7 +79,7 @@ class StageLog:
         return entry.get("validation")
 
     def judge(self, step: int) -> float | None:
-        """Note the metric of the delivered form on the validation split, and return it, on the main process."""
+        """Record and return the metric of the delivered form on the validation split, on the main process."""
         if not self.run.accelerator.is_main_process:
             return None
         value = self._validate()
@@ -87,21 +87,21 @@ class StageLog:
         return value
 
     def check(self, step: int, loss: float) -> None:
-        """Refuse a loss that is NaN or infinite.
+        """Check that a loss is finite.
 
         Raises:
-            TrainingError: naming stage and step.
+            TrainingError: it is NaN or infinite; names stage and step.
         """
         if not math.isfinite(loss):
             raise TrainingError(
                 "a finite loss",
                 given=str(loss),
                 where=f"stage {self.stage.name!r}, step {step}",
-                fix="Lower the learning rate, or set clip_norm; the last checkpoint is from before.",
+                fix="Lower the learning rate, or set clip_norm. The last checkpoint precedes this step.",
             )
 
     def keep_losses(self) -> None:
-        """Put the losses since the last entry where the checkpoint finds them."""
+        """Copy the losses since the last entry into the run's position, which the checkpoint stores."""
         self.run.position.losses = [float(loss) for loss in self._losses]
 
     def _validate(self) -> float:

@@ -1,8 +1,8 @@
 """The one loop: every stage of every recipe, of fine-tuning and of general distillation runs through it.
 
 A step, in the order of events: move the masks, set the learning rate, run teachers and students on the batch, add up the
-weighted terms, backward, clip, step, let the quantizers follow, log, judge, save. Devices, processes and wrapping come from
-Accelerate; autocast, gradient accumulation and seeding are explicit lines, so that what a step computes can be read here.
+weighted terms, backward, clip, step, update the quantizers' state, log, evaluate, save. Devices, processes and wrapping come
+from Accelerate; autocast, gradient accumulation and seeding are explicit, so that everything a step computes is visible here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bitstill.train.stopping import StopRequest, stop_requests
 from bitstill.train.teachers import Teachers
 
 PROBED_STEPS = 10
-"""Steps within which every term must have shown a gradient."""
+"""Number of first steps within which every term must produce a gradient."""
 
 
 def train(
@@ -51,20 +51,20 @@ def train(
     resume: bool = False,
     finished: Callable[[Stage], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Run `stages` one after the other; `models` is changed in place and may gain entries.
+    """Run `stages` in order; `models` is changed in place and may gain entries.
 
     Args:
         stages: in order.
-        models: by the names that the stages use.
-        data: what is learned from: a task, or several data sets by what the stages call them.
-        settings: how.
-        identity: what makes this run this run, for resuming.
-        checkpoint_path: where to keep the checkpoint; None keeps none.
-        resume: continue from the checkpoint, if there is one.
-        finished: called on the main process when a stage has trained, before the checkpoint says so.
+        models: models by the names that the stages use.
+        data: training data: a task, or several data sets by the names that the stages use.
+        settings: seed, precision, device and checkpoints.
+        identity: identity of the run, compared on resume.
+        checkpoint_path: path of the checkpoint; None writes none.
+        resume: continue from the checkpoint if it exists.
+        finished: callback on the main process after a stage has trained, before the checkpoint records it.
 
     Returns:
-        What was logged: one dict per entry with stage, step, and loss or validation metric.
+        Log entries, each a dict with stage, step, and loss or validation metric.
 
     Raises:
         TrainingError: a term without gradient, or a loss that is not finite.
@@ -73,7 +73,7 @@ def train(
     sets: Data = {"task": data} if isinstance(data, Task) else data
     run = Run(stages, models, sets, settings, accelerator(settings), dict(identity or {}), checkpoint_path)
     loaded = run.resume() if resume else None
-    # Whoever looks for the checkpoint of an earlier run must not find the first one of this run.
+    # A process that looks for an earlier run's checkpoint must not see the first one of this run.
     run.accelerator.wait_for_everyone()
     with torch.random.fork_rng(), stop_requests() as request:
         for stage in stages[run.position.stage :]:
@@ -87,19 +87,19 @@ def train(
             loaded = None
             run.finish_stage()
             request.obey()
-    for tracker in run.accelerator.trackers:  # not `end_training`, which ends the group of processes, too: more may be trained
+    for tracker in run.accelerator.trackers:  # not `end_training`, which also ends the process group: more runs may follow
         tracker.finish()
     return run.history
 
 
 def train_stage(run: Run, stage: Stage, loaded: Checkpoint | None, request: StopRequest) -> None:
-    """Train one stage, from where the run is to its end.
+    """Train one stage from the run's position to its end.
 
     Args:
-        run: its models change.
-        stage: has begun.
-        loaded: the checkpoint that the run continues from, or None.
-        request: to stop after the step under way.
+        run: run whose models are trained.
+        stage: stage whose actions have been applied.
+        loaded: checkpoint to resume from, or None.
+        request: request to stop after the current step.
     """
     task, settings = data_for(stage, run.data), run.settings
     total = stage.total_steps(len(task.train))
@@ -144,13 +144,14 @@ def train_stage(run: Run, stage: Stage, loaded: Checkpoint | None, request: Stop
 
 @dataclass(frozen=True)
 class _Trainee:
-    """What trains in a stage.
+    """The trained part of a stage.
 
     Args:
-        module: forward of all terms, as several processes wrap it.
-        optimizer, parameters: of what trains.
-        teachers: frozen models that are looked at.
-        task: what is learned from.
+        module: the step as one module, wrapped for several processes.
+        optimizer: optimizer of `parameters`.
+        parameters: trained parameters.
+        teachers: frozen teachers.
+        task: training data.
     """
 
     module: nn.Module
@@ -162,14 +163,14 @@ class _Trainee:
 
 @contextlib.contextmanager
 def _trainee(run: Run, stage: Stage, task: Task) -> Iterator[_Trainee]:
-    """The models of a stage on the device, with a fresh optimizer; within the block, only what the stage trains learns."""
+    """Place the models of a stage on the device with a fresh optimizer; inside the block only its parameters need gradients."""
     device, several = run.accelerator.device, run.accelerator.num_processes > 1
     teachers = Teachers(stage, run.models, task, device, teachers_in_bf16(run.settings, device))
     module: nn.Module = TrainingStep(stage, run.models, task).to(device)
     with _trainable(module, stage.parameters), _synced_norms(module) if several else contextlib.nullcontext():
         named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         optimizer = stage.optimizer.build(parameter_groups(named, stage.optimizer))
-        if several:  # curvatures are equal in all processes, and large: they need no broadcast with each step
+        if several:  # second moments are equal in all processes, and large: no need to broadcast them at each step
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, quantizer_buffers(module))
             module = run.accelerator.prepare(module)
         yield _Trainee(module, optimizer, [parameter for _, parameter in named], teachers, task)
@@ -177,7 +178,7 @@ def _trainee(run: Run, stage: Stage, task: Task) -> Iterator[_Trainee]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What the parts of one batch gave together: mean loss, mean value and mean gradient norm of each term."""
+    """Means over the parts of one batch: the loss, and the value and gradient norm of each term."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -185,14 +186,14 @@ class _Parts:
 
 
 def _forward_backward(run: Run, stage: Stage, trainee: _Trainee, whole: Tensor, step: int, progress: float) -> _Parts:
-    """Forward and backward over all parts of one batch; gradients are left in the parameters."""
+    """Run forward and backward over all parts of one batch; gradients accumulate in the parameters."""
     settings, accelerator = run.settings, run.accelerator
     parts, outcomes = settings.accumulate, []
     for part in range(parts):
         indices = share_of(whole, stage, accelerator, parts, part)
         batch = make_batch(trainee.task, stage, indices, step, settings.seed, accelerator.device)
         targets = trainee.teachers(batch)
-        # Dropout and stochastic rounding: a function of where we are, not of what was drawn before.
+        # Dropout and stochastic rounding are functions of the position in the run, not of earlier draws.
         torch.manual_seed(derive(settings.seed, stage.name, step, part, accelerator.process_index))
         with contextlib.nullcontext() if part == parts - 1 else accelerator.no_sync(trainee.module):
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -204,15 +205,15 @@ def _forward_backward(run: Run, stage: Stage, trainee: _Trainee, whole: Tensor, 
 
 
 def _continues(run: Run, stage: Stage) -> bool:
-    """Whether what the stage begins with has been trained in the form in which it would be delivered."""
+    """Whether the stage's initial weights were trained in the form in which they would be delivered."""
     trained = any(stage.train[0] in earlier.train for earlier in run.stages[: run.position.stage])
     return trained and not any(isinstance(action, (Compress, CompressAttention)) for action in stage.begin)
 
 
 def _keep_best(run: Run, stage: Stage, step: int, validation: float | None) -> None:
-    """Remember the weights if no delivered form was judged better before; every process decides the same.
+    """Keep the weights if no earlier delivered form was better; every process decides alike.
 
-    Of equals the later is kept: where the metric is saturated, the first has hardly trained.
+    A tie goes to the later weights: where the metric is saturated, the earliest have hardly trained.
     """
     validation = run.agree(validation)
     assert validation is not None
@@ -222,7 +223,7 @@ def _keep_best(run: Run, stage: Stage, step: int, validation: float | None) -> N
 
 @contextlib.contextmanager
 def _trainable(module: nn.Module, which: str) -> Iterator[None]:
-    """Within the block, parameters that the stage does not train need no gradient."""
+    """Inside the block, parameters that the stage does not train need no gradient."""
     flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
     for name, parameter in module.named_parameters():
         learned = belongs_to_quantizer(name)
@@ -236,7 +237,7 @@ def _trainable(module: nn.Module, which: str) -> Iterator[None]:
 
 
 def _synced_norms(module: nn.Module) -> contextlib.AbstractContextManager[None]:
-    # torch.distributed takes a while to import, and most runs have one process.
+    # torch.distributed is slow to import, and most runs have one process.
     from bitstill.train.synced_norm import synced_norms
 
     return synced_norms(module)

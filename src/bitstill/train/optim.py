@@ -1,4 +1,4 @@
-"""Optimizers as data: which rule, with which numbers; the learning rate may be a schedule."""
+"""Optimizers as data: a rule and its hyperparameters; the learning rate may be a schedule."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Optimizer(Protocol):
 
     @property
     def lr(self) -> Scheduled:
-        """Learning rate, a number or a schedule over the stage."""
+        """Learning rate: a number or a schedule over the stage."""
 
     @property
     def weight_decay(self) -> float:
-        """Decay of weights; biases, norms and the quantizers' numbers do not decay."""
+        """Decay of weights; biases, norms and learned quantizer tensors do not decay."""
 
     @property
     def learned_lr_scale(self) -> float:
         """Learning rate of the quantizers' learned tensors, as a multiple of `lr`."""
 
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
-        """The torch optimizer over parameter groups, each with its own `weight_decay`."""
+        """Build the torch optimizer over parameter groups, each with its own `weight_decay`."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class AdamW:
 
     def build(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         """The torch optimizer over parameter groups."""
-        # Fused: a table of word embeddings makes Adam's many passes over memory a third of a step on a CPU.
+        # Fused: with a table of word embeddings, unfused Adam's passes over memory take a third of a step on a CPU.
         return torch.optim.AdamW(groups, lr=at(self.lr, 0.0), betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
 
 
@@ -88,7 +88,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], optimizer: Optim
     """Three groups: weights, which decay; biases and norms, which do not; learned quantizer tensors, with their own rate.
 
     Raises:
-        SpecError: if there is nothing to train.
+        SpecError: no parameter is left to train.
     """
     weights, plain, learned = [], [], []
     for name, parameter in named:

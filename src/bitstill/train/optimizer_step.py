@@ -1,4 +1,4 @@
-"""What quantizers do when the optimizer has made a step: learned points are put in order, curvatures follow the gradients."""
+"""Updates of quantizer state after an optimizer step: learned points are sorted, second moments are copied."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bitstill.quant.base import OptimizerStep
 
 
 def after_optimizer_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Let every quantizer of `model` change what it keeps. Call it after each step, before gradients are set to zero.
+    """Update the state of every quantizer in `model`. Call it after each optimizer step, before gradients are zeroed.
 
     Args:
-        model: what is trained.
-        optimizer: of its parameters.
+        model: trained model.
+        optimizer: optimizer of its parameters.
 
     Raises:
         SpecError: a quantizer needs another optimizer.
@@ -28,13 +28,13 @@ def after_optimizer_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 
 def quantizer_buffers(model: nn.Module) -> list[str]:
-    """Names of what quantizers keep without training it: equal in all processes, and large."""
+    """Names of quantizer state that is not trained: equal in all processes, and large."""
     transforms = {name: module for name, module in model.named_modules() if isinstance(module, WeightTransform)}
     return [f"{name}.{buffer}" for name, transform in transforms.items() for buffer in transform.buffer_names]
 
 
 def _step(layer: CompressedLayer | None, optimizer: torch.optim.Optimizer, name: str) -> OptimizerStep:
-    """What the optimizer did to the weight of `layer`, in the shape in which it is quantized; nothing is known without one."""
+    """The optimizer's state for the weight of `layer`, in the shape in which it is quantized; empty without a layer."""
     kind = type(optimizer).__name__
     if layer is None:
         return OptimizerStep(name, kind, None, None)

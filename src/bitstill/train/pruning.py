@@ -1,4 +1,4 @@
-"""Masks that move while a stage trains, by a schedule of the sparsity."""
+"""Pruning during a stage: masks are recomputed along a schedule of the sparsity."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from bitstill.schedules import Scheduled, at
 
 @dataclass(frozen=True)
 class Pruning:
-    """Iterative magnitude pruning (Zhu and Gupta 2017): masks are placed anew every few steps, at a growing sparsity.
+    """Iterative magnitude pruning (Zhu and Gupta 2017): masks are recomputed every few steps, at a growing sparsity.
 
-    All weights stay in memory, so that a pruned weight comes back if important ones shrink below it. What happens to it
-    meanwhile is the layers' `Prune.gradient`: with "masked" it receives no gradient, but SGD's momentum from before still
-    moves it for a while, and weight decay shrinks it.
+    All weights stay in memory, so that a pruned weight returns if important ones shrink below it. Its gradient meanwhile is
+    set by the layers' `Prune.gradient`: with "masked" it receives none, but SGD's earlier momentum still moves it for a
+    while, and weight decay shrinks it.
 
     Args:
         sparsity: fraction of zeros, a number or a schedule over the stage: `Cubic(0, 0.9, until=0.75)`, `Linear`, or a number
             for one-shot pruning at the stage's first step.
-        model: whose masks.
-        every: steps between two placements.
-        until: fraction of the stage after which masks stay as they are; the sparsity is then exactly that of the schedule.
+        model: model whose masks move.
+        every: steps between two updates of the masks.
+        until: fraction of the stage after which masks stay fixed; the sparsity is then exactly that of the schedule.
     """
 
     sparsity: Annotated[Scheduled, Range(least=0, below=1)]
@@ -37,15 +37,15 @@ class Pruning:
         check_fields(self)
 
     def before(self, step: int, total: int, model: nn.Module) -> None:
-        """Place the masks of `model` anew, if it is time.
+        """Update the masks of `model` if an update is due.
 
         Args:
-            step: the step that is about to be taken, from 0.
-            total: steps of the stage.
-            model: prepared, with layers that prune.
+            step: the coming step, from 0.
+            total: number of steps of the stage.
+            model: prepared model whose layers prune.
 
         Raises:
-            SpecError: no layer prunes, or N:M does not divide one.
+            SpecError: no layer prunes, or an N:M group does not divide a row.
         """
         last = max(0, round(self.until * total) - 1)
         if step == last:
@@ -54,5 +54,5 @@ class Pruning:
             move_masks(model, at(self.sparsity, step / total))
 
     def finish(self, model: nn.Module) -> None:
-        """Place the masks of `model` as they are at the end of the stage, as far as its weights allow to say."""
+        """Set the masks of `model` to the final sparsity, as chosen by its present weights."""
         move_masks(model, at(self.sparsity, self.until))

@@ -1,4 +1,4 @@
-"""A run under way: its models and data, where it is, and what its checkpoint holds."""
+"""State of a run: models, data, position and checkpoint."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Data = Mapping[Source, Task]
-"""The data sets of a run by what the stages call them: "task", a corpus, variants of the task's texts."""
+"""Data sets of a run by the names that stages use: "task", a corpus, variants of the task's texts."""
 
 
 def data_for(stage: Stage, data: Data) -> Task:
     """The data set that `stage` learns from.
 
     Raises:
-        SpecError: the run has none.
+        SpecError: the run has no such data set.
     """
     if stage.data not in data:
         sets = ", ".join(map(source_name, data)) or "none"
@@ -42,18 +42,18 @@ def data_for(stage: Stage, data: Data) -> Task:
 
 @dataclass
 class Run:
-    """A run under way.
+    """State of a run.
 
     Args:
-        stages: in order.
-        models: by name; stages change them and add to them.
-        data: the data sets that the stages learn from.
-        settings: how it is carried out.
+        stages: stages in order.
+        models: models by name; stages change them and add to them.
+        data: data sets that the stages learn from.
+        settings: seed, precision, device and checkpoints.
         accelerator: devices and processes.
-        identity: what makes it this run and no other.
-        checkpoint_path: None keeps no checkpoint.
-        position: where it is.
-        best: the best weights of the stage under way, where they are kept.
+        identity: identity of the run, compared on resume.
+        checkpoint_path: path of the checkpoint; None writes none.
+        position: progress of the run.
+        best: best weights of the current stage so far, if it tracks them.
     """
 
     stages: Sequence[Stage]
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """What has been logged, oldest first."""
+        """Log entries, oldest first."""
         if self.position.history is None:
             self.position.history = []
         return self.position.history
@@ -102,10 +102,10 @@ class Run:
             checkpoint.save(self.checkpoint_path, self.models, optimizer, self.position, self.identity, self.best)
 
     def resume(self) -> Checkpoint | None:
-        """Continue from the checkpoint, if there is one: rebuild the models' structure, then load their tensors.
+        """Continue from the checkpoint if it exists: rebuild the models' structure, then load their tensors.
 
         Returns:
-            The checkpoint, which still holds the state of the optimizer.
+            The checkpoint, for the optimizer's state.
 
         Raises:
             CheckpointError: it is damaged or belongs to another run.
@@ -125,7 +125,7 @@ class Run:
         return loaded
 
     def agree(self, value: T) -> T:
-        """The main process's value in all processes: others may differ in the last bit, and must not decide otherwise."""
+        """Broadcast the main process's value: others may differ in the last bit, and must not decide differently."""
         if self.accelerator.num_processes == 1:
             return value
         from accelerate.utils import broadcast_object_list

@@ -1,4 +1,4 @@
-"""Which samples come in which step: a function of (seed, stage, step) alone, so that any batch can be made again."""
+"""The samples of each step: a pure function of (seed, stage, step), so that any batch can be reproduced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitstill.data.shuffle import permutation
 from bitstill.data.task import Split
 
 POOL = 50
-"""Batches whose samples are sorted by length together: nearly no padding, and still a new mixture every epoch."""
+"""Number of batches sorted by length together: almost no padding, yet new batches every epoch."""
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -18,15 +18,15 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
 
 class Sampler:
-    """The batches of one stage, shuffled anew every epoch; the incomplete last one is dropped.
+    """Batches of one stage, reshuffled every epoch; the incomplete last one is dropped.
 
-    Where samples have lengths, batches are made of similar ones: each pool of 50 batches is sorted by length and cut, and the
-    batches come in random order.
+    Samples of similar length are batched together: each pool of 50 batches is sorted by length and cut, and the batches are
+    shuffled.
 
     Args:
-        split: where samples come from.
+        split: source of the samples.
         batch_size: samples per batch.
-        names: what the order depends on besides the epoch: seed, stage.
+        names: keys of the order besides the epoch: seed, stage.
     """
 
     def __init__(self, split: Split, batch_size: int, *names: object) -> None:

@@ -1,4 +1,4 @@
-"""How a run is carried out: seed, precision, device, checkpoints; and Accelerate's view of the hardware."""
+"""Settings of a run: seed, precision, device, checkpoints; and Accelerate's view of the hardware."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is carried out, as opposed to what it learns.
+    """Execution of a run, as opposed to what it learns.
 
     Args:
-        seed: of everything random.
-        precision: "float32", or "bf16" for autocast of what is trained; scales are computed in float32 either way.
+        seed: seed of all randomness.
+        precision: "float32", or "bf16" to train under autocast; scales are computed in float32 either way.
         teacher_precision: "auto" runs frozen teachers in bf16 where the hardware is fast at it.
-        accumulate: parts into which a batch is split to save memory. The gradient is the mean over the parts, which is that of
-            the whole batch unless the model mixes its samples (batch normalisation) or padding differs between parts.
+        accumulate: parts into which a batch is split to save memory. The gradient is the mean over the parts, equal to that of
+            the whole batch unless the model mixes samples (batch normalisation) or padding differs between parts.
         checkpoint_every: steps between checkpoints; None is once per epoch.
-        device: "auto" is an accelerator if there is one, else the CPU. CUDA_VISIBLE_DEVICES chooses among several.
-        trackers: what Accelerate logs to: "tensorboard", "wandb", "mlflow" and so on.
+        device: "auto" is an accelerator if available, else the CPU. CUDA_VISIBLE_DEVICES selects among several.
+        trackers: names of Accelerate's trackers: "tensorboard", "wandb", "mlflow" and so on.
         progress: show a progress bar.
     """
 
@@ -50,7 +50,7 @@ def accelerator(settings: Settings) -> Accelerator:
     """Accelerate's view of devices, processes and trackers.
 
     Raises:
-        SpecError: an unknown tracker, or the CPU in a process that has used an accelerator before.
+        SpecError: an unknown tracker, or device="cpu" in a process that has already used an accelerator.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, LoggerType, ProjectConfiguration
@@ -67,10 +67,10 @@ def accelerator(settings: Settings) -> Accelerator:
     )
     if settings.device == "cpu" and accelerator.device.type != "cpu":
         raise SpecError(
-            "device='cpu' from the first run of a process on",
-            given=f"a process that has used {accelerator.device}",
+            "device='cpu' from the first run of the process",
+            given=f"a process that has already used {accelerator.device}",
             where="Settings",
-            fix="Start a new process for it.",
+            fix="Start a new process.",
         )
     if accelerator.num_processes > 1:
         _leave_the_group_at_exit()
@@ -80,7 +80,7 @@ def accelerator(settings: Settings) -> Accelerator:
 
 
 def hardware_identity(settings: Settings) -> dict[str, Any]:
-    """What else decides the bytes of a run: device, number of processes, and whether teachers run in bf16 here."""
+    """The hardware's part of a run's identity: device, number of processes, and whether teachers run in bf16."""
     hardware = accelerator(replace(settings, trackers=()))
     bf16 = teachers_in_bf16(settings, hardware.device)
     return {"device": hardware.device.type, "processes": hardware.num_processes, "teacher_bf16": bf16}
@@ -95,5 +95,5 @@ def teachers_in_bf16(settings: Settings, device: torch.device) -> bool:
 
 @functools.cache
 def _leave_the_group_at_exit() -> None:
-    """A process that ends with its group still open may be aborted by threads of that group."""
+    """Close the process group at exit: its threads may abort a process that ends with the group still open."""
     atexit.register(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())

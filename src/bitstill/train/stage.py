@@ -1,7 +1,7 @@
-"""A stage, as data: who trains, on which terms, how long, and what is done to the models when it begins.
+"""A stage as data: trained models, loss terms, duration, and actions on the models at its beginning.
 
-A loss term is an edge between named models. No teacher: supervised. Two edges in opposite directions: mutual learning. The
-teacher's end is always detached.
+A loss term is an edge between named models. Without a teacher it is supervised; two edges in opposite directions are mutual
+learning. The teacher's end is always detached.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from bitstill.train.pruning import Pruning
 from bitstill.train.sampler import steps_per_epoch
 
 Source = Literal["task"] | Corpus | Variants
-"""What a stage learns from: the task, a corpus of plain text, or the task with variants of its texts."""
+"""Training data of a stage: the task, a corpus of plain text, or the task with variants of its texts."""
 
 
 def source_name(source: Source) -> str:
-    """How reports call what a stage learns from."""
+    """Name of a data source in reports."""
     return source if isinstance(source, str) else type(source).__name__.lower()
 
 
@@ -37,12 +37,12 @@ class Term:
     """One loss between two named models.
 
     Args:
-        loss: what is computed.
-        student: the model that receives the gradient.
-        teacher: the model it is compared with, or None for the labels.
+        loss: the loss function.
+        student: model that receives the gradient.
+        teacher: model to imitate, or None for the labels.
         weight: a number or a schedule.
-        through: a learned projection that the student's hidden states pass before they are compared, where its width is not
-            the teacher's.
+        through: learned projection applied to the student's hidden states before the comparison, for a student whose width
+            differs from the teacher's.
     """
 
     loss: Loss
@@ -63,14 +63,14 @@ class Term:
 
     @property
     def name(self) -> str:
-        """How curves and errors call it."""
+        """Name in curves and errors."""
         return f"{self.student}/{type(self.loss).__name__}" + (f"<-{self.teacher}" if self.teacher else "")
 
 
 class Action(Protocol):
-    """Something done to the models when a stage begins; a frozen dataclass.
+    """A change of the models at the beginning of a stage; a frozen dataclass.
 
-    A resumed run applies it again to rebuild the modules, and then loads their numbers from the checkpoint.
+    A resumed run applies it again to rebuild the modules, then loads their tensors from the checkpoint.
     """
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
@@ -79,7 +79,7 @@ class Action(Protocol):
 
 @runtime_checkable
 class Structural(Action, Protocol):
-    """An action that can rebuild the structure of its models without the numbers, and does less than `apply` for it."""
+    """An action that can rebuild the structure of its models without their values, at less cost than `apply`."""
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
         """Change the structure of `models` only."""
@@ -87,17 +87,17 @@ class Structural(Action, Protocol):
 
 @runtime_checkable
 class Deciding(Structural, Protocol):
-    """An action that looks at numbers to choose what it does; a checkpoint keeps the choice, and a resumed run repeats it."""
+    """An action with a data-dependent choice, which the checkpoint stores and a resumed run repeats."""
 
     def decide(self, models: dict[str, nn.Module], task: Task, seed: int) -> Any:
-        """Choose, as plain values."""
+        """Make the choice, and return it as plain values."""
 
     def repeat(self, models: dict[str, nn.Module], decision: Any) -> None:
-        """Do what was decided."""
+        """Apply an earlier decision."""
 
 
 def replay(action: Action, models: dict[str, nn.Module], task: Task) -> None:
-    """Put the modules in place that `action` leaves, whatever numbers they hold."""
+    """Rebuild the modules that `action` produces, whatever values they hold."""
     if isinstance(action, Structural):
         action.replay(models, task)
     else:
@@ -110,25 +110,24 @@ class Stage:
 
     Args:
         name: unique in its recipe.
-        train: names of the models that learn.
-        terms: losses that are added up.
-        data: what it learns from: "task", a corpus of plain text, or variants of the task's texts.
+        train: names of the trained models.
+        terms: loss terms, which are summed.
+        data: training data: "task", a corpus of plain text, or variants of the task's texts.
         epochs: duration; a fraction is allowed. Or:
-        steps: duration in optimizer steps; exactly one of the two, unless both are None: then nothing is trained and only
-            `begin` happens.
+        steps: duration in optimizer steps. Exactly one of the two is given, unless both are None: then nothing is trained and
+            only `begin` is applied.
         batch_size: samples per step, over all processes and accumulated parts.
-        optimizer: a fresh one is built for each stage.
+        optimizer: optimizer settings; each stage builds its own.
         parameters: "all" parameters of the trained models, "weights" without the quantizers' learned tensors, or "learned",
-            those alone.
+            only those.
         clip_norm: clip the gradient to this global L2 norm; None does not.
-        augment: whether the task's augmentation is applied.
-        validations: how often the first trained model is judged by its delivered form on the validation split, evenly over the
-            stage; None is once per epoch, at most 20 times.
-        keep: "best" ends the stage with the weights that were judged best, "last" with those of the last step. Where an earlier
-            stage has trained the model, the weights that this one begins with are judged too, unless it begins by compressing
-            them.
-        pruning: how masks move; None leaves them as they are.
-        begin: actions, in order.
+        augment: apply the task's augmentation.
+        validations: number of evaluations of the first trained model, in its delivered form on the validation split, evenly
+            over the stage; None is once per epoch, at most 20.
+        keep: "best" ends the stage with the best weights by validation, "last" with those of the last step. Where an earlier
+            stage has trained the model, the initial weights of this one compete too, unless it begins by compressing them.
+        pruning: schedule of the masks; None leaves them fixed.
+        begin: actions at the beginning, in order.
     """
 
     name: str
@@ -178,7 +177,7 @@ class Stage:
             raise self._error("a trained model as every term's student", repr(name), suggest(name, self.train))
 
     def total_steps(self, samples: int) -> int:
-        """Optimizer steps on a split of `samples`; the incomplete last batch of an epoch is dropped."""
+        """Number of optimizer steps on a split of `samples`; the incomplete last batch of an epoch is dropped."""
         if self.steps is not None:
             return self.steps
         if self.epochs is None:
@@ -186,14 +185,14 @@ class Stage:
         return max(1, round(self.epochs * steps_per_epoch(samples, self.batch_size)))
 
     def validate_every(self, samples: int) -> int:
-        """Steps between two judgements of the delivered form."""
+        """Steps between two evaluations of the delivered form."""
         total = self.total_steps(samples)
         if self.validations is not None:
             return max(1, total // self.validations)
         return max(min(steps_per_epoch(samples, self.batch_size), total), total // 20, 1)
 
     def check_models(self, models: Mapping[str, nn.Module]) -> None:
-        """Raise `SpecError` if the stage names a model that there is not."""
+        """Raise `SpecError` if the stage names an unknown model."""
         named = {*self.train, *(name for t in self.terms for name in (t.student, t.teacher, t.through) if name)}
         for name in sorted(named):
             if name not in models:

@@ -1,7 +1,7 @@
-"""One training step as one module: run each model once, compute every term.
+"""A training step as one module: run each model once, compute every term.
 
-Everything that trains is inside this module, so that several processes wrap one thing (DistributedDataParallel sees one
-forward per step, also when two models share parameters). Frozen teachers run outside, in inference mode.
+All trained models are submodules of it, so that DistributedDataParallel wraps one module and sees one forward pass per step,
+even when two models share parameters. Frozen teachers run outside, without gradient.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from bitstill.train.stage import Stage
 
 
 class TrainingStep(nn.Module):
-    """The trained models of a stage and its loss terms.
+    """Trained models and loss terms of a stage.
 
     Args:
-        stage: names models and terms.
-        models: all models; only those that `stage.train` names become submodules.
-        task: runs a model on a batch.
+        stage: stage that names models and terms.
+        models: all models; only those in `stage.train` become submodules.
+        task: task that runs a model on a batch.
     """
 
     def __init__(self, stage: Stage, models: Mapping[str, nn.Module], task: Task) -> None:
@@ -36,13 +36,13 @@ class TrainingStep(nn.Module):
     def forward(
         self, batch: Batch, targets: Mapping[str, Output], progress: float, probe: bool
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """The weighted sum of all terms.
+        """Compute the weighted sum of all terms.
 
         Args:
-            batch: what the trained models see.
+            batch: inputs of the trained models, and labels.
             targets: outputs of the frozen teachers.
-            progress: fraction of the stage that is done.
-            probe: also compute how large each term's gradient at its student's outputs is.
+            progress: fraction of the stage done so far.
+            probe: also compute the norm of each term's gradient at its student's outputs.
 
         Returns:
             The sum, each term's own (detached) value, and with `probe` each term's gradient norm.
@@ -91,7 +91,7 @@ def run(model: nn.Module, task: Task, batch: Batch, names: tuple[str, ...]) -> O
 
 
 def taps(stage: Stage, model: str) -> tuple[str, ...]:
-    """The modules of `model` that the stage's terms look at."""
+    """Names of the modules of `model` whose outputs the stage's terms need."""
     names: dict[str, None] = {}
     for term in stage.terms:
         students, teachers = term.loss.taps()
@@ -100,10 +100,10 @@ def taps(stage: Stage, model: str) -> tuple[str, ...]:
 
 
 def check_gradients(norms: Mapping[str, float], stage: Stage) -> None:
-    """Refuse a term whose gradient at its student's outputs has been exactly zero so far.
+    """Check that every term has had a gradient at its student's outputs.
 
     Raises:
-        TrainingError: naming the term.
+        TrainingError: a term's gradient was exactly zero; names the term.
     """
     for name, norm in norms.items():
         if norm == 0.0:

@@ -1,7 +1,7 @@
-"""Stopping on request: after Ctrl-C or SIGTERM the step under way is finished and a checkpoint written.
+"""Graceful stop: after Ctrl-C or SIGTERM, the current step is finished and a checkpoint is written.
 
-A step that is cut in the middle leaves some weights updated and others not; a checkpoint of that would continue to other bytes.
-So the signal is noted, and looked at between steps. A second Ctrl-C stops at once, at the last checkpoint.
+An interrupted step would leave some weights updated and others not, and a run resumed from it would give other bytes. So the
+signal is recorded and acted on between steps. A second Ctrl-C stops at once; the last checkpoint remains.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by which signal."""
+    """Pending request to stop, and its signal."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """Note the first request; a second one interrupts at once."""
+        """Record the first signal; a second one interrupts at once."""
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
     def obey(self) -> None:
-        """Stop, if that was asked for.
+        """Stop if a signal has arrived.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C.
-            SystemExit: after SIGTERM, with the status that a shell gives: 143.
+            SystemExit: after SIGTERM, with the shell's exit status for it, 143.
         """
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
@@ -42,7 +42,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within the block, signals that would end the process are noted; outside the main thread they cannot be."""
+    """Inside the block, SIGINT and SIGTERM are recorded; has no effect outside the main thread."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -1,7 +1,7 @@
-"""Batch normalisation over the batch of all processes, so that two processes at equal global batch train as one does.
+"""Batch normalisation over the global batch, so that two processes train as one does at the same batch size.
 
-torch's own SyncBatchNorm needs a GPU. This one works wherever `torch.distributed` does: the sums that make mean and variance
-are all-reduced, with their gradient.
+torch's own SyncBatchNorm needs a GPU. This one works wherever `torch.distributed` does: the sums behind mean and variance are
+all-reduced, and so are their gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bitstill.model.swap import swap
 
 
 class _SumOverProcesses(Function):
-    """All-reduce in both directions: every process's loss depends on every process's sums."""
+    """All-reduce in both passes: every process's loss depends on every process's sums."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ _SYNCED: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm1d: _Synced1d, nn
 
 @contextlib.contextmanager
 def synced_norms(model: nn.Module) -> Iterator[None]:
-    """Within the block, the batch norms of `model` share their statistics with all processes."""
+    """Inside the block, the batch norms of `model` share their statistics among all processes."""
     originals = [module for module in model.modules() if type(module) in _SYNCED]
     synced = {module: change_class(module, _SYNCED[type(module)]) for module in originals}
     swap(model, synced)
@@ -57,7 +57,7 @@ def synced_norms(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for old, new in synced.items():
-            # What wraps a model for several processes may have put new buffers in place of the old ones.
+            # The wrapper for several processes may have replaced the buffers.
             old._buffers.update(new._buffers)
         swap(model, {new: old for old, new in synced.items()})
 

@@ -1,8 +1,7 @@
-"""What frozen teachers say about a batch: without gradient, in bf16 where that is fast, and only once where it can be kept.
+"""Outputs of frozen teachers: without gradient, in bf16 where that is fast, and cached where inputs repeat.
 
-Without augmentation a teacher sees the same picture every epoch, so in a stage of more than one its logits are computed once,
-for all training samples in fixed batches, and looked up by sample index from then on. They are recomputed, not saved, when a
-run resumes.
+Without augmentation a teacher sees the same inputs every epoch, so in a stage of several epochs its logits are computed once,
+for all training samples in fixed batches, and then looked up by sample index. A resumed run recomputes them.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ CACHE_BATCH = 256
 
 
 class Teachers:
-    """The frozen models that a stage's terms look at.
+    """Frozen teachers of a stage's terms.
 
     Args:
-        stage: whose terms name them.
+        stage: stage whose terms name them.
         models: all models.
-        task: runs a model on a batch.
-        device: where batches are.
-        bf16: run them under bf16 autocast.
+        task: task that runs a model on a batch.
+        device: device of the batches.
+        bf16: run the teachers under bf16 autocast.
     """
 
     def __init__(self, stage: Stage, models: Mapping[str, nn.Module], task: Task, device: torch.device, bf16: bool) -> None:
@@ -37,12 +36,12 @@ class Teachers:
         self.stage, self.task, self.device, self.bf16 = stage, task, device, bf16
         augmented = stage.augment and task.augment is not None
         samples = len(task.train)
-        again = stage.total_steps(samples) * stage.batch_size > samples  # else what is kept would hardly be looked at
-        self.cached = {name for name in self.models if again and not augmented and not taps(stage, name)}
+        several_epochs = stage.total_steps(samples) * stage.batch_size > samples  # else the cache would hardly be used
+        self.cached = {name for name in self.models if several_epochs and not augmented and not taps(stage, name)}
         self._logits: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch) -> dict[str, Output]:
-        """Each teacher's output for `batch`, without gradient, float32."""
+        """Output of each teacher for `batch`, float32 and without gradient."""
         return {name: self._output(name, batch) for name in self.models}
 
     def _output(self, name: str, batch: Batch) -> Output:
@@ -50,7 +49,7 @@ class Teachers:
             if name not in self._logits:
                 self._logits[name] = self._whole_split(name)
             return Output(self._logits[name][batch["index"].cpu()].to(self.device))
-        # Not inference mode, whose tensors would have to be copied before they can take part in a backward pass.
+        # Not inference mode: its tensors would have to be copied before they can take part in a backward pass.
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = run(self.models[name], self.task, batch, taps(self.stage, name))
         features = {name: value.float() for name, value in output.features.items()}
