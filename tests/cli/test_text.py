@@ -417,7 +417,8 @@ def test_one_command_runs_the_whole_chain_from_a_corpus_on(cli, bert, corpus, da
     assert (general["corpus"]["source"], general["corpus"]["length"]) == (str(corpus), 16)
     assert (tmp_path / "out-ternary-II" / "model.safetensors").exists()
     refused(
-        cli(*chain, "--set", "layers=null", "--student", bert, "--out", tmp_path / "other"), "a student made of the teacher"
+        cli(*chain, "--set", "layers=null", "--student", bert, "--out", tmp_path / "other"),
+        "no student, since one is built from the teacher",
     )
     unlike = ("compress", "--recipe", "post-training", "--task", "digits", "--model", "digits-student", "--corpus", corpus)
     refused(cli(*unlike, "--out", tmp_path / "other"), "a known setting, got 'general'")

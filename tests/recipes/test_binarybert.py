@@ -115,7 +115,7 @@ def test_each_stretch_alone(options, names):
 def test_without_a_ternary_stretch_weights_are_split_as_soon_as_they_are_ternary():
     found = stages(BinaryBERT(ternary_epochs=0))
     assert found[2].begin == (Copy("student", "small"), Compress("student", rules(TERNARY)), SplitTernary("student"))
-    with pytest.raises(SpecError, match="something to do with the student"):
+    with pytest.raises(SpecError, match="a stage that trains the student"):
         stages(BinaryBERT(bits="ternary", ternary_epochs=0, width=1.0))
 
 
@@ -275,7 +275,7 @@ def test_settings_that_mean_nothing(options, message):
     [
         ({"float_epochs": 0}, "a small float student whose scores can teach"),
         ({"hidden_weight": 0.0}, "something to imitate in Stage I"),
-        ({"width": 1.0, "bits": None}, "something to do with the student"),
+        ({"width": 1.0, "bits": None}, "a stage that trains the student"),
         ({"layers": 9}, "1 to 4 layers"),
     ],
 )

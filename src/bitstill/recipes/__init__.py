@@ -1,4 +1,4 @@
-"""Published systems as lists of stages: each a frozen dataclass of settings and one method that turns them into stages."""
+"""Published systems as lists of stages: each is a frozen dataclass of settings with one method that returns the stages."""
 
 from bitstill._lazy import attach
 

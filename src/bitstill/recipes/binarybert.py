@@ -1,9 +1,9 @@
-"""BinaryBERT (Bai et al. 2021; ACL, arXiv 2012.15701): to a binary transformer by way of a ternary one of half the width.
+"""BinaryBERT (Bai et al. 2021; ACL, arXiv 2012.15701): a binary transformer by way of a ternary one of half the width.
 
-Each model on the way learns in two stages: first hidden states and attention scores (Stage I), then logits (Stage II). The
-small float student is made of the teacher; its ternary form learns from it; ternary weight splitting turns that, without
-changing what it computes, into a binary model of twice the weights, which goes on learning. Where the published code differs
-from good practice, the default here is good practice and the published way is an option.
+Each model on the way is trained in two stages: first on hidden states and attention scores (Stage I), then on logits (Stage
+II). The small float student is cut from the teacher; its ternary form learns from it; ternary weight splitting turns that,
+without changing its outputs, into a binary model of twice the weights, which is trained further. Where the published code
+differs from good practice, the default here is good practice and the published way is an option.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from bitstill.recipes.transformer_stages import (
     encoder_rules,
     feature_terms,
     in_parts,
-    kept_layers,
     logit_terms,
     set_dropout,
+    source_layers_of,
     start_chain,
 )
 from bitstill.schedules import WarmupLinear
@@ -52,55 +52,59 @@ class BinaryBERT:
     """Settings of BinaryBERT.
 
     Args:
-        bits: where the chain ends: 1, or "ternary" for the model before splitting; None stops at the small float student.
-        split: make the binary model of the ternary one by splitting (paper); otherwise binarize the float student, in one step
-            and with one plane, which is the paper's baseline.
-        budget: megabytes (10^6 bytes) that codes and scales of the binary model may take: only the matrices that gain most for
-            their bytes are split, the others keep one plane (adaptive splitting); None splits all.
+        bits: last model of the chain: 1, or "ternary" for the model before splitting; None stops at the small float student.
+        split: build the binary model by splitting the ternary one (paper); otherwise binarize the float student directly, with
+            one plane, which is the paper's baseline.
+        budget: most megabytes (10^6 bytes) for codes and scales of the binary model: only the matrices that gain most per byte
+            are split, the others keep one plane (adaptive splitting); None splits all.
         granularity: which weights of a matrix share a scale (paper: `PerTensor()`).
         scale_dtype: precision of scales on disk and in training (paper: "float32").
-        ternary_iterations: 0 places the ternary threshold by its formula (TWN, paper); 10 fits levels and scale to the weights,
-            as the variant in the paper's code does that it calls loss-aware.
-        loss_aware: these iterations weigh each weight by the root of Adam's second moment (Hou and Kwok 2018), which the paper
-            describes and its code leaves out.
+        ternary_iterations: 0 sets the ternary threshold by its formula (TWN, paper); 10 fits threshold and scale to the weights
+            iteratively, as does the variant that the paper's code calls loss-aware.
+        loss_aware: weight each term of that fit by the root of Adam's second moment (Hou and Kwok 2018), as the paper describes
+            and its code omits.
         input: input quantization of the layers whose weights are quantized; None keeps inputs in float (paper:
             `QuantizeInput(per="tensor", range="clip")`).
-        wide_input: of the second matrix of each feed-forward part, whose inputs are mostly positive; None is `input` (paper:
-            not symmetric).
+        wide_input: input quantization of the second matrix of each feed-forward block, whose inputs are mostly positive; None
+            is `input` (paper: not symmetric).
         learned_lr: peak learning rate of learned clips and steps (paper: 1e-4).
         attention: quantization of the operands of the attention products; None keeps them in float (paper: per tensor, with
             learned clips at 8 bits and learned steps at 4).
         embeddings: quantize the word embeddings too, one scale per row; they are split like the others.
-        pooler: and the pooler, or whatever is between the blocks and the classifier, which stays in float (paper: True).
-        width: fraction of the heads and feed-forward neurons that the student keeps; hidden states stay as wide (paper: 0.5). A
-            given student is narrowed too, unless it has other heads than the teacher already.
-        importance: which heads and neurons those are: "gradient", what the loss on the labels would miss most (paper:
-            DynaBERT's way), or "magnitude", the largest weights; always so for a given student, whose classifier may be new.
-        layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all (paper).
+        pooler: quantize the pooler too, or whatever lies between the blocks and the classifier, which stays in float (paper:
+            True).
+        width: fraction of the heads and feed-forward neurons that the student keeps; the hidden size is unchanged (paper: 0.5).
+            A given student is narrowed too, unless its number of heads already differs from the teacher's.
+        importance: criterion for these heads and neurons: "gradient", the effect of removal on the loss on the labels (paper,
+            as in DynaBERT), or "magnitude" of their weights; always the latter for a given student.
+        layers: the teacher's layers that the student keeps: a number, or a list of indices from 0; None keeps all (paper).
         choice: which ones, where `layers` is a number: "skip" (every other one), "top" or "bottom".
         layer_map: "last" matches the student's last layer with the teacher's last, "paper" with the one it was copied from.
-        hidden_weight: of the squared error of hidden states, mean over real positions and width, summed over layers (paper: 1).
-        attention_weight: of the squared error of attention scores before the softmax, mean over heads and pairs of real
-            positions, summed over layers (paper: 1, padding included). Where the student has fewer heads than the teacher,
-            its scores cannot be compared: the quantized models then learn from the small float student (paper).
-        relation_heads: compare relations within queries, keys and values, cut into that many heads, instead of attention scores
-            (MiniLMv2); heads may then differ, and all models learn from the teacher itself. None compares scores (paper).
-        logit_weight: of the soft cross-entropy with the teacher (or the objective's loss of that family) in Stage II (1).
-        joint: both stages at once, in the time of the two and at the rate of Stage II (paper: no).
-        reduction: of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does not.
-        float_epochs, ternary_epochs, binary_epochs: of each model on the way, shared equally by Stage I and Stage II; the small
-            float student is trained only where it is smaller than the teacher, or given.
+        hidden_weight: weight of the squared error of hidden states, mean over unpadded positions and hidden size, summed over
+            layers (paper: 1).
+        attention_weight: weight of the squared error of attention scores before the softmax, mean over heads and pairs of
+            unpadded positions, summed over layers (paper: 1, padding included). If the student has fewer heads than the
+            teacher, their scores cannot be compared: the quantized models then learn from the small float student (paper).
+        relation_heads: compare relations within queries, keys and values, regrouped into this many heads, instead of attention
+            scores (MiniLMv2); numbers of heads may then differ, and all models learn from the teacher itself. None compares
+            scores (paper).
+        logit_weight: weight of the soft cross-entropy with the teacher, or the objective's loss of that family, in Stage II
+            (paper: 1).
+        joint: merge both stages into one, with their total duration and the learning rate of Stage II (paper: no).
+        reduction: reduction of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does
+            not.
+        float_epochs, ternary_epochs, binary_epochs: epochs of each model on the way, shared equally by Stage I and Stage II;
+            the small float student is trained only if it is smaller than the teacher, or given.
         steps: duration of each stage in optimizer steps instead of epochs.
         float_lr, ternary_lr, binary_lr: peak learning rates of Stage II (paper: 1e-5 ternary, 5e-5 binary).
-        feature_lr_scale: that of Stage I, as a multiple (paper: 2.5).
+        feature_lr_scale: learning rate of Stage I, as a multiple of that of Stage II (paper: 2.5).
         batch_size, weight_decay, warmup, clip_norm: AdamW, linear warm-up over that fraction of a stage, then linear decay.
-        dropout: of the student while it learns; None keeps the teacher's.
-        validations: how often each stage's delivered form is judged; the next stage starts from the latent weights of the best,
-            which may be those that the stage itself started from.
+        dropout: dropout of the student in training; None keeps the teacher's.
+        validations: evaluations of the delivered form per stage; the next stage starts from the best latent weights, which may
+            be the stage's initial ones.
         augment: use the task's augmentation, if it has one.
-        variants: let the student learn from variants of the task's texts as well, made before the run (Jiao et al. 2020); None
-            leaves them out.
-        general: let the student learn from a corpus of plain text first (Jiao et al. 2020; paper); None leaves that out.
+        variants: also train on variants of the task's texts, generated before the run (Jiao et al. 2020); None omits them.
+        general: general distillation of the student on a corpus of plain text first (Jiao et al. 2020; paper); None omits it.
         teacher_epochs, teacher_lr: fine-tuning of a teacher whose classifier is new.
     """
 
@@ -154,7 +158,7 @@ class BinaryBERT:
             fix = "Other numbers of bits are XTC's, or those of QuantizedDistillation."
             raise SpecError("bits of 1, 'ternary' or None", given=repr(self.bits), where="BinaryBERT", fix=fix)
         if self.budget is not None and (self.bits != 1 or not self.split):
-            given, fix = f"bits={self.bits}, split={self.split}", "A budget says how much may be split."
+            given, fix = f"bits={self.bits}, split={self.split}", "A budget limits splitting."
             raise SpecError("bits=1 and split=True with a budget", given=given, where="BinaryBERT budget", fix=fix)
         if not self.logit_weight or not (self.hidden_weight or self.attention_weight):
             given = f"hidden {self.hidden_weight}, attention {self.attention_weight}, logits {self.logit_weight}"
@@ -163,23 +167,23 @@ class BinaryBERT:
 
     @property
     def needs_teacher(self) -> bool:
-        """The student is made of it, and imitates it."""
+        """Always: the student is cut from the teacher, and imitates it."""
         return True
 
     @property
     def makes_student(self) -> bool:
-        """Part of the teacher, unless a student is given."""
+        """Always: part of the teacher, unless a student is given."""
         return True
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:
-        """[general distillation ->] [teacher ->] [small float student ->] [ternary ->] binary, these in two stages each.
+        """[general distillation ->] [teacher ->] [small float student ->] [ternary ->] binary; the last three have two stages.
 
-        A given student whose weights are ternary and latent, as a chain with bits="ternary" leaves it in `Result.models`,
-        continues from there; its teacher is the float student that it came from ("small" there), or one with as many heads.
+        A given student with latent ternary weights, such as `Result.models` of a run with bits="ternary" holds, continues from
+        there; its teacher is the float student that it came from ("small" there), or one with as many heads.
         """
         start = self._start(context)
         tuning = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr)
-        chain = start_chain(context, start.kept, start.depth, general=self.general, tuning=tuning)
+        chain = start_chain(context, start.source_layers, start.depth, general=self.general, tuning=tuning)
         terms = self._small_float_student(chain, start, context.objective)
         if self.bits == "ternary" or (self.bits == 1 and self.split):
             self._ternary_student(chain, start, terms)
@@ -191,52 +195,52 @@ class BinaryBERT:
         return chain.stages("BinaryBERT", nothing, "Set bits, or a width or layers to make the student smaller in float.")
 
     def _start(self, context: RunContext) -> _Start:
-        """What the chain starts from.
+        """Starting point of the chain.
 
         Raises:
-            SpecError: a given student is ternary already and is not to be split.
+            SpecError: a given student is already ternary, and split is False.
         """
         models = context.models
-        depth, kept = kept_layers(self.layers, self.choice, models, "BinaryBERT")
+        depth, source_layers = source_layers_of(self.layers, self.choice, models, "BinaryBERT")
         given = "student" in models
         ternary = given and bool(splittable_layers(models["student"]))
         if ternary and self.bits == 1 and not self.split:
             fix = "Split it: split=True; or give a float student."
             raise SpecError("a float student with split=False", given="a ternary one", where="BinaryBERT", fix=fix)
         narrow = given and _heads(models["student"]) != _heads(models["teacher"])
-        return _Start(models, depth, kept, given or self.general is not None, ternary, narrow)
+        return _Start(models, depth, source_layers, given or self.general is not None, ternary, narrow)
 
     def _small_float_student(self, chain: StageChain, start: _Start, objective: Objective) -> _Parts:
-        """Narrow the student and train it in float, if it is smaller than its teacher.
+        """Narrow the student, and train it in float if it is smaller than its teacher.
 
         Returns:
-            The terms by which its quantized forms learn: from the teacher, or from itself where only its own scores compare.
+            Terms for its quantized forms: imitation of the teacher, or of the float student where only its scores compare.
 
         Raises:
-            SpecError: its scores are to teach, and it is not trained.
+            SpecError: its scores are targets, but it is not trained.
         """
-        teacher, matched = "teacher", (start.kept, start.depth)
+        teacher, matched = "teacher", (start.source_layers, start.depth)
         if self.width < 1 and not start.narrow and not start.ternary:
             importance: Importance = "magnitude" if start.trained else self.importance
             chain.act(ReduceWidth("student", 1.0 - self.width, importance=importance))
         chain.act(*set_dropout(self.dropout))
         other_heads = start.narrow or self.width < 1
         own_scores = bool(self.attention_weight) and self.relation_heads is None and not start.ternary and other_heads
-        smaller = start.trained or self.width < 1 or len(start.kept) < start.depth
+        smaller = start.trained or self.width < 1 or len(start.source_layers) < start.depth
         if not start.ternary and smaller and self.float_epochs:
             terms = self._terms(*matched, teacher, objective, attention=not own_scores)
             chain.train(*self._run("float", terms, self.float_epochs, self.float_lr))
         elif own_scores:
-            fix = "Train it: float_epochs above 0; or leave the scores out: attention_weight=0."
+            fix = "Train it: float_epochs above 0; or omit the scores: attention_weight=0."
             untrained = "one with other heads, untrained"
             raise SpecError("a small float student whose scores can teach", given=untrained, where="BinaryBERT", fix=fix)
         if own_scores and self.bits is not None:
             chain.act(Copy("student", "small"))
-            teacher, matched = "small", (tuple(range(len(start.kept))), len(start.kept))
+            teacher, matched = "small", (tuple(range(len(start.source_layers))), len(start.source_layers))
         return self._terms(*matched, teacher, objective, attention=True)
 
     def _ternary_student(self, chain: StageChain, start: _Start, terms: _Parts) -> None:
-        """Train the ternary form, and split it into two binary planes."""
+        """Train the ternary form, then split it into two binary planes."""
         if not start.ternary:
             chain.act(*self._compress("ternary", start.models))
         if self.ternary_epochs:
@@ -249,14 +253,17 @@ class BinaryBERT:
             return SplitTernary("student")
         return SplitWithin("student", round(1e6 * self.budget), terms, batch_size=self.batch_size)
 
-    def _terms(self, kept: tuple[int, ...], depth: int, teacher: str, objective: Objective, *, attention: bool) -> _Parts:
-        """The terms of each stage, by the stage's name."""
+    def _terms(
+        self, source_layers: tuple[int, ...], depth: int, teacher: str, objective: Objective, *, attention: bool
+    ) -> _Parts:
+        """Terms by name of the stage."""
         weight = self.attention_weight if attention else 0.0
-        features = feature_terms(kept, depth, self.layer_map, self.hidden_weight, weight, teacher, self.relation_heads)
+        features = feature_terms(source_layers, depth, self.layer_map, self.hidden_weight, weight, teacher, self.relation_heads)
         logits = logit_terms(self.logit_weight, objective, self.reduction, teacher)
         if not features:
             fix = "Set hidden_weight above 0."
-            raise SpecError("something to imitate in Stage I", given="scores of other heads", where="BinaryBERT", fix=fix)
+            given = "attention scores of a different number of heads"
+            raise SpecError("something to imitate in Stage I", given=given, where="BinaryBERT", fix=fix)
         return {"": (*features, *logits)} if self.joint else {"I": features, "II": logits}
 
     def _run(self, name: str, parts: _Parts, epochs: float, lr: float) -> list[Stage]:
@@ -308,20 +315,20 @@ class BinaryBERT:
 
 @dataclass(frozen=True)
 class _Start:
-    """What the chain starts from.
+    """Starting point of the chain.
 
     Args:
-        models: by role.
-        depth: layers of the teacher.
-        kept: which of them the student's are made of, or matched to.
-        trained: the student has weights of its own, given or from general distillation.
-        ternary: it is ternary already.
-        narrow: it has other heads than the teacher.
+        models: models by role.
+        depth: number of the teacher's layers.
+        source_layers: for each layer of the student, the teacher's layer that it is copied from or matched with.
+        trained: the student has its own weights, given or from general distillation.
+        ternary: the student is already ternary.
+        narrow: its number of heads differs from the teacher's.
     """
 
     models: Models
     depth: int
-    kept: tuple[int, ...]
+    source_layers: tuple[int, ...]
     trained: bool
     ternary: bool
     narrow: bool
@@ -329,6 +336,6 @@ class _Start:
 
 def _heads(model: nn.Module) -> set[int]:
     """How many heads attention layers have, where they can be told apart; for others the config's number."""
-    found = {each.heads for each in attention_layers(model)}
+    numbers = {each.heads for each in attention_layers(model)}
     declared = getattr(getattr(model, "config", None), "num_attention_heads", None)
-    return found or ({declared} if isinstance(declared, int) else set())
+    return numbers or ({declared} if isinstance(declared, int) else set())

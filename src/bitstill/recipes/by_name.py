@@ -1,4 +1,4 @@
-"""Recipes by name: a recipe is called as the module it lives in, with dashes. Their options are read from the recipes."""
+"""Recipes by name, which is that of their module with dashes; options are read from the recipe classes."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def recipe_class(name: str) -> type[Recipe]:
     """The class of a recipe.
 
     Args:
-        name: of one of bitstill's, or `package.module:Name` for another.
+        name: name of a built-in recipe, or `package.module:Name` for another.
 
     Raises:
-        SpecError: unknown name, or what is imported is no recipe.
+        SpecError: unknown name, or the imported object is no recipe.
     """
     if is_import_path(name):
         return import_class(name, (Recipe,), "recipe")
     if name not in RECIPES:
-        fix = f"{suggest(name, RECIPES)} One of your own: package.module:Name."
+        fix = f"{suggest(name, RECIPES)} Your own: package.module:Name."
         raise SpecError("a known recipe", given=repr(name), where="recipe", fix=fix)
     return RECIPES[name]
 
 
 def recipe_name(recipe: Recipe) -> str:
-    """The name by which `recipe_class` finds its class again."""
+    """Name under which `recipe_class` finds the recipe's class."""
     return next((name for name, cls in RECIPES.items() if type(recipe) is cls), import_path_of(type(recipe)))
 
 
@@ -75,13 +75,13 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _summary(cls: type[Any]) -> str:
-    """The first paragraph of the docstring: the module's for bitstill's recipes, which have one each, else the class's."""
+    """First paragraph of the docstring: the module's for built-in recipes, which have one module each, else the class's."""
     documented = inspect.getmodule(cls) if cls in RECIPES.values() else cls
     return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
 
 
 def _meanings(cls: type[Any]) -> dict[str, str]:
-    """The lines of the class docstring's Args section, by option; one line may explain several."""
+    """Entries of the class docstring's Args section by option; one entry may explain several."""
     text = (inspect.getdoc(cls) or "").partition("Args:")[2]
     entries = re.findall(r"^ {2,4}([a-z_, ]+): (.*(?:\n {6,}.*)*)", text, re.MULTILINE)
     return {name.strip(): " ".join(meaning.split()) for names, meaning in entries for name in names.split(",")}

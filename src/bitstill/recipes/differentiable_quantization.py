@@ -1,7 +1,7 @@
-"""Differentiable quantization (Polino, Pascanu, Alistarh 2018, section 4): the weights stay, the quantization points learn.
+"""Differentiable quantization (Polino, Pascanu, Alistarh 2018, section 4): quantization points learn, weights stay fixed.
 
-It starts from a distilled float student. Points begin at quantiles of the scaled weights, may be shared out among the layers
-by gradient norm, and are trained under the un-quantized student itself (as in the published code) or under the teacher.
+The start is a distilled float student. Points begin at quantiles of the scaled weights, may be redistributed among the layers
+by gradient norm, and are trained to imitate the unquantized student itself (as in the published code) or the teacher.
 """
 
 from __future__ import annotations
@@ -34,21 +34,22 @@ class DifferentiableQuantization:
         skip: layers left in float: "roles" the stem and the classifier, "none" (paper, small students), or "paper", its code's
             literal first and last tensor.
         init: where points start, "quantiles" (paper) or "uniform".
-        share_points: share the points out among layers by gradient norm (paper: yes; at 2 bits some get too few).
-        teacher: "self", the un-quantized student (paper's code), or "teacher".
-        alternate: also train the weights, in turns of one epoch each, ending on the weights (paper's mixed mode).
+        share_points: redistribute points among layers by gradient norm (paper: yes; at 2 bits some layers get too few).
+        teacher: "self", the unquantized student (paper's code), or "teacher".
+        alternate: also train the weights, alternating one epoch each and ending on the weights (paper's mixed mode).
         temperature, kd_weight: T and lam of lam T^2 KL + (1 - lam) CE (paper's code: 2 and 0.7).
-        reduction: of the KL over the batch: "batchmean", or "mean" (paper's code: also divides by the number of classes).
-        epochs: for the points (paper: 10 at 4 bits, 20 at 2 bits), over all turns when alternating.
-        steps: duration for the points in optimizer steps instead of epochs; not when alternating.
+        reduction: reduction of the KL over the batch: "batchmean", or "mean" (paper's code: also divides by the number of
+            classes).
+        epochs: epochs of the points (paper: 10 at 4 bits, 20 at 2 bits), in total when alternating.
+        steps: duration of the points' training in optimizer steps instead of epochs; not when alternating.
         augment: use the task's augmentation.
         batch_size: samples per step.
-        point_lr: Adam's step for the points, at the start of a cosine schedule. Larger steps overshoot: points move and weights
-            change over to other points. Adam, since a point's gradient is a sum over all its weights: under plain SGD a rate
-            that suits a small layer makes a large one diverge (paper: SGD, 1e-6 to 1e-4).
-        float_epochs: distil the float student for so long first; 0 for a student that is trained already.
-        lr, weight_decay: for float distillation and for the weights when alternating.
-        teacher_epochs, teacher_lr: for a teacher that has to be trained first.
+        point_lr: initial learning rate of the points, under a cosine schedule. Higher rates overshoot: as points move, weights
+            switch to other points. The optimizer is Adam, since a point's gradient is a sum over all its weights: with plain
+            SGD, a rate that suits a small layer makes a large one diverge (paper: SGD, 1e-6 to 1e-4).
+        float_epochs: epochs of distillation in float before that; 0 for a student that is already trained.
+        lr, weight_decay: of float distillation, and of the weights when alternating.
+        teacher_epochs, teacher_lr: of a teacher that must be trained first.
     """
 
     bits: Annotated[int, Range(least=1, most=8)] = 4
@@ -85,16 +86,16 @@ class DifferentiableQuantization:
 
     @property
     def needs_teacher(self) -> bool:
-        """A teacher takes part in float distillation, and in the points' loss if chosen."""
+        """If there is float distillation, or the points imitate the teacher."""
         return self.float_epochs > 0 or self.teacher == "teacher"
 
     @property
     def makes_student(self) -> bool:
-        """The student is given."""
+        """Never: the student is given."""
         return False
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:
-        """[teacher ->] [float student ->] points, or points and weights in turns."""
+        """[teacher ->] [float student ->] points, or points and weights alternating."""
         head: list[Stage] = []
         objective = context.objective
         if "teacher" in context.untrained:

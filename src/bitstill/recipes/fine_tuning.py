@@ -1,4 +1,4 @@
-"""Fine-tuning on the labels: what makes a teacher out of a pretrained encoder."""
+"""Fine-tuning on labels, which turns a pretrained encoder into a teacher."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class FineTuning:
     Args:
         epochs, batch_size, lr, weight_decay: AdamW, linear warm-up over a tenth of the steps, then linear decay to 0.
         steps: duration in optimizer steps instead of epochs.
-        validations: how often the model is judged on the validation split; the best one is kept.
-        clip_norm: of the gradient.
+        validations: number of evaluations on the validation split; the best weights are kept.
+        clip_norm: global L2 norm to which the gradient is clipped; None does not clip.
     """
 
     epochs: Epochs = 3
@@ -37,12 +37,12 @@ class FineTuning:
 
     @property
     def needs_teacher(self) -> bool:
-        """Labels only."""
+        """Never: only labels are used."""
         return False
 
     @property
     def makes_student(self) -> bool:
-        """The student is what is fine-tuned."""
+        """Never: the given student is fine-tuned."""
         return False
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:
@@ -50,7 +50,7 @@ class FineTuning:
         return (self.stage("student", context.objective),)
 
     def stage(self, model: str, objective: Objective) -> Stage:
-        """The stage for the model of that name."""
+        """Fine-tuning stage for the model named `model`."""
         return Stage(
             "fine-tuning",
             train=(model,),

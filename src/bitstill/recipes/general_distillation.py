@@ -1,7 +1,7 @@
 """General distillation (Jiao et al. 2020, TinyBERT; EMNLP findings, arXiv 1909.10351): a smaller encoder for any task.
 
-The student imitates hidden states (that of the embeddings included) and attention scores of a teacher that was not fine-tuned,
-on a large corpus of plain text. Nothing is masked by default, as the authors later found best.
+The student imitates hidden states (the output of the embeddings included) and attention scores of a teacher that was not
+fine-tuned, on a large corpus of plain text. No tokens are masked by default, as the authors later found best.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from bitstill.recipes.recipe import Models, RunContext
 from bitstill.recipes.transformer_stages import (
     feature_terms,
     hidden_width,
-    kept_layers,
     make_student,
     set_dropout,
+    source_layers_of,
 )
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import AddProjection
@@ -32,18 +32,18 @@ class GeneralDistillation:
     """Settings of general distillation.
 
     Args:
-        corpus: plain text; None is to be filled in by whoever uses these settings.
-        layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all.
+        corpus: plain text; None leaves it to the caller to set.
+        layers: the teacher's layers that the student keeps: a number, or a list of indices from 0; None keeps all.
         choice: which ones, where `layers` is a number: "skip" (paper), "top" or "bottom".
         layer_map: "last" matches the student's last layer with the teacher's last, "paper" (XTC's) with the one it was copied
             from.
-        hidden_weight, attention_weight: of the squared errors of hidden states and attention scores (paper: 1). Where the
-            student has other heads than the teacher its scores cannot be compared: set attention_weight=0.
+        hidden_weight, attention_weight: weights of the squared errors of hidden states and attention scores (paper: 1). If
+            student and teacher differ in their number of heads, scores cannot be compared: set attention_weight=0.
         epochs, batch_size, lr, weight_decay, warmup, clip_norm: AdamW, linear warm-up over that fraction, then linear decay
             (paper: 3 epochs, batch 256, lr 5e-5).
         steps: duration in optimizer steps instead of epochs.
-        dropout: of the student while it learns.
-        validations: how often the student is compared with the teacher on held-out text.
+        dropout: dropout of the student in training; None keeps the teacher's.
+        validations: number of comparisons of student and teacher on held-out text.
     """
 
     corpus: Corpus | None = None
@@ -71,12 +71,12 @@ class GeneralDistillation:
 
     @property
     def needs_teacher(self) -> bool:
-        """The student imitates it."""
+        """Always: the student imitates it."""
         return True
 
     @property
     def makes_student(self) -> bool:
-        """Of layers of the teacher, unless a student is given."""
+        """Always: from layers of the teacher, unless a student is given."""
         return True
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:
@@ -86,21 +86,21 @@ class GeneralDistillation:
             SpecError: the student would be as large as the teacher, or there is no corpus.
         """
         models = context.models
-        depth, kept = kept_layers(self.layers, self.choice, models, "GeneralDistillation")
-        if "student" not in models and len(kept) == depth:
+        depth, source_layers = source_layers_of(self.layers, self.choice, models, "GeneralDistillation")
+        if "student" not in models and len(source_layers) == depth:
             fix = "Set layers, or give a student."
             raise SpecError("a smaller student", given="all of the teacher", where="GeneralDistillation", fix=fix)
-        student = () if "student" in models else (make_student(kept, depth),)
-        stage = self.stage(kept, depth, self._projection(models))
+        student = () if "student" in models else (make_student(source_layers, depth),)
+        stage = self.stage(source_layers, depth, self._projection(models))
         return (replace(stage, begin=(*student, *set_dropout(self.dropout), *stage.begin)),)
 
-    def stage(self, kept: tuple[int, ...], depth: int, projection: AddProjection | None = None) -> Stage:
-        """The stage, for a student that is there.
+    def stage(self, source_layers: tuple[int, ...], depth: int, projection: AddProjection | None = None) -> Stage:
+        """The stage, for an existing student.
 
         Args:
-            kept: for each layer of the student, the teacher's layer that it is matched with.
-            depth: layers of the teacher.
-            projection: of the student's hidden states to the teacher's width, where they differ.
+            source_layers: for each layer of the student, the teacher's layer that it is matched with.
+            depth: number of the teacher's layers.
+            projection: projection of the student's hidden states to the teacher's hidden size, where they differ.
 
         Raises:
             SpecError: there is no corpus.
@@ -108,7 +108,7 @@ class GeneralDistillation:
         if self.corpus is None:
             fix = "Name plain text: --corpus, or corpus=Corpus(...)."
             raise SpecError("a corpus", given="none", where="GeneralDistillation", fix=fix)
-        terms = feature_terms(kept, depth, self.layer_map, self.hidden_weight, self.attention_weight)
+        terms = feature_terms(source_layers, depth, self.layer_map, self.hidden_weight, self.attention_weight)
         if projection is not None:
             terms = tuple(replace(term, through=projection.name) for term in terms)
         return Stage(

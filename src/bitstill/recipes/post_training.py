@@ -1,4 +1,4 @@
-"""Quantization without training: the baseline that every trained row is compared with."""
+"""Quantization without training, the baseline of all trained results."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bitstill.train.stage import Stage
 
 @dataclass(frozen=True)
 class PostTraining:
-    """Quantize a trained student as it is ("post-mortem quantization" of Polino et al. 2018).
+    """Quantize a trained student without further training ("post-mortem quantization" of Polino et al. 2018).
 
     Args:
         bits: 1 (binary), "ternary", or 2 to 8 (affine); scales and offsets have the least squared error.
         granularity: which weights share a scale.
         scale_dtype: precision of scales on disk.
-        weight_quantizer: any quantizer, instead of the one that `bits`, `granularity` and `scale_dtype` stand for.
+        weight_quantizer: any quantizer, instead of the one defined by `bits`, `granularity` and `scale_dtype`.
         skip: layers left in float: "roles" the stem and the classifier, "none", or "paper", the literal first and last tensor.
         input: input quantization; None keeps inputs in float.
-        prune: prune the trained weights by magnitude before they are quantized; None prunes none.
+        prune: magnitude pruning of the trained weights before quantization; None does not prune.
     """
 
     bits: Bits = 4
@@ -41,19 +41,19 @@ class PostTraining:
         if self.input is not None and self.input.range != "dynamic":
             raise SpecError(
                 "range='dynamic' for inputs",
-                given=f"{self.input.range!r}, which has to be learned",
+                given=f"{self.input.range!r}, which must be learned",
                 where="PostTraining",
                 fix="Nothing is trained here: use QuantizedDistillation for learned ranges.",
             )
 
     @property
     def needs_teacher(self) -> bool:
-        """Nothing is trained."""
+        """Never: nothing is trained."""
         return False
 
     @property
     def makes_student(self) -> bool:
-        """The student is given."""
+        """Never: the student is given."""
         return False
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:

@@ -1,9 +1,9 @@
-"""PQK (Kim, Chang, Kwak 2021; Interspeech, arXiv 2106.14681): prune, quantize, learn from the weights that were pruned away.
+"""PQK (Kim, Chang, Kwak 2021; Interspeech, arXiv 2106.14681): prune, quantize, and distil from the pruned weights.
 
-No pretrained teacher. Phase 1 trains the network from scratch while masks and quantizer take hold; only important weights
-learn. Phase 2 gives the pruned weights back to a second view of the same network, warms it up on the labels, and lets both
-views teach each other. The pruned, quantized view is delivered. The paper leaves many choices open; each one made here is an
-option, taken from the same first author's published code (DCIL, arXiv 2109.04660) where that answers it.
+No pretrained teacher. Phase 1 trains the network from scratch under growing masks and quantization; only important weights
+learn. Phase 2 builds a second, dense view of the same network from its pruned weights, warms it up on the labels, and trains
+both views by mutual learning. The pruned, quantized view is delivered. The paper leaves many choices open; each is an option
+here, with the default of the same first author's published code (DCIL, arXiv 2109.04660) where that has one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bitstill.train.stage import Stage, Term
 
 @dataclass(frozen=True)
 class PQK:
-    """Settings of PQK. What is marked (open) the paper does not say.
+    """Settings of PQK. The paper does not specify those marked (open).
 
     Args:
         bits: 2 to 8 (learned step size, LSQ), 1 (binary) or "ternary" (open).
@@ -36,27 +36,27 @@ class PQK:
         skip: layers left in float and dense: "roles" the stem and the classifier, or "none" (open).
         sparsity: fraction of zeros at the end of phase 1, 0 to below 1.
         scope: "global" ranks the weights of all layers together (DCIL), "layer" prunes that fraction of each.
-        within: N:M sparsity: the zeros are sparsity * within of every `within` consecutive weights; None leaves places free.
+        within: N:M sparsity: of every `within` consecutive weights, sparsity * within are zero; None does not constrain them.
         gradient: "masked", only important weights learn in phase 1 (paper), or "dense".
-        schedule: of the sparsity: "cubic" (DCIL), "linear", or "one-shot", all at once where the ramp ends.
-        ramp: fraction of phase 1 until which the sparsity grows; masks stay from then on (open).
-        every: steps between two placements of the masks (DCIL: 16).
-        epochs: of phase 1; four fifths of all, similar to DCIL. With half of them for phase 2, and pruned in half the time, the
-            network loses more than it learns from its other view (benchmarks/pqk.py).
-        warmup_epochs: of the dense view on the labels, only spare weights, its norms and its classifier learn.
-        mutual_epochs: of both views teaching each other; 0 ends after phase 1, without a dense view.
-        temperature: of the mutual distillation, with the factor T^2 (DCIL: 2).
-        kd_weight: of each distillation term beside the cross-entropy of each view (DCIL: 1).
-        teacher_norms, teacher_head: the dense view has norm layers, and a classifier, of its own (DCIL: both).
+        schedule: schedule of the sparsity: "cubic" (DCIL), "linear", or "one-shot", all at once at the end of the ramp.
+        ramp: fraction of phase 1 during which the sparsity grows; masks are fixed afterwards (open).
+        every: steps between two updates of the masks (DCIL: 16).
+        epochs: epochs of phase 1; four fifths of the total, similar to DCIL. With half of the total for phase 2, and pruned in
+            half the time, the network loses more than it learns from its dense view (benchmarks/pqk.py).
+        warmup_epochs: epochs of the dense view on the labels; only spare weights, its norms and its classifier learn.
+        mutual_epochs: epochs of mutual learning of both views; 0 ends after phase 1, without a dense view.
+        temperature: temperature of mutual distillation, with the factor T^2 (DCIL: 2).
+        kd_weight: weight of each view's distillation term relative to its cross-entropy (DCIL: 1).
+        teacher_norms, teacher_head: give the dense view its own norm layers, and its own classifier (DCIL: both).
         batch_size, lr, momentum, weight_decay: SGD with Nesterov momentum, cosine schedule (open).
-        warmup_lr: peak learning rate of the warm-up, with a schedule of its own (open).
-        mutual_lr: the same of mutual learning; None goes on with phase 1's cosine, which then ends where mutual learning does,
-            so that the student is not shaken twice (open).
+        warmup_lr: peak learning rate of the warm-up, with its own schedule (open).
+        mutual_lr: peak learning rate of mutual learning; None continues the cosine of phase 1, which then ends with mutual
+            learning, so that the rate does not rise again (open).
         optimizer: "sgd", or "adamw" for transformers (choose lr accordingly).
-        validations: how often each stage's delivered form is judged; the last stage keeps the best.
-        clip_norm: of the gradient.
+        validations: evaluations of the delivered form per stage; the last stage keeps the best weights.
+        clip_norm: global L2 norm to which the gradient is clipped; None does not clip.
         augment: use the task's augmentation; both views see the same augmented batch.
-        weight_quantizer: any quantizer, instead of the one that `bits`, `granularity` and `scale_dtype` stand for.
+        weight_quantizer: any quantizer, instead of the one defined by `bits`, `granularity` and `scale_dtype`.
     """
 
     bits: Bits = 4
@@ -103,12 +103,12 @@ class PQK:
 
     @property
     def needs_teacher(self) -> bool:
-        """The teacher is the student itself with its spare weights."""
+        """Never: the teacher is the student itself with its spare weights."""
         return False
 
     @property
     def makes_student(self) -> bool:
-        """The student is given, trained or not."""
+        """Never: the student is given, trained or not."""
         return False
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:
@@ -160,7 +160,7 @@ class PQK:
         return (first, warm, mutual)
 
     def _handover(self) -> float:
-        """The learning rate with which phase 1 ends: 0, or that of one cosine over phase 1 and mutual learning."""
+        """Learning rate at the end of phase 1: 0, or that of one cosine over phase 1 and mutual learning."""
         if self.mutual_lr is not None or not self.mutual_epochs:
             return 0.0
         return Cosine(self.lr)(self.epochs / (self.epochs + self.mutual_epochs))
@@ -180,7 +180,7 @@ class PQK:
 
     def _rule(self) -> Compression:
         prune = Prune(self.sparsity, scope=self.scope, within=self.within, gradient=self.gradient)
-        dense = replace(prune, sparsity=0.0)  # the schedule's first value, which the quantizer starts from
+        dense = replace(prune, sparsity=0.0)  # the schedule's first value, at which the quantizer is initialized
         return Compression(weight=self._quantizer(), input=self.input, prune=dense)
 
     def _quantizer(self) -> Quantizer:

@@ -1,8 +1,8 @@
 """Quantized distillation (Polino, Pascanu, Alistarh 2018, section 3.2; ICLR, arXiv 1802.05668).
 
-At every step the latent student is quantized, forward and backward run at the quantized weights under a teacher's guidance, and
-SGD moves the latent weights; at the end Q(w) is delivered. Where the published code differs from good practice, the default
-here is good practice and the published way is an option: see `reduction`, `skip` and `granularity`.
+At every step the latent weights are quantized, forward and backward run at the quantized weights under the distillation loss,
+and SGD updates the latent weights; at the end Q(w) is delivered. Where the published code differs from good practice, the
+default here is good practice and the published way is an option: see `reduction`, `skip` and `granularity`.
 """
 
 from __future__ import annotations
@@ -49,22 +49,23 @@ class QuantizedDistillation:
         scale_dtype: precision of scales on disk and in training (paper: "float32").
         skip: layers left in float: "roles" the stem and the classifier, "none" (paper, small students), or "paper", its code's
             literal first and last tensor.
-        rounding: "nearest" (paper) or "stochastic" while training.
-        gradient: through the quantizer (paper: `StraightThrough()`, with the other two as its options).
+        rounding: "nearest" (paper) or "stochastic" in training.
+        gradient: gradient rule of the quantizer (paper: `StraightThrough()`, with the other two as its options).
         input: input quantization (paper: None).
         temperature, kd_weight: T and lam of lam T^2 KL + (1 - lam) CE (paper's code: 2 and 0.7).
-        reduction: of the KL over the batch: "batchmean", or "mean" (paper's code: also divides by the number of classes).
-        pairs, pair_weight: layers matched by attention transfer besides the logits, and its weight (paper: none).
+        reduction: reduction of the KL over the batch: "batchmean", or "mean" (paper's code: also divides by the number of
+            classes).
+        pairs, pair_weight: layer pairs for attention transfer in addition to the logits, and its weight (paper: none).
         epochs, batch_size, lr, weight_decay: SGD with Nesterov momentum 0.9, cosine schedule with 5 % warm-up.
         steps: duration in optimizer steps instead of epochs.
         augment: use the task's augmentation; without it the teacher's outputs are computed only once.
-        float_epochs: distil in float for so long before quantizing (paper: 0).
-        channels: fraction of the student's channels, neurons and heads that are removed first: structured pruning (paper: 0).
-        multiple: widths that are left are multiples of it.
-        teacher_epochs, teacher_lr: for a teacher that has to be trained first.
-        clip_norm: of the gradient.
-        weight_quantizer: any quantizer, instead of the one that `bits`, `granularity`, `scale_dtype`, `rounding` and `gradient`
-            stand for.
+        float_epochs: epochs of distillation in float before quantization (paper: 0).
+        channels: fraction of the student's channels, neurons and heads to remove first: structured pruning (paper: 0).
+        multiple: remaining widths are multiples of it.
+        teacher_epochs, teacher_lr: of a teacher that must be trained first.
+        clip_norm: global L2 norm to which the gradient is clipped; None does not clip.
+        weight_quantizer: any quantizer, instead of the one defined by `bits`, `granularity`, `scale_dtype`, `rounding` and
+            `gradient`.
     """
 
     bits: Bits | None = 4
@@ -106,14 +107,14 @@ class QuantizedDistillation:
 
     @property
     def needs_teacher(self) -> bool:
-        """With `kd_weight` 0 and no pairs there is nothing to learn from a teacher."""
+        """Unless `kd_weight` is 0 and there are no layer pairs."""
         return self.kd_weight > 0 or bool(self.pairs)
 
     def quantizer(self) -> Quantizer | None:
-        """The weight quantizer; None for the float baseline.
+        """Weight quantizer; None for the float baseline.
 
         Raises:
-            SpecError: for bits, rounding or gradient rules that do not go together.
+            SpecError: incompatible bits, rounding and gradient rule.
         """
         if self.weight_quantizer is not None or self.bits is None:
             return self.weight_quantizer
@@ -139,7 +140,7 @@ class QuantizedDistillation:
 
     @property
     def makes_student(self) -> bool:
-        """The student is given."""
+        """Never: the student is given."""
         return False
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:

@@ -1,4 +1,4 @@
-"""What `compress` needs from a recipe."""
+"""The protocol of a recipe, and what it knows of a run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Models = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a recipe knows of a run when it plans its stages.
+    """Models and objective of a run, from which a recipe plans its stages.
 
     Args:
-        objective: the task's, which is asked for losses.
-        models: who plays which role; a recipe that names layers reads their names here.
-        untrained: roles whose weights are random where they decide; such a teacher is trained first.
+        objective: objective of the task, which provides the losses.
+        models: models by role; a recipe that names layers reads their names from them.
+        untrained: roles whose weights, or whose classifier's, are random; such a teacher is trained first.
     """
 
     objective: Objective
@@ -34,15 +34,15 @@ class Recipe(Protocol):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a model named "teacher" takes part."""
+        """Whether the recipe uses a model named "teacher"."""
 
     @property
     def makes_student(self) -> bool:
-        """Whether the recipe makes the student from the teacher where none is given."""
+        """Whether the recipe builds the student from the teacher if none is given."""
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:
         """The stages of a run.
 
         Raises:
-            BitstillError: the recipe does not go with the models or with the objective.
+            BitstillError: the recipe does not fit the models or the objective.
         """

@@ -1,4 +1,4 @@
-"""The stages that several recipes share: a teacher on the labels, a student under its teacher."""
+"""Terms and stages shared by several recipes: supervised training of a teacher, distillation from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def distillation_terms(
 ) -> tuple[Term, ...]:
     """Lam T^2 KL(teacher || student) + (1 - lam) CE (Hinton et al. 2015), plus attention transfer over layer pairs.
 
-    KL and CE are the objective's losses of these families.
+    KL and CE stand for the objective's losses of these families.
     """
     terms = []
     if kd_weight > 0:
@@ -37,7 +37,7 @@ def distillation_terms(
 
 
 def label_loss(objective: Objective) -> Loss:
-    """The objective's loss on labels.
+    """Loss of the objective on labels.
 
     Raises:
         SpecError: it has none.

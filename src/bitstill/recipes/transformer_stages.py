@@ -1,4 +1,4 @@
-"""What recipes for transformers share: which layers a student keeps, what it imitates, and which weights are quantized."""
+"""Shared parts of transformer recipes: choice of the student's layers, terms of imitation, and rules for quantized weights."""
 
 from __future__ import annotations
 
@@ -27,55 +27,55 @@ if TYPE_CHECKING:
     from bitstill.recipes.general_distillation import GeneralDistillation
 
 
-def kept_layers(
+def source_layers_of(
     layers: int | tuple[int, ...] | None, choice: Choice, models: Models, where: str
 ) -> tuple[int, tuple[int, ...]]:
-    """How many blocks the teacher has, and which of them the student's blocks are made of, or matched to.
+    """Number of the teacher's blocks, and for each block of the student the one it is copied from or matched with.
 
     Args:
-        layers: a number, a list from 0, or None for all (or as many as a given student has).
+        layers: a number, a list of indices from 0, or None for all (or as many as a given student has).
         choice: which ones, where `layers` is a number.
-        models: with a "teacher", and perhaps a "student".
+        models: models by role, with a "teacher" and perhaps a "student".
         where: the recipe, for errors.
 
     Raises:
-        SpecError: the teacher has no such layers, or a given student has another number of them.
+        SpecError: the teacher has no such layers, or a given student has a different number.
         MatchError: a model without repeated blocks.
     """
     depth = len(blocks(models["teacher"]))
     if isinstance(layers, tuple):
         check_choice(layers, depth)
-        kept = layers
+        source_layers = layers
     else:
-        kept = choose(depth, depth if layers is None else layers, choice)
+        source_layers = choose(depth, depth if layers is None else layers, choice)
     if "student" not in models:
-        return depth, kept
+        return depth, source_layers
     own = len(blocks(models["student"]))
-    if layers is not None and own != len(kept):
+    if layers is not None and own != len(source_layers):
         fix = "Leave `layers` out, or list the teacher's layer for each of the student's."
-        raise SpecError(f"{own} layers, as the student has", given=str(len(kept)), where=f"{where} layers", fix=fix)
-    return depth, kept if layers is not None else choose(depth, own, "skip")
+        raise SpecError(f"{own} layers, as the student has", given=str(len(source_layers)), where=f"{where} layers", fix=fix)
+    return depth, source_layers if layers is not None else choose(depth, own, "skip")
 
 
-def make_student(kept: tuple[int, ...], depth: int) -> Action:
-    """The action that makes the student of the teacher, or of some of its layers.
+def make_student(source_layers: tuple[int, ...], depth: int) -> Action:
+    """Action that builds the student from the teacher, or from some of its layers.
 
     Args:
-        kept: which of the teacher's layers.
-        depth: how many it has.
+        source_layers: indices of the teacher's layers.
+        depth: number of the teacher's layers.
     """
-    return Copy("teacher", "student") if len(kept) == depth else ReduceLayers("teacher", "student", kept)
+    return Copy("teacher", "student") if len(source_layers) == depth else ReduceLayers("teacher", "student", source_layers)
 
 
 def set_dropout(dropout: float | None) -> tuple[Action, ...]:
-    """Dropout of the student while it learns; None leaves it as it is."""
+    """Action that sets the dropout of the student in training; None leaves it unchanged."""
     return () if dropout is None else (SetDropout("student", dropout),)
 
 
 class StageChain:
-    """The stages of a recipe as they are planned, one after the other.
+    """Builder of a recipe's stages, in order.
 
-    An action belongs to the stage that trains next; those for which no such stage follows end with one that trains nothing.
+    An action belongs to the next stage that trains; actions after the last one go into a final stage without training.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class StageChain:
         self._pending += actions
 
     def train(self, *stages: Stage) -> None:
-        """Append `stages`; the first begins with the actions that wait."""
+        """Append `stages`; the first begins with the pending actions."""
         first, *others = stages
         self._stages += [replace(first, begin=(*self._pending, *first.begin)), *others]
         self._pending = ()
@@ -96,29 +96,30 @@ class StageChain:
         """All stages.
 
         Raises:
-            SpecError: none of them trains the student; `given` and `fix` say why and what to do.
+            SpecError: none of them trains the student; `given` and `fix` go into its message.
         """
         if not any("student" in stage.train for stage in self._stages):
-            raise SpecError("something to do with the student", given=given, where=where, fix=fix)
+            raise SpecError("a stage that trains the student", given=given, where=where, fix=fix)
         last = (Stage("last actions", begin=self._pending),) if self._pending else ()
         return (*self._stages, *last)
 
 
 def start_chain(
     context: RunContext,
-    kept: tuple[int, ...],
+    source_layers: tuple[int, ...],
     depth: int,
     *,
     general: GeneralDistillation | None,
     tuning: FineTuning,
 ) -> StageChain:
-    """The first boxes of BinaryBERT and XTC: [general distillation ->] [the teacher's fine-tuning ->] a student.
+    """First boxes of BinaryBERT and XTC: [general distillation ->] [fine-tuning of the teacher ->] a student.
 
     Args:
         context: models and objective.
-        kept, depth: which of the teacher's so many layers the student is made of.
-        general: how the student learns from a corpus before it meets the task, while its teacher has not met it either.
-        tuning: of a teacher whose classifier is new.
+        source_layers: indices of the teacher's layers from which the student is built.
+        depth: number of the teacher's layers.
+        general: general distillation of the student, before the teacher is fine-tuned; None omits it.
+        tuning: fine-tuning of a teacher whose classifier is new.
 
     Raises:
         SpecError: general distillation of a student that is given, or without a corpus.
@@ -126,29 +127,31 @@ def start_chain(
     chain, given = StageChain(), "student" in context.models
     if general is not None:
         if given:
-            fix = "Leave it out; `bitstill distill` makes such a student for other uses."
-            raise SpecError("a student made of the teacher", given="one that is given", where="general distillation", fix=fix)
-        chain.act(make_student(kept, depth), *set_dropout(general.dropout))
-        chain.train(general.stage(kept, depth))
+            fix = "Leave it out, or distil the student with `bitstill distill`."
+            raise SpecError(
+                "no student, since one is built from the teacher", given="one", where="general distillation", fix=fix
+            )
+        chain.act(make_student(source_layers, depth), *set_dropout(general.dropout))
+        chain.train(general.stage(source_layers, depth))
     if "teacher" in context.untrained:
         chain.train(tuning.stage("teacher", context.objective))
     if general is None and not given:
-        chain.act(make_student(kept, depth))
+        chain.act(make_student(source_layers, depth))
     return chain
 
 
 def hidden_width(model: nn.Module) -> int | None:
-    """Width of a transformer's hidden states, as its config says; None where it has none."""
+    """Hidden size of a transformer, from its config; None where that has none."""
     width = getattr(getattr(model, "config", None), "hidden_size", None)
     return width if isinstance(width, int) else None
 
 
 def in_parts(whole: Stage, parts: Mapping[str, Mapping[str, Any]]) -> list[Stage]:
-    """A stage cut into parts that follow each other and share its epochs equally; each takes all of its steps, if it has steps.
+    """Cut a stage into consecutive parts that share its epochs equally; a duration in steps applies to each part.
 
     Args:
-        whole: what the parts have in common; what it begins with happens before the first.
-        parts: what is different in each, by what is added to the stage's name.
+        whole: the common stage; its actions belong to the first part.
+        parts: fields that differ in each part, by the suffix of its name.
     """
     epochs = None if whole.epochs is None else whole.epochs / len(parts)
     begins = [whole.begin, *[()] * (len(parts) - 1)]
@@ -159,14 +162,14 @@ def in_parts(whole: Stage, parts: Mapping[str, Mapping[str, Any]]) -> list[Stage
 
 
 def logit_terms(weight: float, objective: Objective, reduction: Reduction, teacher: str = "teacher") -> tuple[Term, ...]:
-    """Soft cross-entropy with the teacher's logits, or the objective's loss of that family; a weight of 0 leaves it out."""
+    """Soft cross-entropy with the teacher's logits, or the objective's loss of that family; a weight of 0 omits it."""
     if not weight:
         return ()
     return (Term(objective.imitation_loss("cross-entropy", reduction=reduction), teacher=teacher, weight=weight),)
 
 
 def feature_terms(
-    kept: tuple[int, ...],
+    source_layers: tuple[int, ...],
     depth: int,
     layer_map: LayerMap,
     hidden: float,
@@ -174,14 +177,14 @@ def feature_terms(
     teacher: str = "teacher",
     relation_heads: int | None = None,
 ) -> tuple[Term, ...]:
-    """Hidden states and attention, with their weights; a weight of 0 leaves a term out.
+    """Terms for hidden states and attention, with their weights; a weight of 0 omits a term.
 
-    Attention is its scores, or with `relation_heads` relations within queries, keys and values.
+    The attention term compares scores, or with `relation_heads` relations within queries, keys and values.
     """
-    scores: Loss = AttentionScoreMSE(score_pairs(kept))
-    relations: Loss | None = None if relation_heads is None else AttentionRelation(head_pairs(kept), relation_heads)
+    scores: Loss = AttentionScoreMSE(score_pairs(source_layers))
+    relations: Loss | None = None if relation_heads is None else AttentionRelation(head_pairs(source_layers), relation_heads)
     losses: tuple[tuple[Loss, float], ...] = (
-        (FeatureMSE(hidden_pairs(kept, depth, layer_map)), hidden),
+        (FeatureMSE(hidden_pairs(source_layers, depth, layer_map)), hidden),
         (relations or scores, attention),
     )
     return tuple(Term(loss, teacher=teacher, weight=weight) for loss, weight in losses if weight)
@@ -197,19 +200,19 @@ def encoder_rules(
     wide_input: QuantizeInput | None = None,
     pooler: bool = False,
 ) -> tuple[Compression, ...]:
-    """Matrices inside the blocks, word embeddings with a scale per row, and the pooler on demand; the rest stays in float.
+    """Rules for matrices inside the blocks, word embeddings with a scale per row, and optionally the pooler.
 
     Args:
-        model: read for the names of its blocks, of its word embeddings and of its pooler.
-        matrices: of the blocks and the pooler.
-        input: of those matrices.
+        model: model whose blocks, word embeddings and pooler are looked up by name.
+        matrices: quantizer of matrices in the blocks and the pooler.
+        input: input quantization of those matrices.
         embeddings: bits of the word embeddings; None leaves them in float.
-        scale_dtype: of their scales.
-        wide_input: of the second matrix of each feed-forward part; None is `input`.
-        pooler: whether what is between the blocks and the classifier is compressed too.
+        scale_dtype: dtype of the embeddings' scales.
+        wide_input: input quantization of the second matrix of each feed-forward block; None is `input`.
+        pooler: also compress the layers between the blocks and the classifier.
 
     Raises:
-        MatchError: there is no such part.
+        MatchError: the model has no such part.
     """
     every = (f"{blocks(model).name}.*", *(_pooler(model) if pooler else ()))
     rules: list[Compression] = []
@@ -227,37 +230,37 @@ def encoder_rules(
 
 
 def _pooler(model: nn.Module) -> tuple[str, ...]:
-    """Names of the linear layers behind the blocks, all but the last, which is the classifier.
+    """Names of the linear layers between the blocks and the last one, the classifier.
 
     Raises:
         MatchError: there is none.
     """
     inside, modules = f"{blocks(model).name}.", dict(model.named_modules())
     behind = list(modules)[max(place for place, name in enumerate(modules) if name.startswith(inside)) + 1 :]
-    *found, last = [name for name in behind if isinstance(modules[name], nn.Linear)] or [""]
+    *inner, last = [name for name in behind if isinstance(modules[name], nn.Linear)] or [""]
     words = word_embeddings(model)
     table = None if words is None else getattr(modules[words], "weight", None)
-    if not found or any(modules[name].weight is table for name in (*found, last)):
+    if not inner or any(modules[name].weight is table for name in (*inner, last)):
         given, fix = last or "nothing", "Leave pooler out."
         raise MatchError("a layer between blocks and classifier", given=given, where=f"pooler, {type(model).__name__}", fix=fix)
-    return tuple(found)
+    return tuple(inner)
 
 
 def _second_matrices(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that lead back from a feed-forward part's neurons: in each block, the one with the widest input.
+    """Names of the second layers of the feed-forward blocks: in each block, the narrowing layer with the widest input.
 
     Raises:
-        MatchError: no layer of the blocks has more inputs than outputs.
+        MatchError: no layer in the blocks has more inputs than outputs.
     """
-    found = blocks(model)
+    repeated = blocks(model)
     names = []
-    for index, block in enumerate(found.modules):
+    for index, block in enumerate(repeated.modules):
         linear = {name: layer for name, layer in block.named_modules() if isinstance(layer, nn.Linear)}
         narrowing = {name: layer for name, layer in linear.items() if layer.in_features > layer.out_features}
         if narrowing:
             widest = max(narrowing, key=lambda name: narrowing[name].in_features)
-            names.append(f"{found.name}.{index}.{widest}")
+            names.append(f"{repeated.name}.{index}.{widest}")
     if not names:
         fix = "Leave wide_input out."
-        raise MatchError("feed-forward parts", given="none", where=f"wide_input, {type(model).__name__}", fix=fix)
+        raise MatchError("feed-forward blocks", given="none", where=f"wide_input, {type(model).__name__}", fix=fix)
     return tuple(names)

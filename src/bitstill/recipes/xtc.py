@@ -1,8 +1,9 @@
 """XTC (Wu, Yao, Zhang, Li, He 2022; NeurIPS, arXiv 2206.01859): extreme compression of a transformer in a single stage.
 
-The student is the task's own teacher, or some of its layers, and imitates it: logits, hidden states and attention scores at
-once, first in float if it lost layers, then at 1 bit (or ternary, or more) with 8-bit inputs, on a long schedule. Where the
-published code differs from good practice, the default here is good practice and the published way is an option.
+The student starts as a copy of the task's teacher, or of some of its layers, and imitates logits, hidden states and attention
+scores at once: first in float if layers were removed, then at 1 bit (or ternary, or more) with 8-bit inputs, on a long
+schedule. Where the published code differs from good practice, the default here is good practice and the published way is an
+option.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from bitstill.recipes.transformer_stages import (
     encoder_rules,
     feature_terms,
     in_parts,
-    kept_layers,
     logit_terms,
     set_dropout,
+    source_layers_of,
     start_chain,
 )
 from bitstill.schedules import WarmupLinear
@@ -50,35 +51,36 @@ class XTC:
         scale_dtype: precision of scales on disk and in training (paper: "float32").
         input: input quantization of the layers whose weights are quantized; None keeps inputs in float.
         embeddings: quantize the word embeddings too, one scale per row; position and type embeddings stay in float.
-        pooler: and the pooler, or whatever is between the blocks and the classifier (paper: no).
-        learned_scales: train the scales of binary and ternary matrices beside the weights (paper: no).
-        progressive: bits on the way, such as (8, 4, "ternary"); each gets an equal share of the epochs (paper: none).
-        layers: what the student keeps of the teacher's layers: a number, or a list counted from 0; None keeps all.
+        pooler: quantize the pooler too, or whatever lies between the blocks and the classifier (paper: no).
+        learned_scales: train the scales of binary and ternary matrices along with the weights (paper: no).
+        progressive: intermediate bits, such as (8, 4, "ternary"); each gets an equal share of the epochs (paper: none).
+        layers: the teacher's layers that the student keeps: a number, or a list of indices from 0; None keeps all.
         choice: which ones, where `layers` is a number: "skip" (paper: every other one), "top" or "bottom".
         layer_map: "last" matches the student's last layer with the teacher's last, "paper" with the one it was copied from.
         schedule: "single" (paper: all terms at once); "two": hidden states and attention, then logits; "three": the same with
             all terms in between. The parts share the epochs equally.
-        logit_weight: of the soft cross-entropy with the teacher, or the objective's loss of that family; 0 leaves it out
+        logit_weight: weight of the soft cross-entropy with the teacher, or the objective's loss of that family; 0 omits it
             (paper: 1).
-        hidden_weight: of the squared error of hidden states, mean over real positions and width, summed over layers (paper: 1).
-        attention_weight: of the squared error of attention scores before the softmax, mean over heads and pairs of real
-            positions, summed over layers (paper: 1, padding included).
-        relation_heads: compare relations within queries, keys and values, cut into that many heads, instead of attention scores
-            (MiniLMv2; paper: no).
-        label_weight: of the loss on the labels (paper: 0).
-        reduction: of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does not.
+        hidden_weight: weight of the squared error of hidden states, mean over unpadded positions and hidden size, summed over
+            layers (paper: 1).
+        attention_weight: weight of the squared error of attention scores before the softmax, mean over heads and pairs of
+            unpadded positions, summed over layers (paper: 1, padding included).
+        relation_heads: compare relations within queries, keys and values, regrouped into this many heads, instead of attention
+            scores (MiniLMv2; paper: no).
+        label_weight: weight of the loss on the labels (paper: 0).
+        reduction: reduction of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does
+            not.
         epochs, batch_size, lr, weight_decay, warmup: AdamW, linear warm-up over that fraction, then linear decay to 0 (paper:
             up to 18 epochs, 36 with fewer layers; lr 2e-5 to 5e-4; warm-up of one epoch).
         steps: duration of each trained stage in optimizer steps instead of epochs.
-        float_epochs, float_lr: for the student in float before it is quantized; None is `epochs` if it lost layers, else 0.
-        dropout: of the student while it learns; None keeps the teacher's.
-        validations: how often each stage's delivered form is judged on the validation split; the best one is kept (paper: every
-            1,000 steps).
-        clip_norm: of the gradient.
+        float_epochs, float_lr: of the student in float before quantization; None is `epochs` if layers were removed, else 0.
+        dropout: dropout of the student in training; None keeps the teacher's.
+        validations: evaluations of the delivered form on the validation split per stage; the best weights are kept (paper:
+            every 1,000 steps).
+        clip_norm: global L2 norm to which the gradient is clipped; None does not clip.
         augment: use the task's augmentation, if it has one.
-        variants: let the student learn from variants of the task's texts as well, made before the run (Jiao et al. 2020); None
-            leaves them out.
-        general: let the student learn from a corpus of plain text first (Jiao et al. 2020); None leaves that out (paper).
+        variants: also train on variants of the task's texts, generated before the run (Jiao et al. 2020); None omits them.
+        general: general distillation of the student on a corpus of plain text first (Jiao et al. 2020); None omits it (paper).
         teacher_epochs, teacher_lr: fine-tuning of a teacher whose classifier is new.
     """
 
@@ -140,26 +142,26 @@ class XTC:
 
     @property
     def needs_teacher(self) -> bool:
-        """The student is made of it, and imitates it."""
+        """Always: the student is copied from the teacher, and imitates it."""
         return True
 
     @property
     def makes_student(self) -> bool:
-        """The teacher itself, or some of its layers, unless a student is given."""
+        """Always: a copy of the teacher, or of some of its layers, unless a student is given."""
         return True
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:
         """[general distillation ->] [teacher ->] [float student ->] quantized student, each in one, two or three parts."""
         models, objective = context.models, context.objective
-        depth, kept = kept_layers(self.layers, self.choice, models, "XTC")
+        depth, source_layers = source_layers_of(self.layers, self.choice, models, "XTC")
         tuning = FineTuning(self.teacher_epochs, batch_size=self.batch_size, lr=self.teacher_lr)
-        chain = start_chain(context, kept, depth, general=self.general, tuning=tuning)
-        parts = self._parts(kept, depth, objective)
+        chain = start_chain(context, source_layers, depth, general=self.general, tuning=tuning)
+        parts = self._parts(source_layers, depth, objective)
         chain.act(*set_dropout(self.dropout))
         float_epochs = self.float_epochs
         if float_epochs is None:
             untrained = "student" not in models and self.general is None
-            float_epochs = self.epochs if len(kept) < depth and untrained else 0
+            float_epochs = self.epochs if len(source_layers) < depth and untrained else 0
         if float_epochs:
             chain.train(*self._run("float student", parts, float_epochs, self.float_lr))
         bits = self._all_bits()
@@ -175,11 +177,11 @@ class XTC:
     def _all_bits(self) -> tuple[Bits, ...]:
         return () if self.bits is None else (*self.progressive, self.bits)
 
-    def _parts(self, kept: tuple[int, ...], depth: int, objective: Objective) -> dict[str, tuple[Term, ...]]:
-        """The terms of each part of a stage, by the part's name."""
+    def _parts(self, source_layers: tuple[int, ...], depth: int, objective: Objective) -> dict[str, tuple[Term, ...]]:
+        """Terms by name of the stage's part."""
         logits = logit_terms(self.logit_weight, objective, self.reduction)
         weights = (self.hidden_weight, self.attention_weight)
-        features = feature_terms(kept, depth, self.layer_map, *weights, relation_heads=self.relation_heads)
+        features = feature_terms(source_layers, depth, self.layer_map, *weights, relation_heads=self.relation_heads)
         labels = (Term(label_loss(objective), weight=self.label_weight),) if self.label_weight else ()
         together = (*logits, *features, *labels)
         return {
@@ -201,7 +203,7 @@ class XTC:
             augment=self.augment,
             validations=self.validations,
         )
-        judged = ("", "logits")  # others do not try to be right on the task
+        judged = ("", "logits")  # the other parts do not train the task's outputs
         return in_parts(whole, {p: {"terms": t, "keep": "best" if p in judged else "last"} for p, t in parts.items()})
 
     def _rules(self, bits: Bits, models: Models) -> tuple[Compression, ...]:
