@@ -1,4 +1,4 @@
-"""Variants of a text task's training texts, kept in a folder that `compress` can train on."""
+"""`augment`: variants of a text task's training texts, in a folder that `compress` can train on."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ def augment(
     text: TextOptions | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Make variants of a task's training texts by exchanging words (Jiao et al. 2020), for `compress(..., augmented=out)`.
+    """Generate variants of a task's training texts by replacing words (Jiao et al. 2020), for `compress(..., augmented=out)`.
 
-    What is held out of train for choices is left alone, and labels are those of the texts that variants are made of. The same
-    arguments give the same bytes; a run that was stopped goes on where it was.
+    Texts held out for validation are not varied, and a variant has the label of its original. The same arguments give the same
+    bytes; an interrupted run is resumed.
 
     Args:
-        task: a GLUE task, or "text" for files of your own.
-        model: folder or hub name: a masked language model, or for "neighbours" any with word embeddings.
-        out: a folder.
-        method: "masked-lm" takes what the model predicts for a masked word, and neighbours for words of several tokens;
-            "neighbours" takes them for all words.
-        vectors: a file of word embeddings in GloVe's format, in which neighbours are looked up; None takes the model's own.
-        options: how many variants, and how different.
+        task: a GLUE task, or "text" for your own files.
+        model: folder or hub name of a masked language model, or for "neighbours" of any model with word embeddings.
+        out: folder for the variants.
+        method: "masked-lm" replaces a word by the model's prediction for it, or by a nearest neighbour if it has several
+            tokens; "neighbours" uses nearest neighbours for all words.
+        vectors: file of word embeddings in GloVe's format for nearest neighbours; None uses the model's own.
+        options: number of variants, and how much they differ.
         data, text: as for `compress`.
         progress: show progress bars.
 
     Returns:
-        How many variants of how many texts there are, and some examples.
+        Numbers of variants and of texts, and some examples.
 
     Raises:
         SpecError: unknown task or method, or a task without texts.
-        DataError: no such model, or a folder that holds something else.
+        DataError: no such model, or `out` holds something else.
     """
     need_package("transformers", extra="all", purpose="augmentation")
     if method not in get_args(Method):
         raise SpecError("a known method", given=repr(method), where="augment", fix=suggest(method, get_args(Method)))
-    found = load_task(task, None if data is None else Path(data), text)
-    if not isinstance(found, TextTask):
-        fix = "Pictures and sounds are augmented while they are read: --augment of `bitstill compress`."
+    text_task = load_task(task, None if data is None else Path(data), text)
+    if not isinstance(text_task, TextTask):
+        fix = "Images and sounds are augmented on the fly: --augment of `bitstill compress`."
         raise SpecError("a task of texts", given=repr(task), where="augment", fix=fix)
     folder = Path(out)
     count = write_variants(
-        found, _proposer(model, method, vectors, progress), options or Augmentation(), folder, progress=progress
+        text_task, _proposer(model, method, vectors, progress), options or Augmentation(), folder, progress=progress
     )
-    return {"task": task, "texts": len(found.train), "variants": count, "examples": examples(found, folder, EXAMPLES)}
+    return {"task": task, "texts": len(text_task.train), "variants": count, "examples": examples(text_task, folder, EXAMPLES)}
 
 
 def _proposer(model: str, method: str, vectors: str | Path | None, progress: bool) -> Proposer:

@@ -1,4 +1,4 @@
-"""What is refused before anything trains: models that do not fit the data, and stages that cannot work."""
+"""Checks before training: models must fit the data, and stages must be able to run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from bitstill.train.step import TrainingStep, run, taps
 
 
 def check_model(name: str, network: nn.Module, task: Task) -> None:
-    """Refuse weights that are not finite, and inputs and outputs that do not fit the task.
+    """Check that weights are finite, and that inputs and outputs fit the task.
 
     Raises:
-        DataError: naming the model.
+        DataError: they are not; names the model.
     """
     for tensor_name, tensor in stored_tensors(network).items():
         if tensor.is_floating_point():
@@ -33,10 +33,10 @@ def check_model(name: str, network: nn.Module, task: Task) -> None:
 
 
 def check_trained(stages: Sequence[Stage], models: ResolvedModels) -> None:
-    """Refuse to quantize random weights: a student built by name must be trained by some stage.
+    """Check that random weights are not quantized: a student built by name must be trained by some stage.
 
     Raises:
-        SpecError: no stage moves its weights.
+        SpecError: no stage trains its weights.
     """
     moved = any(stage.terms and "student" in stage.train and stage.parameters != "learned" for stage in stages)
     if "student" in models.untrained and not moved:
@@ -49,13 +49,13 @@ def check_trained(stages: Sequence[Stage], models: ResolvedModels) -> None:
 
 
 def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], data: Data) -> dict[str, nn.Module]:
-    """Begin every stage on copies of the models, so that what cannot work is refused before anything has trained.
+    """Apply the actions of every stage to copies of the models, so that an impossible stage fails before training.
 
     Returns:
-        The copies, with the structure they will have at the end.
+        The copies, with their final structure.
 
     Raises:
-        BitstillError: a pattern or a layer pair names nothing, a model is unknown, layers cannot be compressed.
+        BitstillError: a pattern or a layer pair matches nothing, a model is unknown, or a layer cannot be compressed.
     """
     models = copy_models(networks)
     for stage in stages:
@@ -71,7 +71,7 @@ def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], data: D
 
 
 def _rehearse_step(stage: Stage, models: dict[str, nn.Module], task: Task) -> None:
-    """One forward pass of every term on a few samples, without a gradient."""
+    """Run a forward pass of every term on a few samples, without gradient."""
     batch = task.sample()
     teachers = {term.teacher for term in stage.terms if term.teacher and term.teacher not in stage.train}
     with torch.random.fork_rng(), torch.no_grad():
@@ -88,10 +88,10 @@ def _check_vocabulary(name: str, network: nn.Module, task: Task) -> None:
 
 
 def check_length(name: str, network: nn.Module, longest: int, data: str) -> None:
-    """Refuse a model whose table of positions is shorter than the `longest` text of the data, in tokens.
+    """Check that a model's position embeddings cover the `longest` text of the data, in tokens.
 
     Raises:
-        DataError: naming the model.
+        DataError: they do not; names the model.
     """
     limit = _readable_tokens(network)
     if limit is not None and limit < longest:
@@ -100,10 +100,10 @@ def check_length(name: str, network: nn.Module, longest: int, data: str) -> None
 
 
 def check_tokens(name: str, network: nn.Module, largest: int, data: str) -> None:
-    """Refuse a model whose word embeddings have no row for token `largest` of the data.
+    """Check that a model's word embeddings have a row for token `largest` of the data.
 
     Raises:
-        DataError: naming the model.
+        DataError: they do not; names the model.
     """
     table = word_embeddings(network)
     if table is None:
@@ -117,12 +117,12 @@ def check_tokens(name: str, network: nn.Module, largest: int, data: str) -> None
 
 
 def _readable_tokens(network: nn.Module) -> int | None:
-    """How long a text may be in tokens, or None where the model does not say."""
+    """Maximal length of a text in tokens, or None if the model does not state it."""
     limit = getattr(getattr(network, "config", None), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return None
     for name, module in network.named_modules():
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and isinstance(padding, int):
-            return limit - padding - 1  # RoBERTa's first positions, up to that of padding, belong to no word
+            return limit - padding - 1  # RoBERTa's first positions, up to that of padding, are unused
     return limit

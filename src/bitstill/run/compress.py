@@ -1,4 +1,4 @@
-"""`compress`: train a compressed model under a recipe, and deliver it as an artifact."""
+"""`compress`: train a compressed model with a recipe, and deliver it as an artifact."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from bitstill.train.settings import Settings
 
 @dataclass(frozen=True)
 class Result:
-    """What `compress` delivers.
+    """Result of `compress`.
 
     Args:
         model: the delivered model, reloaded from disk.
-        report: the contents of report.json.
-        folder: where the artifact is; a temporary folder that vanishes with the result if no `out` was given.
-        models: every model of the run by name, as training left it (latent weights and teachers).
+        report: contents of report.json.
+        folder: folder of the artifact; without `out`, a temporary folder that is deleted with the result.
+        models: all models of the run by name, as trained (with latent weights; teachers too).
     """
 
     model: nn.Module
@@ -52,14 +52,14 @@ class Result:
     _temporary: _Scratch | None = field(default=None, repr=False)
 
     def save(self, folder: str | Path, *, push_to_hub: str | None = None) -> Path:
-        """Copy the artifact to `folder`, which may hold an older one.
+        """Copy the artifact to `folder`, replacing an older one.
 
         Args:
-            folder: where to.
-            push_to_hub: "owner/name", to put it there as well.
+            folder: destination.
+            push_to_hub: "owner/name" of a repository on the hub to upload it to as well.
 
         Raises:
-            ArtifactError: if the place cannot be written or holds something else, or the hub refuses.
+            ArtifactError: the folder cannot be written or holds something else, or the hub refuses.
         """
         target = Path(folder)
         with replaced_folder(target) as beside:
@@ -85,30 +85,30 @@ def compress(
     each_stage: bool = False,
     force: bool = False,
 ) -> Result:
-    """Train a compressed model under a recipe, deliver it as an artifact, and read it back.
+    """Train a compressed model with a recipe, deliver it as an artifact, and reload it.
 
     Args:
         recipe: a recipe, or the name of one with its default settings.
         task: a task, or the name of one of bitstill's.
-        models: by role. "student" is what is compressed; "teacher" guides it. One model alone plays both, as far as the recipe
-            needs them. A network is taken as it is and left unchanged; a name ("polino-teacher") is built anew, and a teacher
-            built anew is trained first; a folder is an artifact, or a model that transformers saved.
-        out: where to deliver; None keeps the artifact in a temporary folder until `Result.save`.
+        models: models by role. "student" is compressed; "teacher" guides it. A single model fills all roles that the recipe
+            needs. A network is copied, never changed; a name ("polino-teacher") is initialized, and a teacher so initialized
+            is trained first; a folder is an artifact, or a model saved by transformers.
+        out: destination folder; None keeps the artifact in a temporary folder until `Result.save`.
         settings: seed, precision, checkpoints and so on.
         storage: dtype of leftovers, entropy coding.
-        resume: continue from the checkpoint beside `out`, if there is one; without it such a checkpoint is an error.
-        data: a folder with local files for the task.
-        text: columns, longest text and so on, for the task "text".
-        augmented: a folder with variants of the task's training texts (`bitstill.augment`), which are trained on as well.
-        class_weights: of the loss on labels, one per class; "balanced" counts rare classes as much as frequent ones.
-        each_stage: also deliver what every stage but the last leaves of the student, to `out`-<stage>.
-        force: replace an artifact that is at `out` already.
+        resume: continue from the checkpoint next to `out` if it exists; if False, an existing checkpoint is an error.
+        data: folder with local files for the task.
+        text: columns, maximal length and so on, for the task "text".
+        augmented: folder with variants of the task's training texts (`bitstill.augment`) to train on as well.
+        class_weights: weights of the loss on labels, one per class; "balanced" gives rare classes as much as frequent ones.
+        each_stage: also deliver the student after every stage but the last, to `out`-<stage>.
+        force: replace an existing artifact at `out`.
 
     Returns:
         The reloaded model, its report and its folder.
 
     Raises:
-        BitstillError: its subclasses say what was wrong; nothing at `out` is damaged.
+        BitstillError: invalid input, see its subclasses; nothing at `out` is damaged.
 
     Example:
         >>> import bitstill
@@ -134,7 +134,7 @@ def compress(
 
 
 class _Scratch:
-    """A temporary folder that vanishes with this object; unlike `TemporaryDirectory`, without a warning."""
+    """A temporary folder deleted with this object; unlike `TemporaryDirectory`, without a warning."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="bitstill-"))
@@ -146,10 +146,12 @@ def _check_arguments(task: Task | str, out: str | Path | None, resume: bool, dat
         fix = "Each stage's folder is named after it."
         raise SpecError("an out folder to deliver each stage", given="none", where="compress", fix=fix)
     if out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        fix = "Pass a folder that all of them can read."
+        fix = "Pass a folder that all processes can read."
         raise SpecError("an out folder for several processes", given="none", where="compress", fix=fix)
     if out is None and resume:
-        raise SpecError("an out folder to resume", given="none", where="compress", fix="Pass that of the run.")
+        raise SpecError(
+            "an out folder to resume", given="none", where="compress", fix="Pass the folder of the interrupted run."
+        )
     if data is not None and not isinstance(task, str):
         raise SpecError("data with a task's name", given="a Task", where="compress", fix="A Task has its data: leave data out.")
 
@@ -158,6 +160,9 @@ def _own_folder(out: str) -> Path:
     target = Path(out).resolve()
     if target == Path.cwd():
         raise ArtifactError(
-            "a folder of its own", given="the current one", where=out, fix="Name a new folder: the whole of it is replaced."
+            "a folder for the artifact alone",
+            given="the current one",
+            where=out,
+            fix="Name a new folder: it is replaced entirely.",
         )
     return target

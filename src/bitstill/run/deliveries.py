@@ -1,4 +1,4 @@
-"""What is left of a run: an artifact, or an ordinary folder that any tool reads that reads Hugging Face models."""
+"""Deliveries of a run: an artifact, or an ordinary folder of a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from bitstill.train.stage import Stage
 
 @dataclass(frozen=True)
 class ArtifactDelivery:
-    """The student as an artifact: frozen, packed, written, read back, compared and evaluated.
+    """The student as an artifact: frozen, packed, written, reloaded, compared and evaluated.
 
     Args:
-        recipe_yaml: the run as a file that `bitstill compress` accepts.
-        each_stage: also deliver what every stage but the last leaves of the student, to `out`-<stage>.
-        force: replace an artifact that is there already.
+        recipe_yaml: the run as a run file for `bitstill compress`.
+        each_stage: also deliver the student after every stage but the last, to `out`-<stage>.
+        force: replace an existing artifact.
     """
 
     recipe_yaml: str
@@ -45,33 +45,33 @@ class ArtifactDelivery:
     force: bool = False
 
     def check_place(self, out: Path, stopped: bool) -> None:
-        """It must be free, or hold an older artifact that may be replaced."""
+        """Check that `out` is free, or holds an artifact that may be replaced."""
         self._check(out, stopped)
 
     def check(self, run: PreparedRun, out: Path) -> None:
-        """So must the places of the stages."""
+        """Check the folders of the stages in the same way."""
         for stage in self._on_the_way(run):
             self._check(stage_folder(out, stage), checkpoint_of(out).exists())
 
     def stage_finished(self, run: PreparedRun, out: Path, stage: Stage, report: Mapping[str, Any]) -> None:
-        """Deliver the student on the way, if each stage's is wanted."""
+        """Deliver the student of this stage, with `each_stage`."""
         if stage in self._on_the_way(run):
             self._deliver(run, stage_folder(out, stage), {**report, "stage": stage.name})
 
     def write(self, run: PreparedRun, out: Path, report: Mapping[str, Any]) -> None:
-        """Deliver the student, and measure the teacher in the same way."""
+        """Deliver the student, and measure the teacher by the same procedure."""
         teacher = {"teacher": _teacher_row(run.networks["teacher"], run.task)} if "teacher" in run.networks else {}
         self._deliver(run, out, {**report, **teacher})
 
     def _check(self, folder: Path, stopped: bool) -> None:
-        """Refuse a place that cannot be written, or whose artifact is not to be replaced.
+        """Check that `folder` can be written, and holds no artifact that must not be replaced.
 
         Raises:
-            ArtifactError: saying what is there.
+            ArtifactError: it cannot, or does.
         """
         check_target(folder)
         if not (self.force or stopped) and (folder / CONFIG).exists():
-            fix = "Choose another --out, add --force to replace it, or --resume if this run was stopped."
+            fix = "Choose another --out, or add --force to replace it, or --resume if this run was interrupted."
             raise ArtifactError("a new or an empty folder", given="a finished artifact", where=str(folder), fix=fix)
 
     def _on_the_way(self, run: PreparedRun) -> list[Stage]:
@@ -85,34 +85,34 @@ class ArtifactDelivery:
 
 
 def stage_folder(out: Path, stage: Stage) -> Path:
-    """Where the student that `stage` leaves is delivered when each stage is."""
+    """Folder of the student delivered after `stage`, with `each_stage`."""
     return out.with_name(f"{out.name}-{stage.name.replace(' ', '-')}")
 
 
 @dataclass(frozen=True)
 class PretrainedDelivery:
-    """The student in float, saved as transformers saves its models, read back and evaluated."""
+    """The student in float, saved by transformers, reloaded and evaluated."""
 
     def check_place(self, out: Path, stopped: bool) -> None:
-        """The folder must be new or empty."""
+        """Check that the folder is new or empty."""
         check_new(out)
 
     def check(self, run: PreparedRun, out: Path) -> None:
-        """The student must be one that transformers can save.
+        """Check that transformers can save the student.
 
         Raises:
-            SpecError: it is not.
+            SpecError: it cannot.
         """
         if not hasattr(run.rehearsed["student"], "save_pretrained"):
             given = repr(run.job.models.get("student"))
-            fix = "Only such a model can be saved as one; train networks of your own with `compress`."
+            fix = "Other networks cannot be saved as one; train them with `compress`."
             raise SpecError("the folder or hub name of a Hugging Face model", given=given, where="student", fix=fix)
 
     def stage_finished(self, run: PreparedRun, out: Path, stage: Stage, report: Mapping[str, Any]) -> None:
-        """Nothing: there is one stage."""
+        """Do nothing: there is only one stage."""
 
     def write(self, run: PreparedRun, out: Path, report: Mapping[str, Any]) -> None:
-        """Save, read back and evaluate."""
+        """Save, reload and evaluate."""
         from bitstill.hf.pretrained import save_pretrained
 
         task, networks = run.task, run.networks
@@ -135,9 +135,9 @@ class PretrainedDelivery:
 
 
 def _teacher_row(teacher: nn.Module, task: Task) -> dict[str, Any]:
-    """Metric and bytes of the teacher, measured as the student is."""
+    """Metric and bytes of the teacher, measured like the student's."""
     metric = task.objective.decides
-    if any(is_packed(module) for module in teacher.modules()):  # it came from an artifact: it is the delivered form already
+    if any(is_packed(module) for module in teacher.modules()):  # loaded from an artifact: already the delivered form
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), contents_of(copy_model(teacher).cpu()), {}, Storage())
             file_bytes = size_report(read(folder)).file_bytes

@@ -1,6 +1,6 @@
-"""The demonstrations: a table and a page about small networks for pictures that come with scikit-learn.
+"""The demonstrations: a table and a page about small networks on scikit-learn's images of digits.
 
-Every row is an artifact that was written, read back and evaluated; the page and report.json say where the bytes went.
+Every row is an artifact, written, reloaded and evaluated; the page and report.json show where the bytes go.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from bitstill.train.settings import Settings
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration made.
+    """Result of a demonstration.
 
     Args:
-        rows: of the table.
-        report: the contents of report.json.
+        rows: rows of the table.
+        report: contents of report.json.
     """
 
     rows: tuple[Row, ...]
@@ -46,18 +46,18 @@ def demo(
     epochs: float | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> DemoResult:
-    """Train, deliver and compare; everything is written under `out`.
+    """Train, deliver and compare; everything is written below `out`.
 
     Args:
-        out: folder, made if it is not there; artifacts of an earlier demonstration in it are replaced.
-        recipe: what is demonstrated, a key of `DEMONSTRATIONS`.
-        seed: of everything random.
-        epochs: of each row that trains; None is the demonstration's own.
-        say: told, in a line, what is being done.
+        out: folder, created if missing; artifacts of an earlier demonstration in it are replaced.
+        recipe: a key of `DEMONSTRATIONS`.
+        seed: seed of all randomness.
+        epochs: epochs of each trained row; None is the demonstration's default.
+        say: callback for progress messages, one line each.
 
     Raises:
-        SpecError: there is no such demonstration.
-        BitstillError: if the folder cannot be written.
+        SpecError: no such demonstration.
+        BitstillError: the folder cannot be written.
     """
     started, folder = time.perf_counter(), Path(out)
     if recipe not in DEMONSTRATIONS:
@@ -68,7 +68,7 @@ def demo(
     plans = demonstration.plans(epochs)
     for plan in plans:
         check_target(folder / plan.folder)
-        (folder / f".{plan.folder}.checkpoint.safetensors").unlink(missing_ok=True)  # of a demonstration that was stopped
+        (folder / f".{plan.folder}.checkpoint.safetensors").unlink(missing_ok=True)  # of an interrupted demonstration
     task = digits.load()
     results: dict[str, Result] = {}
     for index, plan in enumerate(plans, 1):

@@ -1,4 +1,4 @@
-"""What the demonstrations compare: for each recipe its rows, in the order in which they are made."""
+"""Rows of the demonstrations by recipe, in the order of training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bitstill.recipes import PQK, DifferentiableQuantization, PostTraining, Quan
 
 @dataclass(frozen=True)
 class Plan:
-    """One row: its folder, its names in the table, and how it is made. Models are folders of earlier rows or names.
+    """One row of a demonstration.
 
     Args:
-        folder: below that of the demonstration.
-        name, method, bits: as the table shows them.
-        recipe: how it is made.
-        models: by role.
+        folder: its folder below that of the demonstration.
+        name, method, bits: its entries in the table.
+        recipe: recipe of the run.
+        models: models by role: names, or folders of earlier rows.
     """
 
     folder: str
@@ -30,12 +30,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A comparison.
+    """A comparison of several runs.
 
     Args:
-        title: of its page.
-        epochs: of each student, where the user does not say.
-        plans: its rows, given the epochs.
+        title: title of its page.
+        epochs: default epochs of each student.
+        plans: function from epochs to the rows.
     """
 
     title: str
@@ -64,7 +64,7 @@ def quantized_distillation(epochs: float) -> tuple[Plan, ...]:
 
 
 def pqk(epochs: float) -> tuple[Plan, ...]:
-    """A float network; then pruned and quantized without training, by phase 1 alone, and with both phases, equally long."""
+    """A float network; then pruned and quantized without training, by phase 1 alone, and by both phases in equal time."""
     warm, second = 0.04 * epochs, 0.16 * epochs
     fresh, trained = {"student": "digits-student"}, {"student": "float"}
     plans = [Plan("float", "float", "float", "32", QuantizedDistillation(bits=None, kd_weight=0, epochs=epochs), fresh)]

@@ -1,4 +1,4 @@
-"""General distillation: a smaller encoder for any task, saved as an ordinary Hugging Face folder, read back and compared."""
+"""`distill`: general distillation of a smaller encoder, saved as an ordinary Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -31,22 +31,21 @@ def distill(
     """Distil an encoder into a smaller one on plain text, for any task (Jiao et al. 2020).
 
     Args:
-        model: the teacher: folder or hub name of an encoder, with a head or without; it is not fine-tuned.
-        corpus: plain text; a string is a `Corpus` with its defaults.
-        out: a new or empty folder, which any tool that reads Hugging Face models can read afterwards.
-        student: folder or hub name of the smaller encoder, or a folder with its config.json alone; None makes it of layers of
+        model: teacher: folder or hub name of an encoder, with or without a head; it is not fine-tuned.
+        corpus: plain text; a string is a `Corpus` with default settings.
+        out: a new or empty folder, for any tool that reads Hugging Face models.
+        student: folder or hub name of the smaller encoder, or a folder with only its config.json; None builds it from layers of
             the teacher.
         recipe: layers, losses, epochs.
         settings: seed, precision, checkpoints.
-        cache: folder for the tokenized corpus, which other runs can use too; None is `out` with ".tokens" behind it.
-        resume: continue a run that was stopped; tokenizing the corpus is resumed either way.
+        cache: folder for the tokenized corpus, reusable by other runs; None is `out` with the suffix ".tokens".
+        resume: resume an unfinished run; tokenizing the corpus is always resumed.
 
     Returns:
-        What report.json says: how similar the hidden states of the student that was read back from `out` are to its teacher's,
-        and the training history.
+        Contents of report.json: similarity of the hidden states of teacher and reloaded student, and the training history.
 
     Raises:
-        BitstillError: its subclasses say what was wrong; nothing at `out` is damaged.
+        BitstillError: invalid input, see its subclasses; nothing at `out` is damaged.
     """
     need_package("transformers", extra="all", purpose="general distillation")
     target = Path(out).resolve()

@@ -1,9 +1,9 @@
-"""The one driver: every run from its models and data to its report.
+"""The one driver: every run, from its models and data to its report.
 
-Compressing, fine-tuning and general distillation differ in their recipe, which says what is trained, and in their delivery,
-which says what is left of it. Everything else happens here, in this order: load the task and the models, plan the stages,
-prepare their data, rehearse them on copies, train, deliver, report. A run that was stopped continues from its checkpoint; one
-that is finished is recognised by its identity.
+Compression, fine-tuning and general distillation differ in their recipe, which defines the training, and in their delivery,
+which defines the output. Everything else happens here, in this order: load the task and the models, plan the stages, prepare
+their data, rehearse them on copies, train, deliver, report. An unfinished run resumes from its checkpoint; a finished one is
+recognised by its identity.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class PreparedRun:
     """A run before its first step.
 
     Args:
-        job: what was asked for.
-        models: the networks by role, which training changes and adds to.
-        stages: in order.
-        data: what they learn from.
-        rehearsed: copies of the networks with the structure that they will have at the end.
+        job: recipe, models, task and settings.
+        models: networks by role; training changes them and adds to them.
+        stages: stages in order.
+        data: training data of the stages.
+        rehearsed: copies of the networks with their final structure.
     """
 
     job: Job
@@ -59,57 +59,57 @@ class PreparedRun:
 
     @property
     def task(self) -> Task:
-        """What the delivered model is judged on: the task, or what the last stage has learned from."""
+        """Data on which the delivered model is evaluated: the task, or that of the last stage."""
         return self.data["task"] if "task" in self.data else self.data[self.stages[-1].data]
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks by name."""
+        """Networks by name."""
         return self.models.networks
 
     def identity(self) -> dict[str, Any]:
-        """What makes this run this run and no other."""
+        """Identity of the run, see `bitstill.train.identity`."""
         return identity_of(encode(self.job.recipe), self.stages, self.data, self.networks, self.job.settings)
 
 
 class Delivery(Protocol):
-    """What is left of a run."""
+    """Output of a run."""
 
     def check_place(self, out: Path, stopped: bool) -> None:
-        """Refuse, before anything is loaded, a place that cannot take it.
+        """Check, before anything is loaded, that `out` can be written.
 
         Args:
-            out: the place.
-            stopped: a run that was stopped is continued, whose beginning has found the place good.
+            out: destination.
+            stopped: an interrupted run is resumed, which has passed this check before.
 
         Raises:
-            BitstillError: saying what to do instead.
+            BitstillError: it cannot be written.
         """
 
     def check(self, run: PreparedRun, out: Path) -> None:
-        """Refuse, before anything trains, a model that cannot be delivered so.
+        """Check, before training, that the model can be delivered in this form.
 
         Raises:
-            BitstillError: saying what to do instead.
+            BitstillError: it cannot.
         """
 
     def stage_finished(self, run: PreparedRun, out: Path, stage: Stage, report: Mapping[str, Any]) -> None:
-        """Deliver what a stage leaves, where that is wanted; called again if the run is stopped before its next checkpoint."""
+        """Deliver the result of a stage, if asked to; called again if the run is interrupted before its next checkpoint."""
 
     def write(self, run: PreparedRun, out: Path, report: Mapping[str, Any]) -> None:
-        """Deliver to `out`, in one step, with `report` and what has been measured on what was read back."""
+        """Deliver to `out` atomically, with `report` and the measurements of the reloaded model."""
 
 
 def prepare_run(job: Job, out: Path, *, untrained: bool = False) -> PreparedRun:
-    """Load everything, plan the stages and rehearse them: whatever can be refused is refused here.
+    """Load everything, plan the stages and rehearse them, so that invalid input fails before training.
 
     Args:
-        job: what to do.
-        out: where the result goes; a tokenized corpus is kept beside it.
-        untrained: allow a student with random weights that no stage trains, where only its size is asked for.
+        job: recipe, models, task and settings.
+        out: destination; a tokenized corpus is stored next to it.
+        untrained: allow a student with random weights that no stage trains, where only its size matters.
 
     Raises:
-        BitstillError: its subclasses say what was wrong.
+        BitstillError: invalid input, see its subclasses.
     """
     task = job.task
     if isinstance(task, str):
@@ -129,20 +129,20 @@ def prepare_run(job: Job, out: Path, *, untrained: bool = False) -> PreparedRun:
 
 
 def execute(job: Job, delivery: Delivery, out: Path, *, resume: bool = False, keep: bool = True) -> PreparedRun:
-    """Carry out a run.
+    """Execute a run.
 
     Args:
-        job: what to do.
-        delivery: what is left of it.
-        out: where.
-        resume: continue from the checkpoint beside `out`, if there is one; a result of this very run is left as it is.
+        job: recipe, models, task and settings.
+        delivery: form of the output.
+        out: destination.
+        resume: continue from the checkpoint next to `out` if it exists; a finished result of the same run is left unchanged.
         keep: write checkpoints.
 
     Returns:
-        The run, whose networks are as training left them; `out` holds its report.
+        The run with its trained networks; `out` holds its report.
 
     Raises:
-        BitstillError: its subclasses say what was wrong; nothing at `out` is damaged.
+        BitstillError: invalid input, see its subclasses; nothing at `out` is damaged.
     """
     from accelerate import PartialState
 
@@ -150,7 +150,7 @@ def execute(job: Job, delivery: Delivery, out: Path, *, resume: bool = False, ke
     stopped = resume and checkpoint_of(out).exists()
     if not finished:
         delivery.check_place(out, stopped)
-    accelerator(replace(job.settings, trackers=()))  # settles the device, before anything asks for it
+    accelerator(replace(job.settings, trackers=()))  # fixes the device before anything else asks for it
     processes = PartialState()
     with only_writer(out) if processes.is_main_process else contextlib.nullcontext():
         if processes.is_main_process:
@@ -178,7 +178,7 @@ def execute(job: Job, delivery: Delivery, out: Path, *, resume: bool = False, ke
 
 
 def _about(run: PreparedRun, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a report says of a run before it has trained."""
+    """The part of a report that is known before training."""
     return {
         "recipe": encode(run.job.recipe),
         "settings": encode(run.job.settings),
@@ -191,24 +191,26 @@ def _about(run: PreparedRun, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differing(out: Path, identity: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """The first key in which what `out` was made by differs from `identity`, with its value there; None where none does.
+    """First key, and its value in `out`, in which the run that wrote `out` differs from `identity`; None if equal.
 
-    Hardware does not count.
+    Hardware is not compared.
     """
     report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
-    theirs = report.get("identity", {})
-    ours = json.loads(json.dumps(dict(identity)))
-    return next(((key, theirs.get(key)) for key in ours if key not in HARDWARE and theirs.get(key) != ours[key]), None)
+    recorded = report.get("identity", {})
+    current = json.loads(json.dumps(dict(identity)))
+    return next(
+        ((key, recorded.get(key)) for key in current if key not in HARDWARE and recorded.get(key) != current[key]), None
+    )
 
 
 def _check_result(out: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse to take what another run has made for the result of this one.
+    """Check that the result at `out` is of this run.
 
     Raises:
-        SpecError: naming the key that differs.
+        SpecError: it is of another run; names the key that differs.
     """
     differing = _differing(out, identity)
     if differing is not None:
-        key, theirs = differing
-        fix = "Choose another --out; or leave --resume out, to begin anew."
-        raise SpecError(f"the result of this run ({key} {identity[key]})", given=f"{key} {theirs}", where=str(out), fix=fix)
+        key, recorded = differing
+        fix = "Choose another --out, or omit --resume to start again."
+        raise SpecError(f"the result of this run ({key} {identity[key]})", given=f"{key} {recorded}", where=str(out), fix=fix)

@@ -1,4 +1,4 @@
-"""What a run would do to each layer and how many bytes it would deliver, without training."""
+"""`dry_run`: the effect of a run on each layer and the bytes it would deliver, without training."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from bitstill.train.run import data_for
 def dry_run(job: Job) -> dict[str, Any]:
     """Plan the run, compress the untrained student and pack it: its bytes are those of the trained one.
 
-    Only entropy coding, points shared out by gradient and what is split within a budget depend on training; with them the bytes
-    are an estimate. A corpus is tokenized all the same, and forgotten.
+    Only entropy coding, points redistributed by gradient, and splitting within a budget depend on training; with these the
+    bytes are an estimate. A corpus is tokenized into a temporary folder.
 
     Returns:
-        Stages with their steps, every parameter with what would happen to it, and the size report.
+        Stages with their steps, every parameter with its treatment, and the size report.
 
     Raises:
-        BitstillError: what `compress` would refuse before it trains, but for an untrained student, which has the same bytes.
+        BitstillError: as `compress` before training, except that an untrained student is allowed: its bytes are the same.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = prepare_run(job, Path(folder) / "out", untrained=True)

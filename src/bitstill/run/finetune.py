@@ -1,4 +1,4 @@
-"""A teacher for a task from a pretrained encoder: fine-tuned, saved as a Hugging Face folder, read back and evaluated."""
+"""`finetune`: a teacher from a pretrained encoder, saved as a Hugging Face folder, reloaded and evaluated."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def finetune(
     """Fine-tune a pretrained encoder on a task's labels.
 
     Args:
-        model: folder or hub name.
+        model: folder or hub name of the encoder.
         task: name of a text or image task.
-        out: a new or empty folder, which any tool that reads Hugging Face models can read afterwards.
+        out: a new or empty folder, for any tool that reads Hugging Face models.
         recipe: epochs, learning rate and so on.
         settings: seed, precision, checkpoints.
         data: a folder with local files.
         text: columns and so on, for the task "text".
-        class_weights: of the loss on labels, one per class, or "balanced".
-        resume: continue a run that was stopped.
+        class_weights: weights of the loss on labels, one per class, or "balanced".
+        resume: resume an unfinished run.
 
     Returns:
-        What report.json says: the metric of the model that was read back from `out`, and the training history.
+        Contents of report.json: metric of the model reloaded from `out`, and the training history.
 
     Raises:
-        BitstillError: its subclasses say what was wrong; nothing at `out` is damaged.
+        BitstillError: invalid input, see its subclasses; nothing at `out` is damaged.
     """
     need_package("transformers", extra="all", purpose="fine-tuning")
     target = Path(out).resolve()

@@ -1,4 +1,4 @@
-"""What a run is asked to do, as data."""
+"""The inputs of a run as data: recipe, models, task and settings."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from bitstill.train.settings import Settings
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is asked to do.
+    """Inputs of a run.
 
     Args:
-        recipe: its stages.
-        models: by role.
-        task: or its name; None where the recipe learns from a corpus alone.
-        settings: how it is carried out.
-        storage: how an artifact is stored.
-        data: a folder with local files for a task that is named.
-        text: columns, longest text and so on, for the task "text".
-        augmented: a folder with variants of the task's training texts, which are trained on as well.
-        cache: folder for a tokenized corpus; None is beside the result.
-        class_weights: of the loss on the task's labels, one per class; "balanced" takes them from the training labels.
+        recipe: plans the stages.
+        models: models by role.
+        task: a task or its name; None where the recipe learns only from a corpus.
+        settings: seed, precision, device and checkpoints.
+        storage: storage options of the artifact.
+        data: folder with local files, for a task given by name.
+        text: columns, maximal length and so on, for the task "text".
+        augmented: folder with variants of the task's training texts to train on as well.
+        cache: folder for a tokenized corpus; None is next to the result.
+        class_weights: weights of the loss on the task's labels, one per class; "balanced" computes them from the labels.
     """
 
     recipe: Recipe

@@ -1,4 +1,4 @@
-"""Which network plays which role in a run: given as objects, by name, as folders or from the hub."""
+"""Networks of a run by role: given as objects, by name, as folders or from the hub."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from bitstill.model.restore import load_into
 from bitstill.recipes.recipe import Recipe
 
 ModelLike = nn.Module | str | Path
-"""A network; the name of one of bitstill's, freshly initialised; the folder of an artifact or of a Hugging Face model; or the
-name of such a model on the hub."""
+"""A network; the name of a built-in one, to be initialised; the folder of an artifact or of a Hugging Face model; or the name
+of such a model on the hub."""
 ROLES = ("student", "teacher")
 
 
 @dataclass(frozen=True)
 class ResolvedModels:
-    """The networks of a run.
+    """Networks of a run.
 
     Args:
-        networks: by role.
-        untrained: roles whose network still has random weights where it decides: one built by name, or a pretrained body under
-            a new classifier.
-        notes: what a reader of the report should know of how they were loaded.
+        networks: networks by role.
+        untrained: roles whose network, or classifier, has random weights: built by name, or a pretrained body with a new
+            classifier.
+        notes: notes for the report on how they were loaded.
     """
 
     networks: dict[str, nn.Module]
@@ -46,13 +46,13 @@ class ResolvedModels:
 
 
 def resolve_models(recipe: Recipe, models: Mapping[str, ModelLike], seed: int, task: Task | None) -> ResolvedModels:
-    """Networks for the roles that `recipe` needs; those handed in are copied.
+    """Resolve the networks for the roles that `recipe` needs; network objects are copied.
 
     Args:
-        recipe: whose roles are filled.
-        models: by role.
-        seed: of what is initialised anew.
-        task: whose outputs the networks have; None takes encoders without a head.
+        recipe: recipe whose roles are filled.
+        models: models by role.
+        seed: seed of new weights.
+        task: task that defines the outputs; None loads encoders without a head.
 
     Raises:
         SpecError: a role is missing or unknown.
@@ -79,7 +79,7 @@ def resolve_models(recipe: Recipe, models: Mapping[str, ModelLike], seed: int, t
 
 
 def needed_roles(recipe: Recipe, models: Mapping[str, ModelLike]) -> tuple[str, ...]:
-    """The roles that have to be filled from outside; a recipe that makes its student takes one all the same."""
+    """Roles that the caller must fill; a recipe that builds its student also accepts a given one."""
     student = ("student",) if "student" in models or not recipe.makes_student else ()
     return (*student, "teacher") if recipe.needs_teacher else student
 
@@ -91,7 +91,7 @@ def by_role(recipe: Recipe, model: ModelLike) -> dict[str, ModelLike]:
 
 @dataclass(frozen=True)
 class _Resolved:
-    """A network, whether it has random weights where it decides, and a note for the report."""
+    """A network, whether it or its classifier is untrained, and a note for the report."""
 
     network: nn.Module
     untrained: bool = False
@@ -129,7 +129,7 @@ def _encoder(source: str, seed: int, role: str) -> _Resolved:
 
 
 def is_artifact(source: ModelLike) -> bool:
-    """Whether `source` is a folder with an artifact; one that cannot be read counts, so that its error is shown."""
+    """Whether `source` is the folder of an artifact; an unreadable one counts, so that its error is shown."""
     if isinstance(source, nn.Module) or not Path(source).is_dir():
         return False
     try:
@@ -145,7 +145,7 @@ def _from_artifact(folder: str | Path, role: str) -> nn.Module:
     if role == "student" and any(is_packed(module) for module in loaded.modules()):
         raise SpecError(
             "a float student",
-            given=f"an artifact that is compressed already, {str(folder)!r}",
+            given=f"an artifact that is already compressed, {str(folder)!r}",
             where=role,
             fix="Start from the float network, or from an artifact delivered with bits=None (--bits none).",
         )

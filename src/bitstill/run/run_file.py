@@ -8,8 +8,8 @@
     settings: {seed: 1}
     out: student-2bit
 
-Flags of `bitstill compress` override the file; `--set` reaches every option. The resolved file is delivered with the artifact
-as recipe.yaml.
+Flags of `bitstill compress` override the file; `--set` reaches every option. The artifact contains the resolved file as
+recipe.yaml.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from bitstill.train.settings import Settings
 
 @dataclass(frozen=True)
 class RunFile:
-    """Everything `bitstill compress` needs to know.
+    """All settings of `bitstill compress`.
 
     Args:
         recipe: name of a recipe.
         task: name of a task.
-        model: what is to be compressed, where no student is named; and the teacher, where none is named.
+        model: the model to compress, if no student is named, and the teacher, if none is named.
         teacher, student: networks by name, or folders of artifacts.
-        data: a folder with local files for the task.
-        text: how files of your own are read, for the task "text".
-        class_weights: of the loss on labels: one number per class, or "balanced".
-        augmented: a folder with variants of the training texts, from `bitstill augment`.
+        data: folder with local files for the task.
+        text: format of your own files, for the task "text".
+        class_weights: weights of the loss on labels: one number per class, or "balanced".
+        augmented: folder with variants of the training texts, from `bitstill augment`.
         options: settings of the recipe.
-        settings: how the run is carried out.
-        storage: how the artifact is stored.
-        out: where it is delivered.
+        settings: seed, precision, device and checkpoints.
+        storage: storage options of the artifact.
+        out: destination folder.
     """
 
     recipe: str
@@ -72,7 +72,7 @@ class RunFile:
         check_fields(self)
 
     def build_recipe(self) -> Recipe:
-        """The recipe with its options.
+        """Build the recipe with its options.
 
         Raises:
             SpecError: unknown recipe or option.
@@ -80,7 +80,7 @@ class RunFile:
         return decode(recipe_class(self.recipe), self.options, "options", imports=True)
 
     def models(self, recipe: Recipe) -> dict[str, str]:
-        """Networks by role, as `compress` takes them."""
+        """Networks by role, for `compress`."""
         roles = {"student": self.student or self.model, "teacher": self.teacher or self.model}
         if recipe.makes_student:
             roles["student"] = self.student
@@ -88,13 +88,13 @@ class RunFile:
         return {role: name for role in needed if (name := roles[role]) is not None}
 
     def to_yaml(self) -> str:
-        """The file's text; what is empty is left out."""
+        """Text of the file, without empty fields."""
         content = {key: value for key, value in encode(self).items() if key != "kind" and value is not None}
         return yaml.safe_dump(content, sort_keys=False)
 
 
 def run_file_of(job: Job) -> RunFile:
-    """The job as a run file; networks handed in as objects are named by their class."""
+    """The job as a run file; network objects are named by their class."""
     names = {role: type(m).__name__ if isinstance(m, nn.Module) else str(m) for role, m in job.models.items()}
     assert job.task is not None
     return RunFile(
@@ -113,12 +113,12 @@ def run_file_of(job: Job) -> RunFile:
 
 
 def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Sequence[str] = ()) -> RunFile:
-    """Read a run file and lay overrides over it.
+    """Read a run file and apply overrides.
 
     Args:
-        path: the YAML file, or None to start from nothing.
-        overrides: dotted keys ("options.bits", "settings.seed") and values; None leaves the file's value.
-        assignments: as after `--set`: see `run.assignments`.
+        path: the YAML file, or None for an empty one.
+        overrides: dotted keys ("options.bits", "settings.seed") and values; None keeps the file's value.
+        assignments: arguments of `--set`, see `bitstill.run.assignments`.
 
     Raises:
         SpecError: the file is missing or not YAML, or a key or value is wrong.
@@ -130,7 +130,7 @@ def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Seque
     for key, value in overrides.items():
         if value is not None:
             put(content, key, value, defaults)
-    # A duration in steps beats one in epochs, so a flag in epochs drops the file's steps.
+    # A duration in steps takes precedence over one in epochs, so a flag in epochs removes the file's steps.
     if overrides.get("options.epochs") is not None and isinstance(content.get("options"), dict):
         content["options"].pop("steps", None)
     for assignment in assignments:
@@ -142,7 +142,7 @@ def read_run(path: Path | None, overrides: Mapping[str, Any], assignments: Seque
 
 
 def _defaults(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Plain values of what a run file need not say, by section; a key that the recipe has as an option is the option."""
+    """Plain default values by section; a key that is also an option of the recipe denotes the option."""
     name = content.get("recipe")
     recipe: Any = recipe_class(name) if isinstance(name, str) else None
     options = set() if recipe is None else {option.name for option in fields(recipe)}

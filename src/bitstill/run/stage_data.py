@@ -1,4 +1,4 @@
-"""The data sets that the stages of a run learn from. What takes long to make is made once, and kept beside the result."""
+"""Training data of the stages of a run. Expensive data sets are built once and stored next to the result."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from bitstill.train.stage import Source, Stage
 
 
 def stage_data(job: Job, stages: Sequence[Stage], task: Task | None, resolved: ResolvedModels, out: Path) -> Data:
-    """The data sets of a run by what its stages call them.
+    """Data sets of a run by the names that its stages use.
 
     Args:
-        job: names models, whose tokenizers read the data, and settings.
-        stages: of the run.
-        task: as its models read it, or None.
-        resolved: the networks.
-        out: where the result goes; tokens of a corpus and variants of texts are kept beside it.
+        job: models, whose tokenizers read the data, and settings.
+        stages: stages of the run.
+        task: the tokenized task, or None.
+        resolved: networks of the run.
+        out: destination; tokens of a corpus and variants of texts are stored next to it.
 
     Raises:
         BitstillError: a corpus cannot be read or does not fit the models, or the task has no texts to vary.
@@ -47,7 +47,7 @@ def stage_data(job: Job, stages: Sequence[Stage], task: Task | None, resolved: R
 
 
 def _check_only(source: Source, stages: Sequence[Stage], kind: type) -> None:
-    """One of a kind: there is one place beside the result for each."""
+    """Check that all stages use the same source of a kind, since each kind has one folder next to the result."""
     others = {stage.data for stage in stages if isinstance(stage.data, kind)} - {source}
     if others:
         given = f"{source} and {next(iter(others))}"
@@ -55,7 +55,7 @@ def _check_only(source: Source, stages: Sequence[Stage], kind: type) -> None:
 
 
 def _corpus_task(job: Job, corpus: Corpus, stage: Stage, task: Task | None, resolved: ResolvedModels, out: Path) -> Task:
-    """The corpus, tokenized, as what student and teacher of `stage` read."""
+    """The tokenized corpus as a task for student and teacher of `stage`."""
     need_package("transformers", extra="all", purpose="a corpus")
     from accelerate import PartialState
 
@@ -68,18 +68,18 @@ def _corpus_task(job: Job, corpus: Corpus, stage: Stage, task: Task | None, reso
         check_length(name, network, corpus.length, "corpus")
     folder = Path(job.cache) if job.cache is not None else out.with_name(f"{out.name}.tokens")
     if not PartialState().is_main_process:
-        wait_until_packed(folder)  # not at a barrier, whose patience a large corpus would exhaust
+        wait_until_packed(folder)  # not a barrier, which would time out on a large corpus
     sequences = pack_corpus(corpus, encoder_of(tokenizer), folder, progress=job.settings.progress)
     teacher = next(term.teacher for term in stage.terms if term.teacher)
     return corpus_task(sequences, tokenizer, resolved.networks[teacher], corpus.mask_probability)
 
 
 def _tokenizer(task: Task | None, models: Mapping[str, ModelLike]) -> Any:
-    """The task's tokenizer, or the one that all models named by folder or hub name share.
+    """The task's tokenizer, or the one shared by all models given as folder or hub name.
 
     Raises:
-        SpecError: there is none.
-        DataError: models have different ones.
+        SpecError: there is no tokenizer.
+        DataError: the models' tokenizers differ.
     """
     from bitstill.hf.tokenize import Tokenizer, shared_tokenizers
 
@@ -94,11 +94,11 @@ def _tokenizer(task: Task | None, models: Mapping[str, ModelLike]) -> Any:
 
 
 def _with_variants(job: Job, variants: Variants, out: Path) -> Task:
-    """The task with variants of its training texts, which the main process makes, or finishes, first."""
+    """The task with variants of its training texts, which the main process generates first."""
     from accelerate import PartialState
 
     if not isinstance(job.task, str) or job.augmented is not None:
-        given = "a Task" if job.augmented is None else "variants that are there already (augmented)"
+        given = "a Task" if job.augmented is None else "existing variants (augmented)"
         fix = "Name the task, and leave `augmented` out."
         raise SpecError("a task by name, whose texts can be varied", given=given, where="variants", fix=fix)
     folder, processes = out.with_name(f"{out.name}.variants"), PartialState()
