@@ -1,1 +1,1 @@
-"""From a trained model to a verified folder, and from there to wherever it runs."""
+"""Delivery: artifacts written and verified, loaded, evaluated, exported, timed and compared."""

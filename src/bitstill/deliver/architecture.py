@@ -1,4 +1,4 @@
-"""Networks that can be rebuilt from an artifact's `config.json`: bitstill's own, and those of transformers."""
+"""Architectures that can be rebuilt from an artifact's `config.json`: built-in ones, and those of transformers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bitstill.model.attention_operands import attention_record
 
 
 def architecture_of(model: nn.Module) -> dict[str, Any]:
-    """What `config.json` says about the architecture, so that `from_architecture` can rebuild it; a note if it cannot.
+    """Description of the architecture in `config.json`, from which `from_architecture` rebuilds it, or a note if it cannot.
 
-    A network that structured pruning has made narrower is described as it was, with a record of what is narrower, and one whose
-    attention quantizes its operands with a record of that.
+    A network narrowed by structured pruning is described by its original sizes and a record of the narrower ones; quantized
+    operands of attention add a record, too.
     """
     more = {RESIZED: model.__dict__.get(RESIZED), ATTENTION: attention_record(model)}
     return {**_architecture_of(model), **{key: value for key, value in more.items() if value}}
@@ -33,16 +33,16 @@ def _architecture_of(model: nn.Module) -> dict[str, Any]:
 
 
 def can_rebuild(config: dict[str, Any]) -> bool:
-    """Whether `from_architecture` knows what `architecture_of` wrote."""
+    """Whether `from_architecture` can rebuild the network described by `architecture_of`."""
     return "model_type" in config or config.get("architecture") is not None
 
 
 def from_architecture(config: dict[str, Any]) -> nn.Module:
-    """Rebuild a network from what `architecture_of` wrote.
+    """Rebuild a network from the description by `architecture_of`.
 
     Raises:
-        ArtifactError: if it is neither one of bitstill's own architectures nor one of transformers'.
-        MissingPackageError: it is one of transformers', which is not installed.
+        ArtifactError: the architecture is neither built in nor one of transformers.
+        MissingPackageError: it is one of transformers, which is not installed.
     """
     if "model_type" in config:
         need_package("transformers", extra="all", purpose="loading this architecture")

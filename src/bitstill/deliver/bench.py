@@ -1,4 +1,4 @@
-"""How fast networks are, side by side: each in a process of its own, timed in turns, so that whatever disturbs hits all."""
+"""Benchmarks: networks timed in turns, each in its own process, so that any disturbance affects all alike."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from bitstill.program.samples import Array, random_inputs
 from bitstill.runtime.library import processors
 
 FILES = {"onnx": "model.onnx", "openvino": "model.bin", "openvino-bf16": "model.bin"}
-"""Of exports, which have no model.safetensors."""
+"""File of weights by kind, for exports without model.safetensors."""
 KINDS = {
     "native": "bitstill.runtime", "torch-kernels": "torch, kernels", "bitstill": "torch, packed", "onnx": "ONNX Runtime",
     "openvino": "OpenVINO", "openvino-bf16": "OpenVINO, bfloat16", "torch": "torch", "torch-bf16": "torch, bfloat16",
@@ -37,13 +37,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Network:
-    """One that takes part.
+    """A network to be timed.
 
     Args:
-        folder: where it is.
+        folder: its folder.
         kind: a key of `KINDS`.
-        config: its config.json.
-        name: in tables; the folder's if empty.
+        config: contents of its config.json.
+        name: its name in tables; the folder's if empty.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Network:
 
     @property
     def file(self) -> Path:
-        """With its weights."""
+        """The file with its weights."""
         return self.folder / FILES.get(self.kind, WEIGHTS)
 
 
@@ -66,24 +66,24 @@ def bench(
     turns: int = 40,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Time artifacts, what they were exported to, and float networks, in turns.
+    """Time artifacts, their exports and float networks, in turns.
 
     Args:
-        folders: artifacts, which take part in `bitstill.runtime` and in torch; exports to ONNX or OpenVINO; or Hugging Face
-            folders of float encoders. Others are compared with the first.
-        batch: batch sizes: texts or images at once.
-        length: lengths of texts in tokens; images have none.
-        threads: of each network; None is all there are.
-        turns: how often each network is timed at each batch size and length, after an untimed run.
+        folders: artifacts, timed in `bitstill.runtime` and in torch; exports to ONNX or OpenVINO; or Hugging Face folders of
+            float encoders. The first is the reference for ratios.
+        batch: batch sizes.
+        length: lengths of texts in tokens; ignored for images.
+        threads: threads of each network; None uses all cores.
+        turns: number of timed runs of each network at each batch size and length, after a warm-up.
         progress: show a progress bar.
 
     Returns:
-        Rows with bytes, seconds to load, peak memory from before loading on, and for each point ("1 x 16") the median, the 10th
-        and the 90th percentile in ms, samples per second, and the median ratio to the first row; and the hardware.
+        Rows with bytes, seconds to load, peak memory including loading, and for each point ("1 x 16") the median, the 10th and
+        the 90th percentile in ms, samples per second, and the median ratio to the first row; and the hardware.
 
     Raises:
-        ArtifactError: a folder holds no network that is known here, or cannot be loaded.
-        SpecError: numbers below 1, or networks that take different inputs.
+        ArtifactError: a folder holds no known network, or it cannot be loaded.
+        SpecError: numbers below 1, or networks with different inputs.
     """
     networks = [network for folder in folders for network in networks_in(Path(folder))]
     return race(networks, batch, length, threads=threads, turns=turns, progress=progress)
@@ -98,7 +98,7 @@ def race(
     turns: int = 40,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Time networks in turns: what `bench` returns.
+    """Time networks in turns; returns the same as `bench`.
 
     Raises:
         ArtifactError, SpecError: as `bench`.
@@ -109,17 +109,17 @@ def race(
             raise SpecError(f"{name} of at least 1", given=str(list(numbers)), where="bench", fix="Give whole numbers above 0.")
     if len({json.dumps(_takes(network.config)) for network in networks}) > 1:
         given = ", ".join(sorted({str(_takes(network.config)) for network in networks}))
-        raise SpecError("networks that take the same inputs", given=given, where="bench", fix="Time them in two commands.")
+        raise SpecError("networks with the same inputs", given=given, where="bench", fix="Time them in separate commands.")
     texts = "model_type" in networks[0].config
     points = [(batch, length) for batch in batches for length in (lengths if texts else (0,))]
     with _Workers(networks, threads) as workers:
         seconds = _in_turns(workers, points, turns, progress)
         peaks = workers.ended()
     rows = []
-    alike = Counter(folder.name for folder in {network.folder for network in networks})
+    folder_names = Counter(folder.name for folder in {network.folder for network in networks})
     for place, network in enumerate(networks):
-        short = network.folder.name if alike[network.folder.name] == 1 else str(network.folder)
-        found = {_name(point): _point(seconds[point][place], seconds[point][0], point[0]) for point in points}
+        short = network.folder.name if folder_names[network.folder.name] == 1 else str(network.folder)
+        figures = {_name(point): _point(seconds[point][place], seconds[point][0], point[0]) for point in points}
         rows.append(
             {
                 "name": network.name or short,
@@ -127,14 +127,14 @@ def race(
                 "file_bytes": network.file.stat().st_size,
                 "load_seconds": workers.load_seconds[place],
                 "peak_bytes": peaks[place],
-                "points": found,
+                "points": figures,
             }
         )
     return {"threads": threads, "turns": turns, "rows": rows, **environment()}
 
 
 class _Workers:
-    """A process for each network; all end with the block."""
+    """One process for each network; all end with the block."""
 
     def __init__(self, networks: Sequence[Network], threads: int) -> None:
         self.networks, self.threads = networks, threads
@@ -145,15 +145,15 @@ class _Workers:
     def __enter__(self) -> _Workers:
         try:
             for network in self.networks:
-                mine, its = multiprocessing.Pipe()
+                parent_end, child_end = multiprocessing.Pipe()
                 # Not multiprocessing's own processes: those run the caller's script again, unless it has a main guard.
-                arguments = [str(its.fileno()), str(network.folder), network.kind, str(self.threads)]
+                arguments = [str(child_end.fileno()), str(network.folder), network.kind, str(self.threads)]
                 command = [sys.executable, "-P", "-m", bench_worker.__name__, *arguments]
                 variables = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-                self._processes.append(subprocess.Popen(command, pass_fds=[its.fileno()], env=variables))  # noqa: S603
-                its.close()
-                self.pipes.append(mine)
-                answer = _received(mine, network)
+                self._processes.append(subprocess.Popen(command, pass_fds=[child_end.fileno()], env=variables))  # noqa: S603
+                child_end.close()
+                self.pipes.append(parent_end)
+                answer = _received(parent_end, network)
                 if "error" in answer:
                     fix = "Nothing was timed."
                     raise ArtifactError("a network that loads", given=answer["error"], where=str(network.folder), fix=fix)
@@ -174,7 +174,7 @@ class _Workers:
         return float(_received(self.pipes[place], self.networks[place]))
 
     def ended(self) -> list[int | None]:
-        """Let all end; peak memory of each in bytes, where the system says it."""
+        """Stop all processes; returns the peak memory of each in bytes, where the system reports it."""
         for pipe in self.pipes:
             pipe.send(None)
         return [_received(pipe, network) for pipe, network in zip(self.pipes, self.networks, strict=True)]
@@ -183,7 +183,7 @@ class _Workers:
 def _in_turns(
     workers: _Workers, points: Sequence[tuple[int, int]], turns: int, progress: bool
 ) -> dict[tuple[int, int], list[list[float]]]:
-    """Seconds by point, network and turn; every other turn goes backwards, so that no network always follows the same one."""
+    """Seconds by point, network and turn; the order alternates, so that no network always follows the same one."""
     places = range(len(workers.networks))
     seconds: dict[tuple[int, int], list[list[float]]] = {point: [[] for _ in places] for point in points}
     with tqdm(total=len(points) * turns, desc="timing", unit="turn", leave=False, disable=not progress) as bar:
@@ -200,18 +200,18 @@ def _received(pipe: Connection, network: Network) -> Any:
     try:
         return pipe.recv()
     except EOFError:
-        fix = "It may have run out of memory, or its package may be missing; its own message stands above."
+        fix = "It may have run out of memory, or its package may be missing; see its own message above."
         raise ArtifactError("a network that runs", given="a process that ended", where=str(network.folder), fix=fix) from None
 
 
 def networks_in(folder: Path) -> list[Network]:
-    """The network in a folder; an artifact in several ways, where the runtime without torch can run it."""
+    """Networks to time for a folder: an artifact counts once per way to run it, if the runtime without torch supports it."""
     network = _network(folder)
     if network.kind != "bitstill":
         return [network]
     try:
         program_of(read(folder))
-    except ArtifactError:  # damaged, or without a program: whoever loads it says so
+    except ArtifactError:  # damaged, or without a program: loading reports it
         return [network]
     return [replace(network, kind="native"), replace(network, kind="torch-kernels"), network]
 
@@ -221,22 +221,22 @@ def _network(folder: Path) -> Network:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
-    ours = isinstance(config, dict) and config.get("quantization_config", {}).get("quant_method") == "bitstill"
+    is_artifact = isinstance(config, dict) and config.get("quantization_config", {}).get("quant_method") == "bitstill"
     if isinstance(config, dict) and ("model_type" in config or config.get("architecture") in CONV_NETS):
         exported = next((kind for kind, file in FILES.items() if (folder / file).is_file()), None)
-        kind = exported or ("bitstill" if ours else "torch")
+        kind = exported or ("bitstill" if is_artifact else "torch")
         network = Network(folder, kind, config)
         if network.file.is_file() and (kind != "torch" or "model_type" in config):
             return network
-    fix = "Name an artifact, what `bitstill export` made of it, or a Hugging Face folder with model.safetensors."
-    raise ArtifactError("a folder with a network", given="none that is known", where=str(folder), fix=fix)
+    fix = "Name an artifact, an export of one, or a Hugging Face folder with model.safetensors."
+    raise ArtifactError("the folder of a network", given="no known kind", where=str(folder), fix=fix)
 
 
 def _takes(config: dict[str, Any]) -> Any:
     if "model_type" in config:
         return {"texts with a vocabulary of": config["vocab_size"]} if "vocab_size" in config else config["model_type"]
-    (given,) = CONV_NETS[config["architecture"]](config["arguments"]).inputs
-    return {given.name: given.shape}
+    (image,) = CONV_NETS[config["architecture"]](config["arguments"]).inputs
+    return {image.name: image.shape}
 
 
 def _name(point: tuple[int, int]) -> str:

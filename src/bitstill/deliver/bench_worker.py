@@ -1,4 +1,4 @@
-"""One network in a process of its own, run when it is asked to: so that memory and threads of several are not mixed up."""
+"""Benchmark process of one network, so that networks share neither memory nor threads."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], object]
 Load = Callable[[Path], Run]
 PAUSE = 0.03
-"""Seconds before a turn: other networks' threads go on spinning for a while when they have nothing to do any more."""
+"""Seconds before a turn: idle threads of other networks keep spinning for a while."""
 WARM, ENOUGH = 3, 0.1
-"""Calls before the one that is timed, unless they take longer than so many seconds."""
+"""Warm-up calls before the timed one, and the seconds after which they end early."""
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -33,18 +33,18 @@ def main() -> None:
 
 
 def serve(pipe: Connection, folder: str, kind: str, threads: int) -> None:
-    """Load a network, say how long that took, and then time it on whatever inputs come through the pipe; None ends it.
+    """Load a network, report the time taken, then time it on the inputs received through the pipe; None ends the process.
 
     Args:
-        pipe: to whoever compares.
-        folder: of the network.
+        pipe: connection to the parent process.
+        folder: folder of the network.
         kind: a key of `bench.KINDS`.
-        threads: that it may use.
+        threads: number of threads to use.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
     try:
         load = _LOADERS[kind](threads)
-        before = _from_now_on()
+        before = _reset_peak()
         started = time.perf_counter()
         run = load(Path(folder))
         pipe.send({"load_seconds": time.perf_counter() - started})
@@ -53,10 +53,10 @@ def serve(pipe: Connection, folder: str, kind: str, threads: int) -> None:
         return
     while (values := pipe.recv()) is not None:
         time.sleep(PAUSE)
-        warm = time.perf_counter()
-        for _ in range(WARM):  # wakes threads, and brings weights back into the caches
+        warm_up_started = time.perf_counter()
+        for _ in range(WARM):  # wakes threads, and reloads weights into the caches
             run(values)
-            if time.perf_counter() - warm > ENOUGH:
+            if time.perf_counter() - warm_up_started > ENOUGH:
                 break
         started = time.perf_counter()
         run(values)
@@ -66,7 +66,7 @@ def serve(pipe: Connection, folder: str, kind: str, threads: int) -> None:
 
 
 def _onnx(threads: int) -> Load:
-    import onnxruntime  # noqa: F401  # its loading is not the network's
+    import onnxruntime  # noqa: F401  # its import must not count as loading the network
 
     from bitstill.exporters.onnx.session import open_session
 
@@ -140,8 +140,8 @@ _LOADERS: dict[str, Callable[[int], Load]] = {
 }  # fmt: skip
 
 
-def _from_now_on() -> int | None:
-    """Resident bytes; the peak is counted anew from here, where the system can do that."""
+def _reset_peak() -> int | None:
+    """Restart the measurement of peak memory; returns the resident bytes, or None if the system cannot do that."""
     try:
         RESET.write_text("5")
     except OSError:
@@ -149,10 +149,10 @@ def _from_now_on() -> int | None:
     return _memory("VmRSS")
 
 
-def _memory(what: str) -> int | None:
-    """A line of the process's status, in bytes."""
+def _memory(field: str) -> int | None:
+    """A field of the process's status, in bytes."""
     try:
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith(what))
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
     except (OSError, StopIteration):
         return None
     return 1024 * int(line.split()[1])

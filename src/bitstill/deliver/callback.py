@@ -1,4 +1,4 @@
-"""The callback that delivers what `transformers.Trainer` has trained."""
+"""A callback for `transformers.Trainer` that delivers the trained student."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def deliver_callback(folder: str | Path, *, tokenizer: Any = None, storage: Storage | None = None) -> QuantizerCallback:
-    """A callback that updates the student's quantizers while Trainer trains it, and delivers it as an artifact at the end.
+    """Callback that updates the student's quantizers during training, and delivers it as an artifact at the end.
 
     Args:
-        folder: where the artifact goes; an older one there is replaced in one step.
-        tokenizer: of transformers, kept beside the model.
-        storage: how leftovers and codes are stored.
+        folder: destination; an older artifact there is replaced atomically.
+        tokenizer: tokenizer of transformers, saved with the model.
+        storage: storage options for leftovers and codes.
 
     Raises:
-        ArtifactError: the place cannot be written, or holds something else.
+        ArtifactError: the folder cannot be written, or holds something else.
     """
     from bitstill.hf.trainer import QuantizerCallback
 

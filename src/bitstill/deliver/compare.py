@@ -1,4 +1,4 @@
-"""Artifacts side by side: what they score, weigh and cost to run."""
+"""Comparison of artifacts: metric, size and latency."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bitstill.report.tables import Row
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several artifacts of one task.
+    """Comparison of several artifacts of one task.
 
     Args:
-        metric: its name.
-        rows: one for each artifact, after their teacher if all have the same.
+        metric: name of the metric.
+        rows: one row per artifact, preceded by their teacher if all have the same.
         reports: contents of report.json by row.
-        timed: how they were timed; empty if they were not.
+        timed: description of the timing; empty without one.
     """
 
     metric: str
@@ -43,41 +43,41 @@ def compare(
     turns: int = 20,
     progress: bool = True,
 ) -> Comparison:
-    """What artifacts of one task score, as they were delivered, and how fast they are, timed in turns.
+    """Compare artifacts of one task by their delivered metric, their size and their latency, timed in turns.
 
     Args:
-        folders: artifacts, or names of some on the hub.
-        batch: texts or pictures at once, while timing.
-        length: of texts, in tokens.
-        threads: of each network; None is all there are.
-        turns: how often each is timed; 0 does not time.
+        folders: artifacts, or their names on the hub.
+        batch: batch size for timing.
+        length: length of texts in tokens for timing.
+        threads: threads of each network; None uses all cores.
+        turns: number of timed runs of each; 0 skips timing.
         progress: show a progress bar.
 
     Raises:
         ArtifactError: an artifact is damaged, or its report lacks a metric.
         SpecError: they were measured on different tasks, or none was given.
     """
-    where = [resolve_folder(folder) for folder in folders]
-    if not where:
+    paths = [resolve_folder(folder) for folder in folders]
+    if not paths:
         raise SpecError("one artifact or more", given="none", where="compare", fix="Name their folders.")
-    names = _names(folders, where)
-    reports = {name: _report(folder) for name, folder in zip(names, where, strict=True)}
+    names = _names(folders, paths)
+    reports = {name: _report(folder) for name, folder in zip(names, paths, strict=True)}
     measured = {(report["task"], report["delivered"]["metric"]) for report in reports.values()}
     if len(measured) > 1:
         given = "; ".join(sorted(f"{metric} on {task}" for task, metric in measured))
-        raise SpecError("artifacts of one task", given=given, where="compare", fix="Compare them in two commands.")
-    rows = [_row(name, folder, reports[name]) for name, folder in zip(names, where, strict=True)]
+        raise SpecError("artifacts of one task", given=given, where="compare", fix="Compare them in separate commands.")
+    rows = [_row(name, folder, reports[name]) for name, folder in zip(names, paths, strict=True)]
     timed = ""
     if turns:
-        found, timed = _latencies(dict(zip(names, where, strict=True)), batch, length, threads, turns, progress)
-        rows = [replace(row, latency=found[row.name]) for row in rows]
+        medians, timed = _latencies(dict(zip(names, paths, strict=True)), batch, length, threads, turns, progress)
+        rows = [replace(row, latency=medians[row.name]) for row in rows]
     return Comparison(next(iter(measured))[1], (*_teacher(reports), *rows), reports, timed)
 
 
-def _names(folders: Sequence[str | Path], where: Sequence[Path]) -> list[str]:
-    """The last part of each folder's name, or the whole where that would be ambiguous."""
+def _names(folders: Sequence[str | Path], paths: Sequence[Path]) -> list[str]:
+    """Last part of each folder's path, or the whole path where that is ambiguous."""
     short = [
-        str(folder) if not Path(folder).exists() else place.resolve().name for folder, place in zip(folders, where, strict=True)
+        str(folder) if not Path(folder).exists() else place.resolve().name for folder, place in zip(folders, paths, strict=True)
     ]
     names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
     if len(set(names)) < len(names):
@@ -91,7 +91,7 @@ def _report(folder: Path) -> dict[str, Any]:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         report["task"], report["delivered"]["metric"], report["delivered"]["test"], report["recipe"]["kind"]
     except (OSError, ValueError, KeyError, TypeError):
-        fix = "Name what `bitstill compress` delivered."
+        fix = "Name artifacts delivered by `bitstill compress`."
         raise ArtifactError("a report.json with a metric", given="none", where=str(folder), fix=fix) from None
     return dict(report)
 
@@ -111,21 +111,23 @@ def _row(name: str, folder: Path, report: dict[str, Any]) -> Row:
 
 
 def _teacher(reports: dict[str, dict[str, Any]]) -> tuple[Row, ...]:
-    """The teacher's row, where all artifacts had one and it was the same."""
-    found = {(report["teacher"]["test"], report["teacher"]["file_bytes"]) for report in reports.values() if "teacher" in report}
-    if len(found) != 1 or "teacher" in reports:
+    """Row of the teacher, if all artifacts have the same one."""
+    teachers = {
+        (report["teacher"]["test"], report["teacher"]["file_bytes"]) for report in reports.values() if "teacher" in report
+    }
+    if len(teachers) != 1 or "teacher" in reports:
         return ()
-    ((metric, file_bytes),) = found
+    ((metric, file_bytes),) = teachers
     return (Row("teacher", "teacher", "32", metric, file_bytes, None, 1.0, teacher=True),)
 
 
 def _latencies(
     folders: dict[str, Path], batch: int, length: int, threads: int | None, turns: int, progress: bool
 ) -> tuple[dict[str, float], str]:
-    """Medians in ms by name, and how they were taken: in `bitstill.runtime` if all can run there, else in torch."""
-    found = [networks_in(folder) for folder in folders.values()]
-    native = all(each[0].kind == "native" for each in found)
-    networks = [each[0] if native else each[-1] for each in found]
+    """Median latency in ms by name, and a description: in `bitstill.runtime` if it supports all, else in torch."""
+    candidates = [networks_in(folder) for folder in folders.values()]
+    native = all(each[0].kind == "native" for each in candidates)
+    networks = [each[0] if native else each[-1] for each in candidates]
     timed = race(networks, (batch,), (length,), threads=threads, turns=turns, progress=progress)
     (point,) = timed["rows"][0]["points"]
     medians = {name: row["points"][point]["ms"] for name, row in zip(folders, timed["rows"], strict=True)}

@@ -1,7 +1,7 @@
-"""From a trained model to a folder that has been read back: freeze, pack, write, reload, check, evaluate, report.
+"""Delivery of a trained model: freeze, pack, write, reload, check, evaluate, report.
 
-Only what was reloaded from disk is evaluated. Between writing and reporting, the reloaded model's effective weights are
-compared with the frozen model's, bit for bit; a difference is a defect, and nothing is delivered.
+Only the reloaded model is evaluated. Before that, its effective weights are compared with the frozen model's, bit for bit; a
+difference is a defect, and nothing is delivered.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from bitstill.model.wrappers import unwrapped
 
 @dataclass(frozen=True)
 class Delivered:
-    """A reloaded artifact with what is known about it."""
+    """A reloaded artifact, its size and its metrics."""
 
     model: nn.Module
     size: SizeReport
@@ -48,7 +48,7 @@ class Delivered:
 
     @property
     def metric(self) -> float:
-        """The metric that decides, on the test split."""
+        """The deciding metric on the test split."""
         return float(self.assessment["test"])
 
 
@@ -60,12 +60,12 @@ def write_artifact(
     Args:
         folder: an empty folder.
         model: prepared or float.
-        task: whose test split decides.
-        storage: how leftovers and codes are stored.
-        skeleton: a float network of the same architecture, where it is not one of bitstill's own.
+        task: task on whose test split it is evaluated.
+        storage: storage options for leftovers and codes.
+        skeleton: a float network of the same architecture, if that is not built in.
 
     Raises:
-        ArtifactError: if what was read back differs from what was written, or is larger than its arithmetic.
+        ArtifactError: the reloaded model differs from the written one, or the file is larger than its arithmetic.
     """
     about = {**_head(model, task), "task": task.name, "metric": task.objective.decides, "task_options": dict(task.options)}
     reloaded, size = write_network(folder, model, storage, about, skeleton)
@@ -85,24 +85,24 @@ def write_network(
 
     Args:
         folder: an empty folder.
-        model: prepared or float; it stays as it is.
-        storage: how leftovers and codes are stored.
-        about: what else `config.json` says.
-        skeleton: a float network of the same architecture, used where `config.json` cannot say how to build one; None takes
-            the layers that `model` had before it was prepared.
+        model: prepared or float; not changed.
+        storage: storage options for leftovers and codes.
+        about: further entries of `config.json`.
+        skeleton: a float network of the same architecture, if `config.json` cannot describe it; None uses the layers that
+            `model` had before it was prepared.
 
     Returns:
         The reloaded network, and its size.
 
     Raises:
-        ArtifactError: if what was read back differs from what was written, or is larger than its arithmetic.
+        ArtifactError: the reloaded network differs from the written one, or the file is larger than its arithmetic.
     """
     model = unwrapped(model, "save")
     frozen = freeze(model, storage.leftovers).cpu()
     architecture = architecture_of(model)
     write(folder, contents_of(frozen), {**architecture, **about}, storage)
     archive = read(folder)
-    # Where a file says how to build its network, that is how it will be loaded, and so how it is checked.
+    # If the file describes its architecture, it will be loaded from the description, so it is checked that way.
     if can_rebuild(architecture):
         blank = from_architecture(archive.config)
     else:
@@ -115,19 +115,19 @@ def write_network(
 
 
 def save(model: nn.Module, folder: str | Path, *, storage: Storage | None = None, tokenizer: Any = None) -> SizeReport:
-    """Deliver a network that was prepared and trained elsewhere: freeze, pack, write, read back, check every weight.
+    """Save a prepared network, trained in any loop, as an artifact: freeze, pack, write, reload, check every weight.
 
     Args:
-        model: from `prepare`; it stays as it is and can train on.
-        folder: where the artifact goes; an older one there is replaced in one step.
-        storage: how leftovers and codes are stored.
-        tokenizer: of transformers, to be kept beside the model.
+        model: from `prepare`; not changed, so that training can continue.
+        folder: destination; an older artifact there is replaced atomically.
+        storage: storage options for leftovers and codes.
+        tokenizer: tokenizer of transformers, saved with the model.
 
     Returns:
-        Where its bytes went.
+        The size report.
 
     Raises:
-        ArtifactError: the place cannot be written, or holds something else.
+        ArtifactError: the folder cannot be written, or holds something else.
     """
     with replaced_folder(Path(folder)) as beside:
         _, size = write_network(beside, model, storage or Storage())
@@ -147,13 +147,13 @@ def deliver(
     recipe_yaml: str,
     skeleton: nn.Module | None = None,
 ) -> tuple[Delivered, dict[str, Any]]:
-    """Write the whole artifact to `target`, which changes only when everything has succeeded.
+    """Write the whole artifact to `target`, which changes only after everything has succeeded.
 
     Args:
-        target: the folder; an older artifact there is replaced in one step.
-        model, task, storage, skeleton: as `write_artifact`.
-        report: what is known about the run; size and metric are added.
-        recipe_yaml: the resolved recipe.
+        target: destination; an older artifact there is replaced atomically.
+        model, task, storage, skeleton: as for `write_artifact`.
+        report: report of the run, to which size and metric are added.
+        recipe_yaml: the resolved run file.
 
     Returns:
         The reloaded artifact, and the complete report.
@@ -176,7 +176,7 @@ def deliver(
 
 
 def measure(model: nn.Module, task: Task, skeleton: nn.Module | None = None) -> Delivered:
-    """Deliver `model` to a temporary folder, reload it and evaluate it: how a teacher's row in a table is made."""
+    """Deliver `model` to a temporary folder, reload and evaluate it, as for a teacher's row in a table."""
     with tempfile.TemporaryDirectory() as folder:
         return write_artifact(Path(folder), model, task, Storage(), skeleton)
 
@@ -207,7 +207,7 @@ def environment() -> dict[str, Any]:
 
 
 def _head(model: nn.Module, task: Task) -> dict[str, Any]:
-    """What the objective says of the outputs, where the network's own config does not say it."""
+    """The objective's record of the head, if the network's own config has none."""
     head = task.objective.head()
     says_nothing = not task.objective.label_names and "problem_type" not in head
     return {} if says_nothing or "model_type" in architecture_of(model) else head
@@ -218,11 +218,11 @@ def _check_parity(frozen: nn.Module, reloaded: nn.Module, folder: Path) -> None:
     for name, module in reloaded.named_modules():
         if not is_packed(module):
             continue
-        wanted = trained[name].weight
-        found = module.packed()
-        assert isinstance(wanted, torch.Tensor) and isinstance(found, torch.Tensor)
-        transposed = wanted.shape != found.shape or module.kind == "TransposedLinear"
-        if not torch.equal(wanted.T if transposed else wanted, found):
+        expected = trained[name].weight
+        unpacked = module.packed()
+        assert isinstance(expected, torch.Tensor) and isinstance(unpacked, torch.Tensor)
+        transposed = expected.shape != unpacked.shape or module.kind == "TransposedLinear"
+        if not torch.equal(expected.T if transposed else expected, unpacked):
             raise ArtifactError(
                 "the weights that were trained, bit for bit",
                 given="other weights after reloading",

@@ -1,4 +1,4 @@
-"""The metric of an artifact, measured again on its own task."""
+"""Evaluation of an artifact on its task."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def evaluate(
     data: str | Path | None = None,
     split: str = "test",
 ) -> dict[str, Any]:
-    """Metric of an artifact on its task.
+    """Evaluate an artifact on its task.
 
     Args:
         folder: an artifact, or "owner/name" on the hub.
-        task: a task, its name or `package.module:Name`; None is the one that the artifact was made for, if it is bitstill's.
-        model: the float network, or `package.module:Name`, where the architecture is not one of bitstill's.
-        data: folder with local files for the task; None is the one that recipe.yaml names, where it is still there.
+        task: a task, its name or `package.module:Name`; None is the artifact's own task, if that is built in.
+        model: the float network, or `package.module:Name`, if the architecture is not built in.
+        data: folder with local files for the task; None is the one named in recipe.yaml, if it still exists.
         split: "test" or "validation".
 
     Returns:
-        Task, split, and what report.json says of the delivered model: the metric that decides, its "value", number of samples,
+        Task, split, and the entries of report.json on the delivered model: the deciding metric, its "value", number of samples,
         all metrics, those of the best constant answer, and details such as figures per class.
 
     Raises:
-        ArtifactError: the artifact is damaged, or its task is not one of bitstill's.
+        ArtifactError: the artifact is damaged, or its task is not built in.
         SpecError: unknown split or task.
     """
     if split not in ("test", "validation"):
@@ -61,14 +61,14 @@ def evaluate(
 
 
 def task_of(folder: Path, data: str | Path | None = None) -> Task:
-    """The task that the artifact in `folder` was made for, read as it was then.
+    """Load the task of the artifact in `folder`, with the options of its training.
 
     Args:
         folder: an artifact.
-        data: a folder with local files, as for `evaluate`.
+        data: folder with local files, as for `evaluate`.
 
     Raises:
-        ArtifactError: its task is not one of bitstill's.
+        ArtifactError: its task is not built in.
     """
     config = read_config(folder)
     name = config.get("task")
@@ -77,14 +77,14 @@ def task_of(folder: Path, data: str | Path | None = None) -> Task:
             "an artifact of a known task",
             given=repr(name),
             where=str(folder),
-            fix="Name its task, or load it with bitstill.load and evaluate it on your own data.",
+            fix="Name its task, or load the artifact with bitstill.load and evaluate it on your own data.",
         )
     options = decode(TextOptions, _current(config), "config.json: task_options") if name == TEXT else None
     return task_for(name, {"artifact": folder}, _data_of(folder) if data is None else data, options)
 
 
 def _data_of(folder: Path) -> str | None:
-    """The folder of data that recipe.yaml names, if it is still there."""
+    """Folder of local files named in recipe.yaml, if it still exists."""
     try:
         with open(folder / RECIPE, encoding="utf-8") as file:
             content = yaml.safe_load(file.read(_LONGEST_RECIPE))
@@ -95,9 +95,9 @@ def _data_of(folder: Path) -> str | None:
 
 
 def _current(config: Mapping[str, Any]) -> Any:
-    """Options of an artifact in today's words.
+    """Task options in the current format.
 
-    Older ones said whether labels were values, not what the objective was, and did not repeat classes that were numbers.
+    Older artifacts recorded `regression` instead of the objective, and no classes that were numbers.
     """
     options = config.get("task_options")
     if not isinstance(options, dict):

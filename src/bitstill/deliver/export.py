@@ -1,4 +1,4 @@
-"""An artifact for another runtime: written, run there, and compared with itself in torch before it takes its place."""
+"""Exports of an artifact to other runtimes, verified there against the artifact in torch before they are put in place."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ MODEL, XML, GGUF, NOTES = "model.onnx", "model.xml", "model.gguf", "export.json"
 BLOCKS = {"by": "MatMulNBits", "bits": 8, "symmetric": True, "per": "block", "range": "dynamic"}
 """How ONNX Runtime's own operator quantizes inputs."""
 TOLERANCE: Mapping[str, float] = {"trained": 0.05, "changed": 0.25, "float": 1e-4}
-"""Largest difference from the artifact's outputs that is let pass, as a fraction of the largest of them. Where inputs are
-quantized, a difference in the last bit of a float moves a value that lies between two codes by a whole code: these are for
-8 bits, and with each bit less a code is twice as much."""
+"""Largest accepted difference from the artifact's outputs, as a fraction of the largest output. Where inputs are quantized, a
+difference in the last bit of a float can move a value between two codes by a whole code: these tolerances are for 8 bits, and
+double with each bit less."""
 MOST = 0.5
-"""The largest of them: what differs by more than that says something else."""
+"""Upper limit of the tolerance."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to export; None is what a target does anyway.
+    """Options of an export; None is the target's default.
 
     Args:
-        activations: how inputs of layers are quantized.
-        opset: of ONNX.
-        on_task: compare on the test split of the artifact's task, rather than on random inputs.
-        data: a folder with local files for the task.
+        activations: quantization of layer inputs.
+        opset: operator set of ONNX.
+        on_task: compare on the test split of the artifact's task instead of random inputs.
+        data: folder with local files for the task.
     """
 
     activations: str | None = None
@@ -65,32 +65,32 @@ def export(
     on_task: bool = False,
     data: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Write the artifact in `folder` for another runtime to a new folder `out`, and check that it says the same there.
+    """Export the artifact in `folder` to another runtime, into a new folder `out`, and verify that outputs match.
 
     Args:
         folder: an artifact, or the name of one on the hub.
-        out: a new or an empty folder. "onnx" writes model.onnx, in which weights are packed bits that standard operators
-            unpack; "openvino" model.xml and model.bin, with weights as constants of few bits; "gguf" model.gguf for llama.cpp;
+        out: a new or an empty folder. "onnx" writes model.onnx, whose weights are packed bits that standard operators unpack;
+            "openvino" model.xml and model.bin, whose weights are low-bit constants; "gguf" model.gguf for llama.cpp;
             "compressed-tensors" a model.safetensors for transformers and vLLM, and "torch" an ordinary float one, both of which
-            quantize no inputs. The tokenizer comes along.
+            quantize no inputs. The tokenizer is copied.
         to: "onnx", "openvino", "gguf", "compressed-tensors" or "torch".
-        activations: for "onnx" and "openvino", "trained" (which None is there) quantizes inputs exactly as in training. Others
-            change what the network says a little. For "onnx": "per-tensor", one range for all tokens of a batch, which runtimes
-            have a faster operation for; "qdq", the same as pairs of quantizing and dequantizing operators around float
-            products, which compilers for other hardware look for; "blocks", ONNX Runtime's own operator MatMulNBits, which
-            keeps weights packed in memory and has a range for each block of an input. For "openvino": "float". Operands of
-            attention products stay as they were trained under all of these but "float".
-        opset: for "onnx", the operator set; None is the oldest that will do, 21;
-            from 23 on attention is one operator, which recent runtimes are faster at.
-        on_task: for "onnx" and "openvino", compare on the test split of the artifact's task, rather than on random inputs.
-        data: a folder with local files for the task.
+        activations: for "onnx" and "openvino", "trained" (the default there) quantizes inputs exactly as in training; others
+            change outputs slightly. For "onnx": "per-tensor", one range for all tokens of a batch, for which runtimes have a
+            faster operation; "qdq", the same as pairs of quantizing and dequantizing operators around float products, as
+            compilers for other hardware expect; "blocks", ONNX Runtime's own operator MatMulNBits, which keeps weights packed
+            in memory and has a range for each block of an input. For "openvino": "float". Operands of attention products are
+            quantized as in training under all of these but "float".
+        opset: for "onnx", the operator set; None is the oldest sufficient one, 21; from 23 on, attention is a single operator,
+            which recent runtimes execute faster.
+        on_task: for "onnx" and "openvino", compare on the test split of the artifact's task instead of random inputs.
+        data: folder with local files for the task.
 
     Returns:
-        What export.json says: bytes, how each layer is computed, and how far outputs are from the artifact's.
+        Contents of export.json: bytes, arithmetic of each layer, and difference of the outputs from the artifact's.
 
     Raises:
-        SpecError: unknown target or activations, an operator set that cannot say it, or `out` holds something.
-        ArtifactError: the artifact is damaged, cannot be said in that target, or says something else there.
+        SpecError: unknown target or activations, an insufficient operator set, or `out` is not empty.
+        ArtifactError: the artifact is damaged, cannot be represented in the target, or its outputs differ there.
         MissingPackageError: without the target's own packages.
     """
     options = Options(activations, opset, on_task, None if data is None else Path(data))
@@ -99,8 +99,8 @@ def export(
     check_new(target)
     with replaced_folder(target) as beside:
         notes = _TARGETS[to].write(archive, beside, options)
-        ours = ("quantization_config", ATTENTION, TRANSFORMERS_WEIGHTS)
-        config = {key: value for key, value in archive.config.items() if key not in ours}
+        own_keys = ("quantization_config", ATTENTION, TRANSFORMERS_WEIGHTS)
+        config = {key: value for key, value in archive.config.items() if key not in own_keys}
         if "quantization_config" in notes:
             config["quantization_config"] = notes.pop("quantization_config")
         write_file(beside / CONFIG, json.dumps(config, indent=2).encode())
@@ -118,19 +118,19 @@ def _check(to: str, options: Options) -> None:
         raise SpecError("a known target", given=repr(to), where="to", fix=suggest(to, tuple(_TARGETS)))
     target, chosen = _TARGETS[to], options.activations
     if chosen is not None and chosen not in target.activations:
-        fix = suggest(chosen, target.activations) if target.activations else "Leave it out: it quantizes inputs as it does."
+        fix = suggest(chosen, target.activations) if target.activations else "Leave it out: this target has no such choice."
         raise SpecError(f"activations that {to} has", given=repr(chosen), where="activations", fix=fix)
     if options.opset is not None and to != "onnx":
         raise SpecError("an opset with to='onnx'", given=f"to={to!r}", where="opset", fix="Leave it out.")
     if options.on_task and not target.activations:
-        fix = "Its weights are compared instead, every one of them."
+        fix = "For this target every weight is compared instead."
         raise SpecError("to='onnx' or 'openvino' to compare on the task", given=f"to={to!r}", where="on_task", fix=fix)
     if options.data is not None and not options.on_task:
-        raise SpecError("data with on_task", given="data alone", where="data", fix="Ask for a comparison on the task as well.")
+        raise SpecError("data with on_task", given="data alone", where="data", fix="Set on_task as well.")
 
 
 _PRODUCTS: dict[str, Products] = {"blocks": "blocks", "qdq": "qdq"}
-"""By activations, where products are not those of integers."""
+"""Kind of products by activations, where they are not of integers."""
 
 
 def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]
     if in_blocks and "packed blocks" not in lowered.arithmetic.values():
         fix = "Train linear layers with Uniform(symmetric=True), Ternary or Binary, or leave activations out."
         raise ArtifactError("a layer that fits blocks", given="none", where=str(archive.folder), fix=fix)
-    found = _compare(archive, open_session(lowered.data), options)
+    compared = _compare(archive, open_session(lowered.data), options)
     write_file(folder / MODEL, lowered.data)
     rules = _rules(archive)
     return {
@@ -151,31 +151,31 @@ def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]
         "activations": options.activations or "trained",
         "inputs_quantized": [dict(PER_TENSOR)] if per_tensor and rules else [dict(BLOCKS), *rules] if in_blocks else rules,
         "attention_quantized": archive.config.get(ATTENTION) or {},
-        "compared": asdict(found),
+        "compared": asdict(compared),
     }
 
 
 def _to_openvino(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
-    given = archive
+    exported = archive
     if options.activations == "float":
         layers = {name: replace(layer, input=None) for name, layer in archive.layers.items()}
-        given = replace(archive, layers=layers, config={**archive.config, ATTENTION: {}})
-    types = write_openvino(program_of(given), given, folder / XML)
-    found = _compare(archive, open_model(folder / XML), options)
+        exported = replace(archive, layers=layers, config={**archive.config, ATTENTION: {}})
+    types = write_openvino(program_of(exported), exported, folder / XML)
+    compared = _compare(archive, open_model(folder / XML), options)
     return {
         "file_bytes": sum((folder / XML).with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin")),
         "constants": types,
         "activations": options.activations or "trained",
-        "inputs_quantized": _rules(given),
-        "attention_quantized": given.config.get(ATTENTION) or {},
-        "compared": asdict(found),
+        "inputs_quantized": _rules(exported),
+        "attention_quantized": exported.config.get(ATTENTION) or {},
+        "compared": asdict(compared),
     }
 
 
 def _rules(archive: Archive) -> list[dict[str, Any]]:
-    """The different ways in which layers quantize their inputs."""
-    found = {json.dumps(layer.input, sort_keys=True) for layer in archive.layers.values() if layer.input}
-    return [json.loads(rule) for rule in sorted(found)]
+    """Distinct settings of input quantization."""
+    rules = {json.dumps(layer.input, sort_keys=True) for layer in archive.layers.values() if layer.input}
+    return [json.loads(rule) for rule in sorted(rules)]
 
 
 def _compare(archive: Archive, run: Run, options: Options) -> Compared:
@@ -222,7 +222,7 @@ def _to_compressed_tensors(archive: Archive, folder: Path, _: Options) -> dict[s
 
 
 def _saved(archive: Archive, folder: Path, weights: Mapping[str, Array]) -> dict[str, Any]:
-    """Write weights beside what was not compressed, in float32; what is lost of how layers read their inputs."""
+    """Write weights and leftovers in float32; returns a note of the quantization that is lost."""
     learned = {name for name in archive.leftovers if {"input_transform", "attention_transform"} & set(name.split("."))}
     tensors = {name: _float(tensor) for name, tensor in archive.leftovers.items() if name not in learned}
     data = save({**tensors, **weights}, {"format": "pt"})
@@ -241,7 +241,7 @@ def _float(tensor: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Target:
-    """Where an artifact can go: who writes it, and how inputs can be quantized there."""
+    """An export target: its writer, and its choices of activations."""
 
     write: Callable[[Archive, Path, Options], dict[str, Any]]
     activations: tuple[str, ...] = ()

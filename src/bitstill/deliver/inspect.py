@@ -1,4 +1,4 @@
-"""Looking at an artifact without running it: its layers, its bytes, and where it can go. No torch."""
+"""Inspection of an artifact without torch and without running it: layers, bytes, and supported export formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitstill.program.from_artifact import program_of
 
 
 def inspect(folder: str | Path) -> dict[str, Any]:
-    """Every packed layer and every leftover of an artifact, with bytes. Needs no torch.
+    """List the packed layers and the leftovers of an artifact, with bytes. Needs no torch.
 
     Args:
         folder: an artifact, or "owner/name" on the hub.
@@ -46,7 +46,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
 
 
 def _gguf(archive: Archive) -> dict[str, Any]:
-    """Whether llama.cpp's file format has a place for every layer: which, or why not."""
+    """Whether GGUF can represent every layer: the block types, or the reason why not."""
     try:
         return {"fits": True, "block_types": dict(Counter(gguf_types(archive).values()))}
     except ArtifactError as error:
@@ -54,7 +54,7 @@ def _gguf(archive: Archive) -> dict[str, Any]:
 
 
 def _runtime(archive: Archive) -> dict[str, Any]:
-    """Whether `bitstill.runtime` runs it."""
+    """Whether `bitstill.runtime` can run it, or the reason why not."""
     try:
         program_of(archive)
     except ArtifactError as error:

@@ -1,4 +1,4 @@
-"""A delivered model, read back into torch."""
+"""Loading of a delivered model into torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bitstill.model.restore import load_into
 
 
 def load(folder: str | Path, model: nn.Module | None = None, *, kernels: bool = False) -> nn.Module:
-    """The delivered model in `folder`, ready to run: packed layers, eval mode, no gradients. Nothing in it is executed.
+    """Load the delivered model in `folder`, ready to run: packed layers, eval mode, no gradients. No code in it is executed.
 
     Args:
-        folder: an artifact; or "owner/name" on the hub, where it is fetched from.
-        model: a float network of the delivered architecture, needed where it is not one of bitstill's own; a copy is used.
-        kernels: let linear layers run in the C library of low-bit kernels, which is faster and agrees to the last bits of a
-            float; without it they unpack their weights and agree with training in every bit. Where the package was installed
-            without a C compiler nothing changes.
+        folder: an artifact, or "owner/name" on the hub.
+        model: a float network of the delivered architecture, needed if that is not built in; a copy is used.
+        kernels: run linear layers in the C library of low-bit kernels, which is faster and agrees up to the last bits of a
+            float; otherwise they unpack their weights and agree with training in every bit. Has no effect if the package was
+            installed without a C compiler.
 
     Raises:
         ArtifactError: the folder is missing, damaged, of another version, or does not fit `model`.

@@ -1,4 +1,4 @@
-"""A task by name, as the models of a run read it: text tasks need the tokenizer of whoever reads them."""
+"""Tasks by name, ready for the models of a run: text tasks are tokenized by the models' tokenizer."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ def task_for(
     tokenizer: Any = None,
     augmented: str | Path | None = None,
 ) -> Task:
-    """The task `name`, tokenized where it is text.
+    """Load the task `name`, tokenized if it is text.
 
     Args:
-        name: of one of bitstill's tasks, or `package.module:Name` for another.
-        sources: models by role; those that are folders or hub names have tokenizers, which must agree.
-        data: a folder with local files.
-        text: columns, longest text and so on, for the task "text".
-        tokenizer: of transformers, where no model brings one.
-        augmented: a folder with variants of a text task's training texts (`bitstill.augment`), which are trained on as well.
+        name: name of a built-in task, or `package.module:Name` for another.
+        sources: models by role; those given as folders or hub names have tokenizers, which must agree.
+        data: folder with local files.
+        text: columns, maximal length and so on, for the task "text".
+        tokenizer: tokenizer of transformers, if no model has one.
+        augmented: folder with variants of a text task's training texts (`bitstill.augment`) to train on as well.
 
     Raises:
         SpecError: unknown task, options for a task that takes none, or no tokenizer.
         DataError: data are missing or damaged, or vocabularies differ.
         MissingPackageError: a text task without transformers.
     """
-    found = load_task(name, None if data is None else Path(data), text)
-    if not isinstance(found, TextTask):
+    task = load_task(name, None if data is None else Path(data), text)
+    if not isinstance(task, TextTask):
         if augmented is not None:
-            fix = "Pictures and sounds are augmented while they are read."
+            fix = "Images and sounds are augmented on the fly."
             raise SpecError("a text task for variants of texts", given=repr(name), where="augmented", fix=fix)
-        return found
+        return task
     if augmented is not None:
-        found = with_variants(found, Path(augmented))
+        task = with_variants(task, Path(augmented))
     need_package("transformers", extra="all", purpose="text tasks")
     from bitstill.hf.tokenize import input_names, shared_tokenizers, tokenize
 
     if tokenizer is not None:
-        return tokenize(found, tokenizer)
+        return tokenize(task, tokenizer)
     named = {role: str(source) for role, source in sources.items() if not isinstance(source, nn.Module)}
     named = {role: source for role, source in named.items() if not is_import_path(source)}
     tokenizers = shared_tokenizers(named)
@@ -62,7 +62,7 @@ def task_for(
             where=f"task {name!r}",
             fix="Name a model by its folder or hub name, or pass the task made by bitstill.text_task(name, tokenizer).",
         )
-    return tokenize(found, tokenizers[0], names=input_names(tokenizers))
+    return tokenize(task, tokenizers[0], names=input_names(tokenizers))
 
 
 def text_task(
@@ -73,13 +73,13 @@ def text_task(
     text: TextOptions | None = None,
     augmented: str | Path | None = None,
 ) -> Task:
-    """A text task as a model with `tokenizer` reads it, for networks that are handed to `compress` as objects.
+    """Load a text task tokenized by `tokenizer`, for networks passed to `compress` as objects.
 
     Args:
-        name: a GLUE task, or "text" for files of your own.
-        tokenizer: of transformers, or the folder or hub name of a model that has one.
-        data: a folder with local files.
-        text: columns, longest text and so on, for the task "text".
+        name: a GLUE task, or "text" for your own files.
+        tokenizer: tokenizer of transformers, or the folder or hub name of a model that has one.
+        data: folder with local files.
+        text: columns, maximal length and so on, for the task "text".
         augmented: as for `compress`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whether what was exported says the same as the artifact: on inputs that are made up, or on the artifact's own task."""
+"""Comparison of an export's outputs with the artifact's, on random inputs or on the artifact's task."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Array]
 """Runs an exported network: inputs by name to its outputs."""
 SAMPLES, LENGTHS = 16, (4, 32)
-"""Of the inputs that a comparison makes up: how many, and tokens in each text."""
+"""Random inputs of a comparison: their number, and the range of tokens in a text."""
 BATCH = 32
-"""Samples at once on a task."""
+"""Batch size on a task."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What a comparison found.
+    """Result of a comparison.
 
     Args:
-        samples: how many inputs.
-        inputs: "random", or the task and the split that they are of.
-        largest_difference: of two outputs.
-        largest_output: of the artifact.
-        tolerance: fraction of the latter that the former may be.
-        same_label: fraction of inputs (of decisions, where labels are decided each by itself); of outputs that are equally
-            large, the first counts. None without labels.
-        metric: on a task, of the artifact and of what was exported.
+        samples: number of inputs.
+        inputs: "random", or task and split.
+        largest_difference: largest difference of two outputs.
+        largest_output: largest absolute output of the artifact.
+        tolerance: largest accepted ratio of the former to the latter.
+        same_label: fraction of inputs with the same label (of decisions, for multi-label outputs); the first of equal outputs
+            counts. None without labels.
+        metric: on a task, its name and its values for the artifact and the export.
     """
 
     samples: int
@@ -55,33 +55,33 @@ class Compared:
 
     @property
     def passed(self) -> bool:
-        """Whether the two say the same."""
+        """Whether outputs match within the tolerance."""
         return self.largest_difference <= self.tolerance * self.largest_output
 
 
 def compare_outputs(
     archive: Archive, run: Run, tolerance: float, *, on_task: bool = False, data: Path | None = None
 ) -> Compared:
-    """Outputs of an exported network and of the artifact in torch.
+    """Compare the outputs of an export with those of the artifact in torch.
 
     Args:
         archive: the artifact.
-        run: what was exported from it.
-        tolerance: largest difference that is let pass, as a fraction of the largest output.
-        on_task: compare on the test split of the artifact's task, rather than on inputs that are made up.
-        data: a folder with local files for the task.
+        run: function that runs the export.
+        tolerance: largest accepted difference, as a fraction of the largest output.
+        on_task: compare on the test split of the artifact's task instead of random inputs.
+        data: folder with local files for the task.
 
     Raises:
-        ArtifactError: they differ by more than the tolerance.
+        ArtifactError: outputs differ by more than the tolerance.
     """
     model = load(archive.folder)
-    found = _on_task(archive, model, run, tolerance, data) if on_task else _on_random_inputs(archive, model, run, tolerance)
-    if not found.passed:
-        fix = "Nothing was written. Report it, please, with the artifact's config.json; bitstill.load runs it in torch."
-        alike = f"outputs that differ by at most {tolerance} of the largest, {found.largest_output:.4g}"
-        given = f"a difference of {found.largest_difference:.4g}"
-        raise ArtifactError(alike, given=given, where=str(archive.folder), fix=fix)
-    return found
+    compared = _on_task(archive, model, run, tolerance, data) if on_task else _on_random_inputs(archive, model, run, tolerance)
+    if not compared.passed:
+        fix = "Nothing was written. Please report it with the artifact's config.json; bitstill.load runs it in torch."
+        expected = f"outputs that differ by at most {tolerance} of the largest, {compared.largest_output:.4g}"
+        given = f"a difference of {compared.largest_difference:.4g}"
+        raise ArtifactError(expected, given=given, where=str(archive.folder), fix=fix)
+    return compared
 
 
 def _on_random_inputs(archive: Archive, model: nn.Module, run: Run, tolerance: float) -> Compared:
@@ -96,42 +96,48 @@ def _on_random_inputs(archive: Archive, model: nn.Module, run: Run, tolerance: f
 def _on_task(archive: Archive, model: nn.Module, run: Run, tolerance: float, data: Path | None) -> Compared:
     task = task_of(archive.folder, data)
     (only,) = ["input_ids"] if "model_type" in archive.config else list(random_inputs(archive.config, 1, 1))
-    ours, theirs = (predict(network, task, task.test, BATCH) for network in (model, _Exported(run, only)))
+    artifact_outputs, export_outputs = (predict(network, task, task.test, BATCH) for network in (model, _Exported(run, only)))
     decides = task.objective.decides
-    ours_value, theirs_value = (task.objective.metrics(outputs, task.test.labels)[decides] for outputs in (ours, theirs))
+    artifact_value, export_value = (
+        task.objective.metrics(outputs, task.test.labels)[decides] for outputs in (artifact_outputs, export_outputs)
+    )
     return _compared(
-        ours.numpy(),
-        theirs.numpy(),
+        artifact_outputs.numpy(),
+        export_outputs.numpy(),
         f"{task.name}, test",
         tolerance,
         head_of(archive.config),
-        (decides, ours_value, theirs_value),
+        (decides, artifact_value, export_value),
     )
 
 
 def _compared(
-    wanted: Array,
-    given: Array,
+    expected: Array,
+    exported: Array,
     inputs: str,
     tolerance: float,
     head: Head,
     metric: tuple[str, float, float] | None = None,
 ) -> Compared:
-    largest, of = float(np.abs(given - wanted).max()), float(np.abs(wanted).max())
-    ours, theirs = head.decisions(wanted), head.decisions(given)
-    same = None if wanted.ndim != 2 or ours is None or theirs is None else float((ours == theirs).mean())
-    return Compared(len(wanted), inputs, largest, of, tolerance, same, metric)
+    largest_difference, largest_output = float(np.abs(exported - expected).max()), float(np.abs(expected).max())
+    expected_labels, exported_labels = head.decisions(expected), head.decisions(exported)
+    same = (
+        None
+        if expected.ndim != 2 or expected_labels is None or exported_labels is None
+        else float((expected_labels == exported_labels).mean())
+    )
+    return Compared(len(expected), inputs, largest_difference, largest_output, tolerance, same, metric)
 
 
 class _Exported(nn.Module):
-    """What was exported, where a task expects a network in torch."""
+    """An export in the form of a torch module, for evaluation on a task."""
 
     def __init__(self, run: Run, only: str) -> None:
         super().__init__()
         self.run, self.only = run, only
 
     def forward(self, *values: Tensor, **named: Tensor) -> Any:
-        """Logits of the only input there is, or, of inputs by name, an output of transformers."""
+        """Logits for a single positional input; for named inputs, an output like that of transformers."""
         if values:
             return self._logits({self.only: values[0]})
         segments = torch.zeros_like(named["input_ids"])
