@@ -1,4 +1,4 @@
-"""The command line: each command parses its options, calls the function of its name in `bitstill` and prints."""
+"""The command line: each command parses its options, calls the function of the same name in `bitstill`, and prints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ for _command in (demo, compress, finetune, distill, augment, evaluate, inspect, 
 
 
 def main() -> None:
-    """Run the command line; an error of bitstill becomes one message and exit status 1."""
+    """Run the command line; a `BitstillError` is printed as one message, with exit status 1."""
     try:
         _run()
     except BitstillError as error:

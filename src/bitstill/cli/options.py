@@ -40,25 +40,25 @@ ClassWeights = Annotated[
     str | None,
     typer.Option("--class-weights", help="Class weights of the loss on labels: balanced, or comma-separated numbers."),
 ]
-ForceFlag = Annotated[bool, typer.Option("--force", help="Replace an artifact that is at --out already.")]
+ForceFlag = Annotated[bool, typer.Option("--force", help="Replace an existing artifact at --out.")]
 
 
 def check_duration(epochs: float | None, steps: int | None, command: str) -> None:
-    """Refuse a duration in epochs and in steps.
+    """Check that at most one duration is set.
 
     Raises:
         SpecError: both are set.
     """
     if epochs is not None and steps is not None:
-        fix = "Drop one: both say how long to train."
+        fix = "Drop one: both set the duration."
         raise SpecError("one of --epochs and --steps", given="both", where=command, fix=fix)
 
 
 def class_weights_of(text: str | None) -> str | list[float] | None:
-    """The weights that `--class-weights` names.
+    """Parse `--class-weights`.
 
     Raises:
-        SpecError: neither a word that is known nor numbers.
+        SpecError: neither "balanced" nor numbers.
     """
     if text is None or text == "balanced":
         return text

@@ -25,7 +25,7 @@ def print_json(value: Any) -> None:
 
 
 def write_page(path: Path, html: str) -> None:
-    """Write an HTML page, and the folder it lies in if there is none."""
+    """Write an HTML page, creating its folder if needed."""
     from bitstill.artifact.files import write_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,12 +67,12 @@ def export_text(report: dict[str, Any], folder: Path) -> str:
     if report["to"] == "gguf":
         types = ", ".join(f"{count} as {kind}" for kind, count in Counter(report["block_types"].values()).most_common())
         change = report["largest_change_of_a_weight"]
-        exact = f"changed by up to {change:.1g} of the largest, to scales of 16 bits" if change else "exactly as trained"
+        exact = f"changed by up to {change:.1g} of the largest, by 16-bit scales" if change else "exactly as trained"
         notes = [f"Layers: {types}. Weights are {exact}."]
         if report["inputs_quantized_otherwise"]:
-            notes.append("[yellow]llama.cpp quantizes inputs otherwise than training did:[/] outputs differ a little.")
+            notes.append("[yellow]llama.cpp quantizes inputs differently than in training:[/] outputs differ slightly.")
         if report["first_segment_only"]:
-            notes.append("[yellow]llama.cpp takes every token for one of the first segment:[/] not for pairs of texts.")
+            notes.append("[yellow]llama.cpp assigns every token to the first segment:[/] not suitable for pairs of texts.")
         return "\n".join([first, *notes])
     if report["to"] in ("torch", "compressed-tensors"):
         bits = Counter(report.get("bits", {}).values())
@@ -80,16 +80,16 @@ def export_text(report: dict[str, Any], folder: Path) -> str:
             [f"Layers: {', '.join(f'{count} of {number} bits' for number, count in sorted(bits.items()))}."] if bits else []
         )
         changes = (
-            ("in_float", "embeddings are in float again: transformers does not load others"),
-            ("inputs_no_longer_quantized", "layers no longer quantize their inputs: outputs differ a little"),
-            ("attention_no_longer_quantized", "layers no longer quantize what attention multiplies: outputs differ a little"),
+            ("in_float", "embeddings are in float again: transformers loads no quantized ones"),
+            ("inputs_no_longer_quantized", "layers no longer quantize their inputs: outputs differ slightly"),
+            ("attention_no_longer_quantized", "layers no longer quantize the operands of attention: outputs differ slightly"),
             ("narrower_than_config", "modules are narrower than config.json says: only bitstill can build this network"),
         )
         return "\n".join([first, *stored, *(f"{len(report[key])} {text}." for key, text in changes if report.get(key))])
     how, word = (report["arithmetic"], "by") if report["to"] == "onnx" else (report["constants"], "as")
     kinds = Counter(how.values())
     compared, layers = report["compared"], ", ".join(f"{count} {word} {kind}" for kind, count in kinds.most_common())
-    changed = "" if report["activations"] == "trained" else " [yellow]Inputs are quantized otherwise than in training.[/]"
+    changed = "" if report["activations"] == "trained" else " [yellow]Inputs are quantized differently than in training.[/]"
     where = "random inputs" if compared["inputs"] == "random" else f"samples of {compared['inputs']},"
     same = "" if compared["same_label"] is None else f"; {100 * compared['same_label']:.4g} % have the same label"
     lines = [
@@ -97,6 +97,6 @@ def export_text(report: dict[str, Any], folder: Path) -> str:
         f"most {compared['largest_difference']:.2g} (largest output {compared['largest_output']:.2g}){same}."
     ]
     if compared["metric"] is not None:
-        name, ours, theirs = compared["metric"]
-        lines.append(f"Its {name} is {theirs:.2f} there, and {ours:.2f} in torch.")
+        name, artifact_value, export_value = compared["metric"]
+        lines.append(f"Its {name} is {export_value:.2f} there, and {artifact_value:.2f} in torch.")
     return "\n".join(lines)
