@@ -1,4 +1,4 @@
-"""Losses between a student and its teacher, and the taps that collect what they compare."""
+"""Losses between a student and its teacher, and taps that collect the intermediate outputs they compare."""
 
 from bitstill._lazy import attach
 

@@ -1,7 +1,7 @@
-"""Losses between intermediate outputs: one pure function each where it is worth one, and a frozen dataclass around it.
+"""Losses on intermediate outputs: pure functions, and frozen dataclasses around them.
 
-As those on logits (`distill.losses`), each is called as `loss(student, target, labels, progress)` and returns a scalar whose
-reduction is part of its definition. Layers are named by pairs; `layer_maps` makes them for transformers.
+Like the losses on logits (`losses.logits`), each is called as `loss(student, target, labels, progress)` and returns a scalar
+whose reduction is part of its definition. Layers are given as pairs of names; `layer_maps` builds these for transformers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     and teacher may differ in width. Mean over the batch.
 
     Raises:
-        DataError: if the maps differ in size, or there are none.
+        DataError: the maps differ in size, or the outputs have no positions.
     """
     if min(student.ndim, teacher.ndim) < 3:
         raise DataError(
@@ -38,7 +38,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     maps = [F.normalize(x.float().square().sum(1).flatten(1), dim=1) for x in (student, teacher)]
     if maps[0].shape != maps[1].shape:
         raise DataError(
-            "feature maps of one size",
+            "feature maps of equal size",
             given=f"{tuple(student.shape)} and {tuple(teacher.shape)}",
             where="AttentionTransfer",
             fix="Pair layers whose outputs have the same height and width.",
@@ -50,8 +50,8 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of squared differences over the elements that `mask` keeps; no gradient to `teacher`.
 
     Args:
-        student, teacher: any equal shape.
-        mask: bool, broadcastable to it; None keeps all.
+        student, teacher: tensors of equal shape.
+        mask: bool, broadcastable to that shape; None keeps all.
     """
     if mask is None:
         return F.mse_loss(student.float(), teacher.float())
@@ -60,14 +60,14 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _MaskedMSE(Function):
-    """In a few passes over memory: these are the largest tensors of a step after the weights."""
+    """Masked mean squared error in few passes over memory: its tensors are the largest of a step after the weights."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        # Masked after they are subtracted, by filling: what stands at padding may be infinite, and infinity times zero is NaN.
+        # Filled with zeros after the subtraction: values at padding may be infinite, and infinity times zero is NaN.
         difference = (student - teacher).masked_fill_(~mask, 0.0)
         ctx.save_for_backward(difference)
-        ctx.count = mask.sum() * (difference.numel() // mask.numel())  # every element of it stands for as many
+        ctx.count = mask.sum() * (difference.numel() // mask.numel())  # the mask is broadcast
         flat = difference.flatten()
         value: Tensor = torch.dot(flat, flat) / ctx.count
         return value
@@ -82,23 +82,25 @@ def attention_relations(x: Tensor, relation_heads: int, real: Tensor | None) -> 
     """Log softmax of x x^T / sqrt(width) within each relation head (Wang et al. 2021, MiniLMv2, eqs. 3 to 6).
 
     Args:
-        x: queries, keys or values (batch, heads, positions, width of a head), which are put side by side and cut anew.
-        relation_heads: into how many, whatever the number of heads was.
-        real: bool (batch, positions), False where there is padding, which is related to nothing; None where nothing is.
+        x: queries, keys or values (batch, heads, positions, head size), whose heads are concatenated and split anew.
+        relation_heads: number of relation heads, independent of the number of heads.
+        real: bool (batch, positions), False at padding, which is masked; None without padding.
 
     Returns:
         (batch, relation heads, positions, positions).
 
     Raises:
-        DataError: all heads together are not that many times as wide as one of them.
+        DataError: the total width is not a multiple of the number of relation heads.
     """
     flat = x.float().transpose(1, 2).flatten(2)
     if flat.shape[-1] % relation_heads:
         fix = "Choose a number that divides both models' widths."
-        given = f"heads of width {flat.shape[-1]} together"
-        raise DataError(f"a width that {relation_heads} relation heads share", given=given, where="AttentionRelation", fix=fix)
-    cut = flat.unflatten(-1, (relation_heads, -1)).transpose(1, 2)
-    products = cut @ cut.transpose(-1, -2) / cut.shape[-1] ** 0.5
+        given = f"heads of total width {flat.shape[-1]}"
+        raise DataError(
+            f"a width divisible by {relation_heads} relation heads", given=given, where="AttentionRelation", fix=fix
+        )
+    heads = flat.unflatten(-1, (relation_heads, -1)).transpose(1, 2)
+    products = heads @ heads.transpose(-1, -2) / heads.shape[-1] ** 0.5
     if real is not None:
         products = products.masked_fill(~real[:, None, None, :], torch.finfo(products.dtype).min)
     return F.log_softmax(products, -1)
@@ -106,7 +108,7 @@ def attention_relations(x: Tensor, relation_heads: int, real: Tensor | None) -> 
 
 @dataclass(frozen=True)
 class Pair:
-    """A module of the student and the module of the teacher that it is matched to."""
+    """A module of the student and the matching module of the teacher, by dotted name."""
 
     student: str
     teacher: str
@@ -125,13 +127,13 @@ class AttentionTransfer:
         return torch.stack(losses).sum()
 
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The modules on either side."""
+        """Names of the student's and the teacher's modules."""
         return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
 
 
 @dataclass(frozen=True)
 class FeatureMSE:
-    """`masked_mse` of layer outputs of equal shape, summed over pairs; positions that are padding leave the mean."""
+    """`masked_mse` of layer outputs of equal shape, summed over pairs; padding is excluded from the mean."""
 
     pairs: tuple[Pair, ...]
     needs_teacher = True
@@ -140,7 +142,7 @@ class FeatureMSE:
         assert target is not None
         losses = []
         for pair in self.pairs:
-            ours, theirs = _matched(
+            student_output, teacher_output = _matched(
                 pair,
                 student,
                 target,
@@ -148,12 +150,12 @@ class FeatureMSE:
                 "Pair layers of equal width, or use AttentionTransfer, which allows different widths.",
             )
             real = student.positions
-            fits = real is not None and ours.ndim == 3 and ours.shape[:2] == real.shape
-            losses.append(masked_mse(ours, theirs, real.unsqueeze(-1) if real is not None and fits else None))
+            fits = real is not None and student_output.ndim == 3 and student_output.shape[:2] == real.shape
+            losses.append(masked_mse(student_output, teacher_output, real.unsqueeze(-1) if real is not None and fits else None))
         return torch.stack(losses).sum()
 
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The modules on either side."""
+        """Names of the student's and the teacher's modules."""
         return tuple(pair.student for pair in self.pairs), tuple(pair.teacher for pair in self.pairs)
 
 
@@ -161,7 +163,7 @@ class FeatureMSE:
 class AttentionScoreMSE:
     """`masked_mse` of attention scores before the softmax (batch, heads, queries, keys), summed over pairs.
 
-    Queries and keys that are padding leave the mean. (Wu et al.'s (2022) code leaves them in, with the additive mask on top.)
+    Queries and keys at padding are excluded from the mean. (The code of Wu et al. 2022 includes them, with the mask.)
     """
 
     pairs: tuple[Pair, ...]
@@ -173,8 +175,10 @@ class AttentionScoreMSE:
         real = student.positions
         mask = None if real is None else (real.unsqueeze(1) & real.unsqueeze(2)).unsqueeze(1)
         for pair in self.pairs:
-            ours, theirs = _matched(pair, student, target, "AttentionScoreMSE", "Pair layers with equally many heads.")
-            losses.append(masked_mse(ours, theirs, mask))
+            student_scores, teacher_scores = _matched(
+                pair, student, target, "AttentionScoreMSE", "Pair layers with equally many heads."
+            )
+            losses.append(masked_mse(student_scores, teacher_scores, mask))
         return torch.stack(losses).sum()
 
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -184,14 +188,14 @@ class AttentionScoreMSE:
 
 @dataclass(frozen=True)
 class AttentionRelation:
-    """KL of how queries relate to queries, keys to keys and values to values (Wang et al. 2021, MiniLMv2, eq. 2).
+    """KL divergence of query-query, key-key and value-value relations (Wang et al. 2021, MiniLMv2, eq. 2).
 
-    The two models may differ in heads and in width. Mean over the batch, relation heads and real positions; summed over the
-    three and over pairs.
+    The two models may differ in heads and in width. Mean over the batch, relation heads and unpadded positions; summed over
+    the three relations and over pairs.
 
     Args:
         pairs: attention layers, by `layer_maps.head_pairs`.
-        relation_heads: into how many heads the relations are cut.
+        relation_heads: number of relation heads.
     """
 
     pairs: tuple[Pair, ...]
@@ -205,9 +209,11 @@ class AttentionRelation:
         assert target is not None
         real, losses = student.positions, []
         for pair in self.pairs:
-            for ours, theirs in zip(student.features[pair.student], target.features[pair.teacher], strict=True):
-                one, other = (attention_relations(x, self.relation_heads, real) for x in (ours, theirs))
-                divergence = (other.exp() * (other - one)).sum(-1)
+            for student_heads, teacher_heads in zip(student.features[pair.student], target.features[pair.teacher], strict=True):
+                student_relations, teacher_relations = (
+                    attention_relations(x, self.relation_heads, real) for x in (student_heads, teacher_heads)
+                )
+                divergence = (teacher_relations.exp() * (teacher_relations - student_relations)).sum(-1)
                 losses.append(divergence.mean() if real is None else _mean_over(divergence, real))
         return torch.stack(losses).sum()
 
@@ -217,13 +223,13 @@ class AttentionRelation:
 
 
 def _mean_over(values: Tensor, real: Tensor) -> Tensor:
-    """Mean of (batch, heads, positions) over real positions."""
+    """Mean of (batch, heads, positions) over unpadded positions."""
     return values.masked_fill(~real.unsqueeze(1), 0.0).sum() / (real.sum() * values.shape[1])
 
 
 def _matched(pair: Pair, student: Output, target: Output, loss: str, fix: str) -> tuple[Tensor, Tensor]:
-    ours, theirs = student.features[pair.student], target.features[pair.teacher]
-    if ours.shape != theirs.shape:
-        given = f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
-        raise DataError("outputs of one shape", given=given, where=f"{loss} {pair.student} -> {pair.teacher}", fix=fix)
-    return ours, theirs
+    student_output, teacher_output = student.features[pair.student], target.features[pair.teacher]
+    if student_output.shape != teacher_output.shape:
+        given = f"{tuple(student_output.shape)} and {tuple(teacher_output.shape)}"
+        raise DataError("outputs of equal shape", given=given, where=f"{loss} {pair.student} -> {pair.teacher}", fix=fix)
+    return student_output, teacher_output

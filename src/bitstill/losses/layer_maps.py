@@ -1,8 +1,8 @@
-"""Which layer of the teacher each layer of the student is matched to, and what such a match is called.
+"""Layer maps: pairs of matching layers of student and teacher, by the names that `tap` understands.
 
-`hidden:0` is what enters the first block and `hidden:i` what leaves block i (counted from 1); `scores:i` are the attention
+`hidden:0` is the input of the first block and `hidden:i` the output of block i (counted from 1); `scores:i` are the attention
 scores before the softmax of block i (counted from 0), (batch, heads, queries, keys), and `heads:i` its queries, keys and
-values, (3, batch, heads, positions, width). `tap` understands these names for any network with repeated blocks.
+values, (3, batch, heads, positions, head size). `tap` resolves them in any network with repeated blocks.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ LayerMap = Literal["last", "paper"]
 
 
 def hidden_pairs(layers: Sequence[int], depth: int, layer_map: LayerMap = "last") -> tuple[Pair, ...]:
-    """Pairs of hidden states for a student made of the teacher's blocks `layers`.
+    """Pairs of hidden states for a student built from the teacher's blocks `layers`.
 
     Each block is matched with the block it was copied from. The maps differ at the ends:
 
-    - "last": what enters the first block is matched with what enters the teacher's first, and the student's last block with the
-      teacher's last, whichever it was copied from: that is what pooler and classifier read.
-    - "paper" (the code of Wu et al. 2022): what enters the first block is matched with what enters the teacher's block
+    - "last": the input of the student's first block is matched with the input of the teacher's first, and the output of the
+      student's last block with that of the teacher's last, which pooler and classifier read.
+    - "paper" (the code of Wu et al. 2022): the input of the first block is matched with the input of the teacher's block
       layers[0] - 1, and the last block with the one it was copied from. For layers (2, 4, 6, 8, 10) of 12 the embeddings
       imitate the output of a block, and nothing imitates the teacher's last hidden state.
 
     Args:
-        layers: the teacher's blocks that the student took, from 0.
-        depth: how many blocks the teacher has.
-        layer_map: which of the two.
+        layers: indices of the teacher's blocks that the student was built from, from 0.
+        depth: number of the teacher's blocks.
+        layer_map: the map, "last" or "paper".
 
     Returns:
-        One pair more than there are layers.
+        One pair more than layers.
     """
     targets = [layer + 1 for layer in layers]
     first = max(0, layers[0] - 1) if layer_map == "paper" else 0

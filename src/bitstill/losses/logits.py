@@ -1,8 +1,8 @@
-"""Losses on logits: one pure function each, and a frozen dataclass around it that a recipe can print, compare and save.
+"""Losses on logits: pure functions, and frozen dataclasses around them that a recipe can print, compare and save.
 
 Every loss is called as `loss(student, target, labels, progress)` and returns a scalar; `student` and `target` are `Output`s,
-target is the (detached) teacher's or None. Reductions are part of the definition and stated for each: dividing a KL by the
-number of classes, as some published code does without saying so, changes its weight tenfold on CIFAR-10.
+`target` the teacher's (detached) or None. The reduction is part of each definition: dividing a KL by the number of classes,
+as some published code does without mention, changes its weight tenfold on CIFAR-10.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float, reductio
 
     Args:
         student, teacher: logits (batch, classes).
-        temperature: T > 0; the factor T^2 keeps the gradient's size independent of it.
-        reduction: "batchmean" divides the sum by the batch size, the definition of a mean KL; "mean" also by the number of
-            classes, as Polino et al.'s (2018) code does.
+        temperature: T > 0; the factor T^2 keeps the magnitude of the gradient independent of it.
+        reduction: "batchmean" divides the sum by the batch size, as a mean KL is defined; "mean" also by the number of
+            classes, as in the code of Polino et al. (2018).
     """
     divergence = F.kl_div(
         F.log_softmax(student.float() / temperature, -1),
@@ -52,11 +52,11 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, reduction: Reduction) -
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy with the labels, no teacher; mean over the batch, weighted by the classes' weights where there are any.
+    """Cross-entropy with the labels, no teacher; mean over the batch, weighted by class weights if there are any.
 
     Args:
-        label_smoothing: share of each label that is spread over all classes, 0 to 1.
-        class_weights: one per class; None weighs all alike.
+        label_smoothing: share of each label that is distributed over all classes, 0 to 1.
+        class_weights: one per class; None weighs all equally.
     """
 
     label_smoothing: FractionBelowOne = 0.0
@@ -85,7 +85,7 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class MeanSquaredError:
-    """Squared error with the teacher's logits, or with the labels where no teacher is named; mean over all elements."""
+    """Squared error with the teacher's logits, or with the labels if no teacher is named; mean over all elements."""
 
     needs_teacher = False
 

@@ -1,4 +1,4 @@
-"""A learned map from the student's hidden states to those of a teacher of another width; it is never delivered."""
+"""A learned projection of the student's hidden states to the hidden size of its teacher; it is never delivered."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from bitstill.errors import SpecError
 
 
 class Projection(nn.Linear):
-    """One linear map for the hidden states of all layers (Jiao et al. 2020, eq. 8, shared between layers as in their code).
+    """A linear map for the hidden states of all layers (Jiao et al. 2020, eq. 8, shared between layers as in their code).
 
     Args:
-        student, teacher: widths.
+        student, teacher: hidden sizes.
     """
 
     def __init__(self, student: int, teacher: int) -> None:
         super().__init__(student, teacher)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Hidden states (batch, positions, student) -> (batch, positions, teacher); anything else (scores) as it is.
+        """Hidden states (batch, positions, student) -> (batch, positions, teacher); other tensors (scores) are unchanged.
 
         Raises:
             SpecError: hidden states of another width.

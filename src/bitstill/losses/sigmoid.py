@@ -1,4 +1,4 @@
-"""Losses of outputs that are each a yes or no: cross-entropy and divergence of one Bernoulli variable per output."""
+"""Losses on multi-label logits: cross-entropy and divergence of one Bernoulli variable per output."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def binary_kl_divergence(student: Tensor, teacher: Tensor, temperature: float, r
         temperature: T > 0.
         reduction: "batchmean" divides the sum by the batch size, "mean" also by the number of labels.
     """
-    ours, theirs = student.float() / temperature, teacher.float() / temperature
-    positive = F.sigmoid(theirs) * (F.logsigmoid(theirs) - F.logsigmoid(ours))
-    negative = F.sigmoid(-theirs) * (F.logsigmoid(-theirs) - F.logsigmoid(-ours))
+    student_logits, teacher_logits = student.float() / temperature, teacher.float() / temperature
+    positive = F.sigmoid(teacher_logits) * (F.logsigmoid(teacher_logits) - F.logsigmoid(student_logits))
+    negative = F.sigmoid(-teacher_logits) * (F.logsigmoid(-teacher_logits) - F.logsigmoid(-student_logits))
     return (positive + negative).sum() * temperature**2 / (student.numel() if reduction == "mean" else student.shape[0])
 
 
@@ -33,7 +33,7 @@ class BinaryCrossEntropy:
     """Cross-entropy of each output with its label (batch, labels), 0 or 1; mean over all of them. No teacher.
 
     Args:
-        class_weights: of each label where it holds, against 1 where it does not; None weighs both alike.
+        class_weights: weight of each label where it is 1, relative to where it is 0; None weighs both equally.
     """
 
     class_weights: tuple[NonNegative, ...] | None = None

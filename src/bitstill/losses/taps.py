@@ -1,7 +1,7 @@
-"""What a model returns to a loss: logits, and whatever intermediate outputs the losses ask for by module name.
+"""Outputs of a model for its losses: logits, and intermediate outputs by module name.
 
-Intermediate outputs are read by forward hooks that are removed when the block ends, so that nothing is left behind in a model
-that will be saved, copied or compiled.
+Intermediate outputs are collected by forward hooks, which are removed at the end of the block, so that nothing remains in a
+model that will be saved, copied or compiled.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from bitstill.model.blocks import Blocks, blocks
 
 @dataclass(frozen=True)
 class Output:
-    """What one model made of one batch.
+    """Outputs of one model for one batch.
 
     Args:
-        logits: what counts of its output, such as (batch, classes) for classification.
-        features: what was tapped, by name.
-        positions: which positions of a padded sequence are real, bool (batch, positions); None where all are.
+        logits: final output, such as (batch, classes) for classification.
+        features: tapped intermediate outputs by name.
+        positions: mask of unpadded positions, bool (batch, positions); None without padding.
     """
 
     logits: Tensor
@@ -34,16 +34,16 @@ class Output:
     positions: Tensor | None = None
 
     def detach(self) -> Output:
-        """The same numbers, cut from the graph."""
+        """The same values, detached from the graph."""
         return Output(self.logits.detach(), {name: value.detach() for name, value in self.features.items()}, self.positions)
 
     def tensors(self) -> list[Tensor]:
-        """Logits first, then features."""
+        """Logits, then features."""
         return [self.logits, *self.features.values()]
 
 
-_LEFT_BY_ATTENTION = {"scores": SCORES, "heads": HEADS}
-_BY_NUMBER = ("hidden", *_LEFT_BY_ATTENTION)
+_ATTENTION_ATTRIBUTES = {"scores": SCORES, "heads": HEADS}
+_BY_NUMBER = ("hidden", *_ATTENTION_ATTRIBUTES)
 
 
 @contextlib.contextmanager
@@ -51,20 +51,20 @@ def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collect intermediate outputs while the block runs the model.
 
     Args:
-        model: what will run.
+        model: model to run inside the block.
         names: modules by dotted name (their output, or the first element of a tuple); "hidden:i", the hidden states before the
             first (i = 0) or after the i-th repeated block; "scores:i", the attention scores before the softmax of block i,
-            counted from 0, and "heads:i", its queries, keys and values (3, batch, heads, positions, width), both for models
-            that were loaded through `bitstill.hf`.
+            counted from 0, and "heads:i", its queries, keys and values (3, batch, heads, positions, head size), both for
+            models loaded by `bitstill.hf`.
 
     Yields:
-        A dict that fills as the model runs, by name.
+        Outputs by name, filled while the model runs.
 
     Raises:
-        MatchError: if a name is neither a module of `model` nor one of its blocks.
-        TrainingError: while the model runs with gradients, one of the outputs is computed without.
+        MatchError: a name is neither a module of `model` nor one of its blocks.
+        TrainingError: an output is computed without gradient while the model runs with gradients.
     """
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     runs_with_gradients = False
 
     def begin(_module: nn.Module, _args: object) -> None:
@@ -75,20 +75,20 @@ def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         if runs_with_gradients and not torch.is_grad_enabled():
             raise TrainingError(
                 "an intermediate output with a gradient",
-                given="one that is computed under no_grad, as reentrant gradient checkpointing does",
+                given="one computed under no_grad, as in reentrant gradient checkpointing",
                 where=f"tap, {name}",
                 fix='Use gradient_checkpointing_kwargs={"use_reentrant": False}.',
             )
         value = output[0] if isinstance(output, (tuple, list)) else output
         if isinstance(value, Tensor):
-            found[name] = value
+            outputs[name] = value
 
-    wanted = list(dict.fromkeys(names))
-    layers = blocks(model) if any(name.partition(":")[0] in _BY_NUMBER for name in wanted) else None
+    unique_names = list(dict.fromkeys(names))
+    layers = blocks(model) if any(name.partition(":")[0] in _BY_NUMBER for name in unique_names) else None
     with contextlib.ExitStack() as stack:
-        if wanted:
+        if unique_names:
             stack.callback(model.register_forward_pre_hook(begin).remove)
-        for name in wanted:
+        for name in unique_names:
             kind, _, rest = name.partition(":")
             receive = functools.partial(collect, name)
             if layers is None or kind not in _BY_NUMBER:
@@ -97,8 +97,8 @@ def tap(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
                 stack.callback(_hook_hidden(layers, name, _number(name, rest), receive))
             else:
                 block = _block(layers, name, _number(name, rest))
-                stack.callback(_hook_attention(block, _LEFT_BY_ATTENTION[kind], receive))
-        yield found
+                stack.callback(_hook_attention(block, _ATTENTION_ATTRIBUTES[kind], receive))
+        yield outputs
 
 
 def _hook_output(module: nn.Module, receive: Callable[[object], None]) -> Callable[[], None]:
@@ -116,7 +116,7 @@ def _hook_hidden(layers: Blocks, name: str, index: int, receive: Callable[[objec
 
 
 def _hook_attention(block: nn.Module, attribute: str, receive: Callable[[object], None]) -> Callable[[], None]:
-    """Every module of the block learns where it goes; the one that computes attention leaves it there."""
+    """Set the receiver on every module of the block; the one that computes attention calls it."""
     modules = list(block.modules())
     for module in modules:
         module.__dict__[attribute] = receive
@@ -153,10 +153,10 @@ def _module(model: nn.Module, name: str) -> nn.Module:
 
 
 def as_logits(output: object) -> Tensor:
-    """The logits in whatever a model returns: a tensor, a tuple that begins with one, or an object with `.logits`.
+    """Extract the logits from the output of a model: a tensor, a tuple that begins with one, or an object with `.logits`.
 
     Raises:
-        MatchError: if there are none.
+        MatchError: there are no logits.
     """
     if isinstance(output, torch.Tensor):
         return output
