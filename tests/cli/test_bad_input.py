@@ -351,7 +351,7 @@ def test_out_may_not_replace_something_else(cli, tmp_path):
 
 def test_out_may_not_be_the_current_folder(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(cli(*PT, "--out", "."), "wanted a folder of its own, got the current one")
+    refused(cli(*PT, "--out", "."), "wanted a folder for the artifact alone, got the current one")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
@@ -420,5 +420,5 @@ def test_describing_an_unknown_recipe(cli):
 
 
 def test_the_library_refuses_the_same_before_training(tmp_path):
-    with pytest.raises(bitstill.BitstillError, match="folder of its own"):
+    with pytest.raises(bitstill.BitstillError, match="folder for the artifact alone"):
         bitstill.compress(PostTraining(), "digits", {"student": "digits-student"}, out=".", settings=Settings(progress=False))

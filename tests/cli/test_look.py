@@ -132,4 +132,4 @@ def test_bench_times_networks_and_draws_them(cli, delivered, tmp_path):
     kinds = ("bitstill.runtime", "torch, kernels", "torch, packed")
     assert [(row["kind"], list(row["points"])) for row in found["rows"]] == [(kind, ["2"]) for kind in kinds]
     missing = cli("bench", tmp_path / "nowhere")
-    assert missing.status == 1 and "a folder with a network" in missing.err
+    assert missing.status == 1 and "the folder of a network" in missing.err

@@ -141,7 +141,7 @@ def test_attention_transfer_ignores_the_size_of_activations_and_adds_up_pairs():
 
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
-    [((2, 3, 4, 4), (2, 3, 2, 2), "feature maps of one size"), ((2, 8), (2, 8), "use FeatureMSE")],
+    [((2, 3, 4, 4), (2, 3, 2, 2), "feature maps of equal size"), ((2, 8), (2, 8), "use FeatureMSE")],
 )
 def test_attention_transfer_says_which_maps_do_not_go_together(student, teacher, message):
     with pytest.raises(DataError, match=message):

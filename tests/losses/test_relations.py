@@ -72,7 +72,7 @@ def test_equal_relations_cost_nothing_also_where_heads_are_turned_around():
 
 
 def test_a_width_that_cannot_be_cut_is_refused():
-    with pytest.raises(DataError, match="a width that 3 relation heads share"):
+    with pytest.raises(DataError, match="a width divisible by 3 relation heads"):
         attention_relations(torch.randn(2, 2, 5, 4), 3, None)
 
 

@@ -135,7 +135,7 @@ def test_pairs_add_up_and_each_has_its_own_layer(kind):
     ("kind", "ours", "theirs", "message"),
     [
         ("s", (3, 2, 5, 5), (3, 4, 5, 5), r"AttentionScoreMSE s -> s: .*equally many heads"),
-        ("s", (3, 1, 5, 5), (3, 4, 5, 5), "outputs of one shape"),
+        ("s", (3, 1, 5, 5), (3, 4, 5, 5), "outputs of equal shape"),
         ("h", (3, 5, 4), (3, 5, 8), r"FeatureMSE h -> h: .*\(3, 5, 4\) and \(3, 5, 8\).*equal width"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Tables, plots and pages that a person wants to look at."""
+"""Reports for people: tables, plots and pages."""

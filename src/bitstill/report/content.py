@@ -1,6 +1,6 @@
-"""What a page says, before anyone decides how it looks: facts, tables, figures, in sections.
+"""Content of a page, independent of its layout: facts, tables and figures in sections.
 
-Both renderers, the styled one and the plain one for machines without jinja2, read these.
+Both renderers, the styled one and the plain one without jinja2, read these.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Fact:
     Args:
         label: what it is.
         value: the figure with its unit.
-        note: what it is to be compared with.
+        note: reference value for comparison.
     """
 
     label: str
@@ -25,17 +25,17 @@ class Fact:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of finished text.
+    """A table of formatted text.
 
     Args:
-        header: one cell per column; none for a list of names and values.
-        rows: as many cells each.
-        texts: how many columns, from the left, hold text; the others hold numbers and align right.
-        title: above it; may be empty.
-        note: below it; may be empty.
-        strong: indices of rows that stand out, such as a total.
-        folded: shown on demand, because it is long.
-        minor: indices of columns that a phone leaves out.
+        header: one cell per column; empty for a list of names and values.
+        rows: cells of each row.
+        texts: number of text columns, from the left; the others hold numbers and are right-aligned.
+        title: title above it; may be empty.
+        note: note below it; may be empty.
+        strong: indices of emphasized rows, such as a total.
+        folded: collapsed at first, because it is long.
+        minor: indices of columns hidden on a phone.
     """
 
     header: tuple[str, ...]
@@ -62,11 +62,11 @@ class Figure:
     """One plot.
 
     Args:
-        svg: inline SVG, safe to put in a page as it is.
-        title: above it.
-        note: below it.
-        legend: beside the title.
-        narrow: the same plot drawn for a phone; empty if `svg` suits both.
+        svg: inline SVG, safe to embed unescaped.
+        title: title above it.
+        note: note below it.
+        legend: entries of the legend.
+        narrow: the same plot for a phone; empty if `svg` suits both.
     """
 
     svg: str
@@ -78,7 +78,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what belongs to it. Figures share the width unless `wide`, tables do if `compact`."""
+    """A heading with text, tables and figures. Figures share a row unless `wide`; tables do so if `compact`."""
 
     title: str
     text: str = ""

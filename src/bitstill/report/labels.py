@@ -1,8 +1,7 @@
-"""Labels beside points, so that none covers another label, a point or the frame. Pure geometry: no plotting library.
+"""Placement of labels next to points without overlaps of labels, points or the frame. Pure geometry: no plotting library.
 
-Greedy: the most crowded point chooses first, each takes the nearest free place on growing rings around its point. The
-rings grow until there is room, so that labels never overlap, however many there are; a label that had to go far gets a
-leader line from whoever draws.
+Greedy: in order of crowding, each label takes the nearest free position on growing rings around its point. Rings grow until
+there is room, so that labels never overlap, however many there are; a distant label gets a leader line.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 GAP = 3.0
-"""Least distance between label and point, in the caller's unit (points of 1/72 inch)."""
+"""Minimal distance between label and point, in the caller's unit (points of 1/72 inch)."""
 STEP, DIRECTIONS = 5.0, 16
 
 
@@ -25,7 +24,7 @@ class Box(NamedTuple):
     top: float
 
     def overlaps(self, other: Box) -> bool:
-        """Whether the two have area in common."""
+        """Whether the two intersect in an area."""
         return self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
 
     def within(self, other: Box) -> bool:
@@ -44,17 +43,17 @@ def place_labels(
     lines: Sequence[tuple[Point, Point]] = (),
     radius: float = 4.0,
 ) -> list[Box]:
-    """A place for each label.
+    """Place one label per point.
 
     Args:
-        points: where the markers are.
+        points: centres of the markers.
         sizes: width and height of each label.
-        frame: labels stay inside while there is room.
-        lines: segments that labels had better not cross.
-        radius: of a marker.
+        frame: box in which labels stay while there is room.
+        lines: segments that labels should avoid.
+        radius: radius of a marker.
 
     Returns:
-        A box per label; no two overlap, and none overlaps a marker.
+        One box per label; none overlaps another or a marker.
     """
     reach = radius + 1
     markers = [Box(x - reach, y - reach, x + reach, y + reach) for x, y in points]
@@ -69,7 +68,7 @@ def place_labels(
 
 
 def leader(point: Point, box: Box, radius: float = 4.0) -> tuple[Point, Point] | None:
-    """The line from a marker's edge to its label, or None if the label is so near that it needs none."""
+    """Line from a marker's edge to its label, or None if the label is close."""
     x = min(max(point[0], box.left), box.right)
     y = min(max(point[1], box.bottom), box.top)
     distance = math.hypot(x - point[0], y - point[1])
@@ -82,7 +81,7 @@ def leader(point: Point, box: Box, radius: float = 4.0) -> tuple[Point, Point] |
 def _place(point: Point, size: Point, markers: list[Box], labels: list[Box], soft: list[Box], frame: Box, radius: float) -> Box:
     limit = max(frame.right - frame.left, frame.top - frame.bottom)
     taken = markers + labels
-    # Where to look, what to avoid besides, how far to go, and which labels a leader line may not strike through.
+    # Bounds, further obstacles, largest distance, and labels that a leader line must not cross.
     searches: tuple[tuple[Box | None, list[Box], float, list[Box]], ...] = (
         (frame, soft, 0.2 * limit, labels),
         (frame, [], limit, labels),
@@ -101,17 +100,17 @@ def _place(point: Point, size: Point, markers: list[Box], labels: list[Box], sof
 
 
 def _strikes(point: Point, box: Box, labels: list[Box], radius: float) -> bool:
-    """Whether the leader line of a label at `box` would run through another label."""
+    """Whether the leader line of a label at `box` would cross another label."""
     line = leader(point, box, radius)
     return line is not None and any(step.overlaps(label) for step in _along(*line) for label in labels)
 
 
 def _ring(point: Point, size: Point, distance: float) -> list[Box]:
-    """Boxes of `size` at `distance` from the point: right, left, above, below, then between."""
+    """Boxes of `size` at `distance` from the point, in order of preference: right, above, below, left, then diagonals."""
     angles = sorted((2 * math.pi * i / DIRECTIONS for i in range(DIRECTIONS)), key=_preference)
     boxes = []
     for angle in angles:
-        # The centre lies where the box just touches the circle of that distance in this direction.
+        # Centre of the box that touches the circle of this radius in this direction.
         cosine, sine = math.cos(angle), math.sin(angle)
         x = point[0] + cosine * distance + _side(cosine) * size[0] / 2
         y = point[1] + sine * distance + _side(sine) * size[1] / 2
@@ -120,7 +119,7 @@ def _ring(point: Point, size: Point, distance: float) -> list[Box]:
 
 
 def _side(direction: float) -> float:
-    """Which way a box is pushed along one axis: fully beside the point, or centred on it."""
+    """Shift of a box along one axis: entirely to one side of the point, or centred on it."""
     return 0.0 if abs(direction) < 0.3 else math.copysign(1.0, direction)
 
 
@@ -135,7 +134,7 @@ def _crowding(points: Sequence[Point], index: int) -> float:
 
 
 def _along(start: Point, end: Point) -> list[Box]:
-    """Small boxes along a segment."""
+    """Small boxes covering a segment."""
     steps = max(1, math.ceil(math.dist(start, end) / 4))
     spots = [(start[0] + (end[0] - start[0]) * i / steps, start[1] + (end[1] - start[1]) * i / steps) for i in range(steps + 1)]
     return [Box(x - 1, y - 1, x + 1, y + 1) for x, y in spots]

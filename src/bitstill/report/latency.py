@@ -1,4 +1,4 @@
-"""What `bitstill bench` found: a table for the terminal, and a page with a plot."""
+"""Results of `bitstill bench`: tables for the terminal, and a page with plots."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from bitstill.report.numbers import count
 from bitstill.report.render import plain, styled
 from bitstill.report.tables import plain_table
 
-Found = Mapping[str, Any]
+Timings = Mapping[str, Any]
 COSTS = ("bytes", "load, s", "peak, MB")
 
 
-def latency_tables(found: Found) -> tuple[rich.table.Table, rich.table.Table]:
-    """Of each network: bytes, loading and memory; and the median at each point with its ratio to the first network."""
-    rows = found["rows"]
+def latency_tables(timings: Timings) -> tuple[rich.table.Table, rich.table.Table]:
+    """Two tables: bytes, loading time and memory; and medians at each point with their ratio to the first network."""
+    rows = timings["rows"]
     return (
         plain_table(("network", "runs in"), COSTS, [_costs(row) for row in rows]),
         plain_table(("network", "runs in"), _points(rows), [(row["name"], row["kind"], *_times(row)) for row in rows]),
     )
 
 
-def latency_page(found: Found) -> str:
-    """The same as HTML, complete, with a plot; plain without matplotlib or jinja2."""
+def latency_page(timings: Timings) -> str:
+    """The same as a complete HTML page with plots; plain without matplotlib or jinja2."""
     from bitstill.report.page import advice, missing_packages
 
-    missing, rows = missing_packages(), found["rows"]
-    note = f"Medians of {found['turns']} turns, {found['threads']} threads; in brackets the median ratio to the first network."
+    missing, rows = missing_packages(), timings["rows"]
+    note = f"Medians of {timings['turns']} turns, {timings['threads']} threads; in brackets, median ratio to the first network."
     costs = Table(("network", "runs in", *COSTS), tuple(_costs(row) for row in rows), texts=2)
     cells = tuple((row["name"], row["kind"], *_times(row)) for row in rows)
     times = Table(("network", "runs in", *_points(rows)), cells, texts=2, note=note)
     shown = [Section("Networks", tables=(costs,)), Section("Latency", tables=(times,))]
     if missing is None:
         shown[1] = replace(shown[1], figures=tuple(_plot(rows, point) for point in rows[0]["points"]))
-    shown.append(sections.settings({key: found[key] for key in ("threads", "turns", "versions", "hardware") if key in found}))
+    shown.append(
+        sections.settings({key: timings[key] for key in ("threads", "turns", "versions", "hardware") if key in timings})
+    )
     networks = len({row["name"] for row in rows})
     ways = "" if networks == len(rows) else f", {len(rows)} ways to run"
     title = f"{networks} network{'s' if networks > 1 else ''}{ways}, timed in turns"
@@ -69,7 +71,7 @@ def _fastest(rows: Sequence[Mapping[str, Any]]) -> tuple[Fact, ...]:
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], point: str) -> Figure:
-    """Medians as dots, from the 10th to the 90th percentile as lines."""
+    """Medians as dots, ranges from the 10th to the 90th percentile as lines."""
     from bitstill.report.plots import WIDTH
     from bitstill.report.svg import INK, SERIES, canvas, inline
 

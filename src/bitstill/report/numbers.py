@@ -1,11 +1,11 @@
-"""How reports write numbers: the same in the terminal, in tables and on axes. MB means 10^6 bytes, kB 10^3."""
+"""Formatting of numbers, the same in the terminal, in tables and on axes. MB means 10^6 bytes, kB 10^3."""
 
 from __future__ import annotations
 
 import math
 
 MISSING = "–"
-"""Stands where a number does not apply, such as the bits of a layer in a network without layers."""
+"""Placeholder for a number that does not apply, such as the bits of a layer in a network without layers."""
 
 
 def count(value: float) -> str:
@@ -14,12 +14,12 @@ def count(value: float) -> str:
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
-    """A number with fixed digits, so that a column lines up; None and what is not finite become a dash."""
+    """A number with a fixed number of digits, so that columns align; None, NaN and infinity become a dash."""
     return f"{value:,.{digits}f}" if value is not None and math.isfinite(value) else MISSING
 
 
 def size(value: float) -> str:
-    """Bytes with the unit a reader can compare: MB from 10^6 on, else whole bytes."""
+    """Bytes with a unit: MB from 10^6 on, otherwise whole bytes."""
     return f"{value / 1e6:,.2f} MB" if value >= 1e6 else f"{value:,.0f} bytes"
 
 
@@ -29,7 +29,7 @@ def times(value: float) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A difference with its sign, a true minus: −1.21."""
+    """A difference with its sign, with a typographic minus: −1.21."""
     if not math.isfinite(value):
         return MISSING
     rounded = round(value, digits)
@@ -37,7 +37,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def digits_of(value: float, name: str) -> int:
-    """Digits after the point that a metric deserves: percentages two, fractions such as a correlation four."""
+    """Decimals of a metric: two for percentages, four for fractions such as a correlation."""
     return 2 if name == "accuracy" or abs(value) >= 10 else 4
 
 
@@ -47,7 +47,7 @@ def score(value: float, name: str) -> str:
 
 
 def metric(value: float, name: str) -> str:
-    """A task's metric: bitstill's accuracy is a percentage, others have no unit."""
+    """A task's metric: accuracy is a percentage, others have no unit."""
     text = score(value, name)
     return f"{text} %" if name == "accuracy" and text != MISSING else text
 
@@ -58,7 +58,7 @@ def metric_label(name: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Wall time in the two units that matter: 2.8 s, 4 min 12 s, 3 h 05 min."""
+    """Wall time in the two largest units: 2.8 s, 4 min 12 s, 3 h 05 min."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""The HTML report: one file that needs no network, written with every artifact and every comparison."""
+"""The HTML report: one self-contained file, written with every artifact and every comparison."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ HISTOGRAMS = 4
 
 
 def artifact_page(report: Report, latent: nn.Module) -> str:
-    """The page of one artifact.
+    """Page of one artifact.
 
-    Without matplotlib or jinja2 it is a plain one, with every table and a sentence that says what to install: a page must not
-    cost a training run.
+    Without matplotlib or jinja2 it is plain, with all tables and a note on the missing package: a missing package must not
+    fail a finished training run.
 
     Args:
-        report: the contents of report.json; all but "size" may be missing.
-        latent: the trained model with its latent weights; one without adds no histograms.
+        report: contents of report.json; all but "size" may be missing.
+        latent: trained model with its latent weights; without these there are no histograms.
 
     Returns:
-        HTML, complete.
+        A complete HTML document.
     """
     missing = missing_packages()
     recipe, task = report.get("recipe", {}).get("kind"), report.get("task")
-    made = f"{recipe} on {task}" if recipe and task else recipe or task or "model"
+    title = f"{recipe} on {task}" if recipe and task else recipe or task or "model"
     parts = [
         Section("Training", "", figures=() if missing else tuple(_stages(report))),
         Section("Weights", "Largest quantized layers.", figures=() if missing else tuple(_histograms(latent))),
@@ -44,24 +44,24 @@ def artifact_page(report: Report, latent: nn.Module) -> str:
     where = Section("Bytes", tables=(sections.kinds(report["size"]),)) if missing else _bytes(report)
     tests = sections.details(report)
     shown = (where, *((tests,) if tests.tables else ()), sections.layers(report), *drawn, sections.settings(report))
-    page = Page(made, _subtitle(report), sections.headline(report), shown)
+    page = Page(title, _subtitle(report), sections.headline(report), shown)
     return styled(page) if missing is None else plain(page, advice(missing))
 
 
 def comparison_page(
     title: str, rows: Sequence[Row], reports: Mapping[str, Report], latents: Mapping[str, nn.Module], timed: str = ""
 ) -> str:
-    """The page that compares delivered models.
+    """Page that compares delivered models.
 
     Args:
-        title: of the page.
-        rows: in the order of the table.
+        title: title of the page.
+        rows: rows of the table, in order.
         reports: contents of report.json by row name; rows without one have no training curves.
         latents: trained models with latent weights by row name; rows without one have no histogram.
-        timed: where and how latencies were measured.
+        timed: description of how latencies were measured.
 
     Returns:
-        HTML, complete; plain without matplotlib or jinja2, as `artifact_page`.
+        A complete HTML document; plain without matplotlib or jinja2, like `artifact_page`.
     """
     missing = missing_packages()
     name = next((report["delivered"]["metric"] for report in reports.values() if "delivered" in report), "accuracy")
@@ -74,18 +74,18 @@ def comparison_page(
             Section("Training", figures=tuple(_row_curves(rows, reports, name))),
             Section("Weights", text, figures=tuple(_row_histograms(rows, latents))),
         ]
-    kept = [section for section in shown if section.figures or section.tables]
+    sections_shown = [section for section in shown if section.figures or section.tables]
     seconds = sum(report.get("wall_seconds", 0.0) for report in reports.values())
     subtitle = f"{len(rows)} models" + (f", made in {duration(seconds)}." if seconds else ".")
     first = next(iter(reports.values()), {})
     same = {key: first[key] for key in ("versions", "hardware") if key in first}
-    kept += [sections.settings(same)] if same else []
-    page = Page(title, subtitle, sections.best(rows, name), tuple(kept))
+    sections_shown += [sections.settings(same)] if same else []
+    page = Page(title, subtitle, sections.best(rows, name), tuple(sections_shown))
     return styled(page) if missing is None else plain(page, advice(missing))
 
 
 def missing_packages() -> MissingPackageError | None:
-    """What the full page needs and does not find."""
+    """Error of the first missing package that the full page needs, or None."""
     try:
         for package in ("jinja2", "matplotlib"):
             need_package(package, extra="all", purpose="the HTML report")
@@ -95,8 +95,8 @@ def missing_packages() -> MissingPackageError | None:
 
 
 def advice(missing: MissingPackageError) -> str:
-    """What a plain page says about what it lacks."""
-    return f"Plots are left out because {missing.wanted} is not installed. {missing.fix}."
+    """Note of a plain page on its missing plots."""
+    return f"Plots are omitted because {missing.wanted} is not installed. {missing.fix}."
 
 
 def _stages(report: Report) -> Iterator[Figure]:
@@ -109,9 +109,9 @@ def _stages(report: Report) -> Iterator[Figure]:
 
 def _subtitle(report: Report) -> str:
     version = report.get("versions", {}).get("bitstill")
-    made = f"Made in {duration(report['wall_seconds'])}" if "wall_seconds" in report else ""
-    made += f" with bitstill {version}" if made and version else ""
-    return f"{made}{'. ' if made else ''}Every figure was measured on the delivered file, read back from disk."
+    origin = f"Made in {duration(report['wall_seconds'])}" if "wall_seconds" in report else ""
+    origin += f" with bitstill {version}" if origin and version else ""
+    return f"{origin}{'. ' if origin else ''}All figures were measured on the delivered file, reloaded from disk."
 
 
 def _bytes(report: Report) -> Section:

@@ -1,6 +1,6 @@
-"""Plots of one run: training curves, bytes by kind, weights before and after. Each is a `Figure` of a page.
+"""Plots of one run as figures of a page: training curves, bytes by kind, weights before and after quantization.
 
-matplotlib is imported within the functions only; ask for it with `need_package` before calling them.
+matplotlib is imported only inside the functions; check for it with `need_package` before calling them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH = 4.1
-"""Inches of a small plot; three stand side by side on a laptop, one fills a phone."""
+"""Width of a small plot in inches; three fit side by side on a laptop, one on a phone."""
 Entry = Mapping[str, Any]
 Point = tuple[float, float]
 
@@ -30,17 +30,17 @@ Point = tuple[float, float]
 def curves(
     title: str, entries: Sequence[Entry], metric_name: str, salt: str, *, terms: bool = True, beside: Sequence[float] = ()
 ) -> Figure:
-    """Validation metric above, loss below, over the steps of one stage or of several that follow each other.
+    """Validation metric above, loss below, over the steps of one or several consecutive stages.
 
     Args:
-        title: of the plot.
-        entries: of a report's history; only losses that were logged and metrics that were measured are drawn.
-        metric_name: what "validation" is.
+        title: title of the plot.
+        entries: entries of a report's history.
+        metric_name: name of the validation metric.
         salt: see `canvas`.
-        terms: draw the terms of the loss too, not only their sum.
-        beside: metrics of plots that stand beside this one; all get the same axis.
+        terms: also draw the terms of the loss.
+        beside: metrics of neighbouring plots, which get the same axis.
     """
-    kept = [entry for entry in entries if "kept" in entry]
+    best_entries = [entry for entry in entries if "kept" in entry]
     entries = [entry for entry in entries if {"loss", "validation"} & set(entry)]
     steps, breaks = _steps(entries)
     validation = [(step, entry["validation"]) for step, entry in zip(steps, entries, strict=True) if "validation" in entry]
@@ -60,15 +60,15 @@ def curves(
         grid[-1].set_xlim(0, max(1, *steps) * 1.02)
         svg = inline(figure, f"{title}: training curves")
     last = f"Ends at {metric(validation[-1][1], metric_name)} validation {metric_name}. " if validation else ""
-    if kept:
-        value = metric(kept[-1]["kept"], metric_name)
-        last = f"The weights of step {count(kept[-1]['step'])} were kept, at {value} validation {metric_name}. "
-    note = last + ("A dashed line begins a new stage." if breaks else "")
+    if best_entries:
+        value = metric(best_entries[-1]["kept"], metric_name)
+        last = f"The weights of step {count(best_entries[-1]['step'])} were kept, at {value} validation {metric_name}. "
+    note = last + ("Dashed lines mark the beginning of a stage." if breaks else "")
     return Figure(svg, title, note.strip(), _loss_keys(losses))
 
 
 def bytes_by_kind(by_kind: Mapping[str, int], salt: str) -> Figure:
-    """What the bytes of the file are, as bars with their shares; drawn for a laptop and for a phone."""
+    """Bytes of the file by kind, as bars with their shares; drawn for a laptop and for a phone."""
     kinds = {kind: by_kind[kind] for kind in (*KINDS, *sorted(set(by_kind) - set(KINDS))) if by_kind.get(kind)}
     wide, narrow = (_bars(kinds, width, f"{salt}-{width}") for width in (9.6, WIDTH))
     return Figure(wide, "", f"{count(sum(kinds.values()))} bytes in all.", narrow=narrow)
@@ -113,7 +113,7 @@ def _bars(kinds: Mapping[str, int], width: float, salt: str) -> str:
 
 
 def _steps(entries: Sequence[Entry]) -> tuple[list[int], list[int]]:
-    """The step of each entry counted through all stages, and where later stages begin."""
+    """Step of each entry counted through all stages, and the steps at which later stages begin."""
     steps: list[int] = []
     breaks: list[int] = []
     offset = 0
@@ -126,19 +126,19 @@ def _steps(entries: Sequence[Entry]) -> tuple[list[int], list[int]]:
 
 
 def _losses(entries: Sequence[Entry], steps: Sequence[int], terms: bool) -> dict[str, list[Point]]:
-    """The total loss, then its terms by short names; a single term is the total and is left out."""
+    """Total loss, then its terms by short names; a single term equals the total and is omitted."""
     names = dict.fromkeys(key for entry in entries for key in entry if key not in ("stage", "step", "loss", "validation"))
     together = any(sum(name in entry for name in names) > 1 for entry in entries)
-    wanted = {"loss": "loss", **(_short(list(names)) if terms and together else {})}
-    found: dict[str, list[Point]] = {
+    shown = {"loss": "loss", **(_short(list(names)) if terms and together else {})}
+    points_by_name: dict[str, list[Point]] = {
         short: [(step, entry[name]) for step, entry in zip(steps, entries, strict=True) if name in entry]
-        for name, short in wanted.items()
+        for name, short in shown.items()
     }
-    return {name: points for name, points in found.items() if points}
+    return {name: points for name, points in points_by_name.items() if points}
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:
-    """Term names without the student's, where that is the same for all: "student/KL<-teacher" is "KL ← teacher"."""
+    """Term names without the student's, if that is the same for all: "student/KL<-teacher" becomes "KL ← teacher"."""
     students = {name.partition("/")[0] for name in names}
     plain = {name: name.partition("/")[2] or name for name in names} if len(students) == 1 else {n: n for n in names}
     return {name: short.replace("<-", " ← ") for name, short in plain.items()}
@@ -178,11 +178,11 @@ def _loss(axes: Axes, losses: Mapping[str, Sequence[Point]]) -> None:
 
 
 def _spikes(values: Values) -> tuple[Values, Values, str]:
-    """Where effective weights are, what percentage is there, and per what; many levels are gathered in 120 bins."""
+    """Values of effective weights, their percentages, and the unit of these; many levels are grouped into 120 bins."""
     places, counts = np.unique(values, return_counts=True)
     unit = "level"
     if len(places) > 40:
         counts, edges = np.histogram(values, bins=120)
-        kept = counts > 0
-        places, counts, unit = ((edges[:-1] + edges[1:]) / 2)[kept], counts[kept], "bin"
+        occupied = counts > 0
+        places, counts, unit = ((edges[:-1] + edges[1:]) / 2)[occupied], counts[occupied], "bin"
     return places.astype(np.float32), (100 * counts / max(1, values.size)).astype(np.float32), unit

@@ -1,4 +1,4 @@
-"""A `Page` as HTML: styled with jinja2, or plain where optional packages are missing."""
+"""Rendering of a `Page` as HTML: styled with jinja2, or plain if optional packages are missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ td, th { padding: .1em 1em .1em 0; text-align: left; }
 
 
 def styled(page: Page) -> str:
-    """The page with its plots, in one file. Needs jinja2; ask for it with `need_package` before calling this."""
+    """Render the page with its plots. Needs jinja2; check for it with `need_package` before calling this."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("bitstill.report")
@@ -28,11 +28,11 @@ def styled(page: Page) -> str:
 
 
 def plain(page: Page, missing: str) -> str:
-    """Figures and tables without style or plots.
+    """Render facts and tables, without style or plots.
 
     Args:
-        page: its figures are left out.
-        missing: one sentence that says what to install for the full page.
+        page: the page, whose figures are omitted.
+        missing: a sentence on the packages that the full page needs.
     """
     facts = Table((), tuple((fact.label, fact.value, fact.note) for fact in page.facts), texts=3)
     body = itertools.chain(

@@ -1,4 +1,4 @@
-"""Accuracy against bytes or latency: the plots by which compressed models are judged. Up is better, left is less."""
+"""Accuracy against bytes or latency, the plots by which compressed models are judged. Up is better, left is less."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ MARKERS = {
     "p": "M8 3l5 3.8-1.9 6H4.9L3 6.8z",
     "*": "M8 2l1.6 4.2 4.4.2-3.4 2.8 1.2 4.3L8 11l-3.8 2.5 1.2-4.3L2 6.4l4.4-.2z",
 }
-"""matplotlib's markers, and the same as SVG paths in a 16 by 16 box for legends. The star is the teacher's alone."""
+"""Markers of matplotlib, and the same as SVG paths in a 16 by 16 box for legends. The star is reserved for the teacher."""
 RADIUS = 4.2
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What goes to the right.
+    """Quantity on the horizontal axis.
 
     Args:
-        of: of a row; None or 0 leaves it out.
-        scale: sets up the axis.
-        name: in words, for those who cannot see the plot.
-        lines: whether rows of one method are joined.
-        worded: of a row.
-        note: below the plot.
+        of: its value for a row; None or 0 omits the row.
+        scale: function that sets up the axis.
+        name: its name in words, for the text alternative.
+        lines: join the rows of one method by a line.
+        worded: its value for a row, in words.
+        note: note below the plot.
     """
 
     of: Callable[[Row], float | None]
@@ -72,7 +72,7 @@ LATENCY = Cost(
 
 
 def scatter(rows: Sequence[Row], metric_name: str, cost: Cost = BYTES) -> Figure:
-    """Every row with a finite metric as a labelled point, drawn once for a laptop and once for a phone."""
+    """Scatter plot of all rows with a finite metric, drawn for a laptop and for a phone."""
     shown = [row for row in rows if math.isfinite(row.metric) and cost.of(row)]
     if not shown:
         return Figure("", "", "No row has a finite metric.")
@@ -80,12 +80,12 @@ def scatter(rows: Sequence[Row], metric_name: str, cost: Cost = BYTES) -> Figure
     drawn = [_draw(shown, metric_name, spread, size, cost) for size in ((9.6, 5.0), (4.2, 5.2))]
     note = cost.note
     if spread:
-        note += " The vertical axis is logarithmic in the error, so that differences near the top can be seen."
+        note += " The vertical axis is logarithmic in the error, so that differences near the top are visible."
     return Figure(drawn[0], "", note, _keys(shown), narrow=drawn[1])
 
 
 def short_label(row: Row) -> str:
-    """The row's name without its method, which colour and marker already tell: "4 bits"."""
+    """Name of the row without its method, which colour and marker already show: "4 bits"."""
     rest = row.name.removeprefix(row.method).lstrip(" ,:-/")
     return rest or row.name
 
@@ -96,10 +96,10 @@ def _draw(rows: Sequence[Row], metric_name: str, spread: bool, size: tuple[float
         axes = figure.subplots()
         styles = _styles(rows)
         for method, (color, marker) in styles.items():
-            mine = sorted(
+            method_rows = sorted(
                 (row for row in rows if row.method == method and not row.is_teacher), key=lambda row: places[row.name]
             )
-            x, y = [places[row.name] for row in mine], [row.metric for row in mine]
+            x, y = [places[row.name] for row in method_rows], [row.metric for row in method_rows]
             if cost.lines:
                 axes.plot(x, y, color=color, linewidth=0.9, alpha=0.45)
             axes.plot(x, y, marker, color=color, markersize=7.5, markeredgecolor=CARD, markeredgewidth=0.8)
@@ -120,7 +120,7 @@ def _draw(rows: Sequence[Row], metric_name: str, spread: bool, size: tuple[float
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each method but the teacher's, in order of appearance."""
+    """Colour and marker of each method except the teacher's, in order of appearance."""
     markers = [marker for marker in MARKERS if marker != "*"]
     methods = dict.fromkeys(row.method for row in rows if not row.is_teacher)
     return {
@@ -140,7 +140,7 @@ def _label(
     styles: Mapping[str, tuple[str, str]],
     places: Mapping[str, float],
 ) -> None:
-    """Write the labels where they fit. Layout happens first: where points are is known only then."""
+    """Place the labels, after the layout has fixed the positions of the points."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     scale = 72 / figure.dpi

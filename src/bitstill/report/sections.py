@@ -1,4 +1,4 @@
-"""From report.json to the words and tables of a page. Every part of a report but "size" may be missing."""
+"""Sections of a page from report.json. Every part of a report but "size" may be missing."""
 
 from __future__ import annotations
 
@@ -28,23 +28,25 @@ LONG = 14
 DETAILS = {
     "per class": ("class", "In percent."),
     "per label": ("label", "In percent."),
-    "confusion": ("true \\ predicted", "Samples of the class of a row that were taken for the class of a column."),
+    "confusion": ("true \\ predicted", "Number of samples by true class (rows) and predicted class (columns)."),
 }
-"""First heading and note of the tables of bitstill's own objectives; those of others do without."""
+"""First heading and note of the tables of built-in objectives; those of others have neither."""
 NEAR = 3
 """Percentage points below the teacher within which a small model counts as nearly as good."""
 
 
 def headline(report: Report) -> tuple[Fact, ...]:
-    """The figures by which an artifact is judged, each beside what it is to be compared with."""
-    found, teacher, size_ = report.get("delivered"), report.get("teacher"), report["size"]
+    """Headline figures of an artifact, each with its reference."""
+    delivered, teacher, size_ = report.get("delivered"), report.get("teacher"), report["size"]
     facts = []
-    if found is not None:
-        name, note = found["metric"], f"on {count(found['samples'])} test samples"
+    if delivered is not None:
+        name, note = delivered["metric"], f"on {count(delivered['samples'])} test samples"
         if teacher is not None:
             unit, digits = " points" if name == "accuracy" else "", digits_of(teacher["test"], name)
-            note = f"teacher {metric(teacher['test'], name)}, {signed(found['test'] - teacher['test'], digits)}{unit}; {note}"
-        facts.append(Fact(f"test {name}", metric(found["test"], name), note))
+            note = (
+                f"teacher {metric(teacher['test'], name)}, {signed(delivered['test'] - teacher['test'], digits)}{unit}; {note}"
+            )
+        facts.append(Fact(f"test {name}", metric(delivered["test"], name), note))
     note = "model.safetensors"
     if teacher is not None:
         note += f"; teacher {size(teacher['file_bytes'])}, {times(teacher['file_bytes'] / size_['file_bytes'])} as much"
@@ -60,7 +62,7 @@ def headline(report: Report) -> tuple[Fact, ...]:
 
 
 def details(report: Report) -> Section:
-    """Every metric beside that of the best constant answer, and the objective's own tables, such as the confusion table."""
+    """All metrics with those of the best constant answer, and the objective's own tables, such as the confusion matrix."""
     delivered = report.get("delivered", {})
     metrics, constant = delivered.get("metrics", {}), delivered.get("baseline", {})
     tables = []
@@ -75,7 +77,7 @@ def details(report: Report) -> Section:
 
 
 def layers(report: Report) -> Section:
-    """Every quantized layer, and every parameter that stayed in float with the reason."""
+    """All quantized layers, and all parameters kept in float with the reason."""
     size_, parameters = report["size"], report.get("parameters", ())
     shapes = {row["parameter"]: _shape(row["shape"]) for row in parameters}
     rows = [(cells[0], shapes.get(f"{cells[0]}.weight", MISSING), *cells[1:]) for cells in map(layer_cells, size_["layers"])]
@@ -85,30 +87,32 @@ def layers(report: Report) -> Section:
     tables = []
     if rows:
         last = ("all layers", "", "", count(weights), total, decimal(size_["stored_bits"]), "")
-        note = "Bits per weight count codes, scales and masks. Entropy is what the codes alone would need at best."
+        note = "Bits per weight count codes, scales and masks. Entropy is the lower bound for the codes alone."
         strong, long = frozenset({len(rows)}), len(rows) > 3 * LONG
         tables.append(Table(header, (*rows, last), 3, "Quantized", note, strong, long, minor=frozenset({1})))
-    kept = [row for row in parameters if row["action"] != "quantized"]
-    if kept:
+    float_rows = [row for row in parameters if row["action"] != "quantized"]
+    if float_rows:
         leftovers = size_["by_kind"].get("leftovers", 0)
         note = f"With buffers such as running statistics they take {count(leftovers)} bytes{largest_leftover(size_)}."
-        cells = tuple((row["parameter"], _shape(row["shape"]), row["detail"], count(math.prod(row["shape"]))) for row in kept)
+        cells = tuple(
+            (row["parameter"], _shape(row["shape"]), row["detail"], count(math.prod(row["shape"]))) for row in float_rows
+        )
         head = ("parameter", "shape", "why", "values")
         tables.append(Table(head, cells, 3, "Kept in float", note, folded=len(cells) > LONG, minor=frozenset({3})))
     return Section("Layers", "" if rows else "Nothing is quantized: every parameter is stored in float.", tuple(tables))
 
 
 def kinds(size_: Mapping[str, Any]) -> Table:
-    """Bytes by kind with their shares: for the page without plots."""
-    found = [(kind, size_["by_kind"][kind]) for kind in KINDS if size_["by_kind"].get(kind)]
-    rows = [(kind, count(value), f"{value / size_['file_bytes']:.1%}") for kind, value in found]
+    """Bytes by kind with their shares, for the page without plots."""
+    sizes = [(kind, size_["by_kind"][kind]) for kind in KINDS if size_["by_kind"].get(kind)]
+    rows = [(kind, count(value), f"{value / size_['file_bytes']:.1%}") for kind, value in sizes]
     return Table(
         ("kind", "bytes", "share"), (*rows, ("file", count(size_["file_bytes"]), "100.0%")), strong=frozenset({len(rows)})
     )
 
 
 def settings(report: Report) -> Section:
-    """The resolved recipe and settings, and what they ran on."""
+    """Resolved recipe and settings, and the environment."""
     names = ("recipe", "settings", "storage")
     tables = [
         Table((), _flat(report[name]), 2, f"Recipe: {report[name]['kind']}" if name == "recipe" else name.capitalize())
@@ -124,7 +128,7 @@ def settings(report: Report) -> Section:
 
 
 def comparison(rows: Sequence[Row], metric_name: str) -> Table:
-    """The rows of a comparison with their distance from the teacher."""
+    """Table of a comparison, with each row's difference from the teacher."""
     teacher = next((row for row in rows if row.is_teacher), None)
     header = ["model", "method", "bits", metric_label(metric_name), "file, bytes", "bits/weight", "times smaller"]
     timed = any(row.latency is not None for row in rows)
@@ -141,8 +145,8 @@ def comparison(rows: Sequence[Row], metric_name: str) -> Table:
     if teacher is not None:
         header.insert(4, "to teacher")
     strong = frozenset(index for index, row in enumerate(rows) if row.is_teacher)
-    note = "Measured on the delivered files, read back. Bits per weight are of the quantized weights, with scales and masks; "
-    note += "times smaller is against the same network in float32."
+    note = "Measured on the delivered files, reloaded. Bits per weight are of the quantized weights, with scales and masks; "
+    note += "times smaller is relative to the same network in float32."
     return Table(tuple(header), tuple(lines), 2, note=note, strong=strong, minor=frozenset({1}))
 
 
@@ -169,7 +173,7 @@ def _fact(label: str, row: Row, teacher: Row | None, metric_name: str) -> Fact:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
-    """Nested options as dotted names; the class name of a nested one stands for it."""
+    """Nested options by dotted names; a nested object is listed by its class name."""
     rows: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):

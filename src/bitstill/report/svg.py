@@ -1,7 +1,7 @@
-"""Inline SVG from matplotlib figures: small, themed by CSS variables, with no reference to anything outside.
+"""Inline SVG from matplotlib figures: small, themed by CSS variables, without external references.
 
-Text stays text, so that it follows the page's font and can be selected; layout is computed with matplotlib's own, wider
-font, so that nothing grows into something else.
+Text stays text, so that it uses the page's font and can be selected; the layout is computed with matplotlib's own, wider
+font, so that text never overlaps.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ INK, MUTED, RULE, CARD = "#1d2530", "#626d7a", "#e1e5ea", "#fefefe"
 SERIES = ("#5f6f83", "#2b6cdb", "#d4531c", "#12906b", "#9d46a6", "#a27600")
 _THEME = {INK: "ink", MUTED: "muted", RULE: "rule", CARD: "card", **{color: f"c{i}" for i, color in enumerate(SERIES)}}
 FONT = 8.5
-"""Points; plots are drawn at about the width at which they are shown."""
+"""Font size in points; plots are drawn at about the width at which they are shown."""
 
 
 def series(index: int) -> str:
-    """The colour of the series `index`; they repeat, and markers tell the repetitions apart."""
+    """Colour of series `index`; colours repeat, and markers distinguish the repetitions."""
     return SERIES[index % len(SERIES)]
 
 
@@ -34,11 +34,11 @@ def css(color: str) -> str:
 
 @contextmanager
 def canvas(width: float, height: float, salt: str) -> Iterator[Figure]:
-    """A figure of the given size in inches. No global state of matplotlib is touched beyond the block, and no window needed.
+    """Create a figure of the given size. The global state of matplotlib is restored at the end, and no window is needed.
 
     Args:
-        width, height: inches.
-        salt: unique on its page; goes into the ids within the SVG, which share one name space.
+        width, height: size in inches.
+        salt: unique string for the ids in the SVG, which share one name space in a page.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -64,8 +64,8 @@ def inline(figure: Figure, alt: str) -> str:
     """`figure` as an SVG element. Call it within the `canvas` block.
 
     Args:
-        figure: finished.
-        alt: what it shows, for those who cannot see it; escaped here.
+        figure: the finished figure.
+        alt: text alternative; escaped here.
     """
     from html import escape
 
@@ -82,5 +82,5 @@ def inline(figure: Figure, alt: str) -> str:
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r" font-family: [^;\"]*;", "", text)
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]).replace("\n", ""), text)
-    text = re.sub(r"(fill|stroke): (#[0-9a-f]{6})", lambda found: f"{found[1]}: {css(found[2])}", text)
+    text = re.sub(r"(fill|stroke): (#[0-9a-f]{6})", lambda match: f"{match[1]}: {css(match[2])}", text)
     return re.sub(r"\n\s*", "\n", text)

@@ -13,23 +13,23 @@ from rich.text import Text
 from bitstill.report.numbers import count, decimal, metric_label, score, times
 
 KINDS = ("codes", "scales", "levels", "masks", "leftovers", "header")
-"""What the bytes of a file are, in the order in which reports list them."""
+"""Kinds of bytes in a file, in the order of reports."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One delivered model in a comparison; every figure is of the file, read back.
+    """One delivered model in a comparison; all figures are of the reloaded file.
 
     Args:
         name: unique in its comparison; the key of its report and of its latent model.
-        method: the kind of method, which has one colour and one marker in plots.
+        method: method, which has its own colour and marker in plots.
         bits: nominal, as text: "32", "4", "ternary".
-        metric: on the test split, larger is better.
-        file_bytes: of model.safetensors.
-        stored_bits: per quantized weight with scales and masks; None where nothing is quantized.
-        ratio: how many times smaller than the same network in float32.
-        teacher: marks the model that guided the others; a row named "teacher" is one anyway.
-        latency: milliseconds of one run; None where it was not timed.
+        metric: metric on the test split; larger is better.
+        file_bytes: size of model.safetensors.
+        stored_bits: bits per quantized weight with scales and masks; None if nothing is quantized.
+        ratio: size of the same network in float32, as a multiple of file_bytes.
+        teacher: marks the teacher; a row named "teacher" always is one.
+        latency: milliseconds of one run; None if not timed.
     """
 
     name: str
@@ -44,16 +44,16 @@ class Row:
 
     @property
     def is_teacher(self) -> bool:
-        """Whether plots and tables mark it as the one to match."""
+        """Whether plots and tables mark it as the teacher."""
         return self.teacher or self.name == "teacher"
 
 
 CODINGS = {"zstd": "entropy-coded", "bitmap": "as bitmap"}
-"""How codes are stored, in words."""
+"""Names of codings in reports."""
 
 
 def rich_table(rows: Sequence[Row], metric_name: str) -> Table:
-    """The comparison, one line per delivered model."""
+    """Table of a comparison, one line per delivered model."""
     timed = any(row.latency is not None for row in rows)
     numbers = ("bits", metric_label(metric_name), "file, bytes", "bits/weight", "times smaller")
     table = _table("model", numbers=(*numbers, "ms") if timed else numbers)
@@ -64,10 +64,10 @@ def rich_table(rows: Sequence[Row], metric_name: str) -> Table:
 
 
 def size_table(report: Mapping[str, Any]) -> Table:
-    """Where the bytes of one artifact are: quantized layers, what stayed in float and why, then totals by kind.
+    """Table of the bytes of one artifact: quantized layers, float parameters with the reason, then totals by kind.
 
     Args:
-        report: report.json, or what `bitstill inspect` or a dry run found; "size", and "parameters" where known.
+        report: contents of report.json, or the result of `inspect` or a dry run; "size", and "parameters" if known.
     """
     size = report["size"]
     table = _table("layer", "quantizer", numbers=("weights", "bytes", "bits/weight", "entropy"))
@@ -88,22 +88,22 @@ def size_table(report: Mapping[str, Any]) -> Table:
 
 
 def _float_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name, reason, weights and, where it has been stored, bytes and bits per weight of a parameter that stayed in float."""
+    """Name, reason, weights and, if stored, bytes and bits per weight of a parameter kept in float."""
     weights = math.prod(row["shape"])
     stored = (count(row["bytes"]), decimal(8 * row["bytes"] / weights)) if row.get("bytes") else ("", "")
     return (row["parameter"], f"float: {row['detail']}", count(weights), *stored)
 
 
-def recipes_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """The recipes that there are, as `recipes.by_name.describe_all` lists them."""
+def recipes_table(recipes: Sequence[Mapping[str, Any]]) -> Table:
+    """Table of all recipes, from `recipes.by_name.describe_all`."""
     table = _table("recipe", "teacher", "what it does")
-    for recipe in found:
+    for recipe in recipes:
         _add(table, (recipe["name"], "yes" if recipe["needs_teacher"] else "no", recipe["summary"]))
     return table
 
 
 def options_table(recipe: Mapping[str, Any]) -> Table:
-    """The options of one recipe, as `recipes.by_name.describe` lists them."""
+    """Table of the options of one recipe, from `recipes.by_name.describe`."""
     table = _table("option", "default", "allowed", "meaning")
     for option in recipe["options"]:
         _add(table, (option["name"], str(option["default"]), option["type"], option["meaning"]))
@@ -126,7 +126,7 @@ def layer_cells(layer: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def largest_leftover(size: Mapping[str, Any]) -> str:
-    """Names the largest float tensor if it is a tenth of the file or more: there is the next byte to save."""
+    """Note on the largest float tensor if it is at least a tenth of the file."""
     if not size["largest_leftover"]:
         return ""
     name, size_bytes = size["largest_leftover"]
@@ -135,7 +135,7 @@ def largest_leftover(size: Mapping[str, Any]) -> str:
 
 
 def plain_table(texts: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of finished text: columns of words, then columns of numbers."""
+    """A table of formatted text: text columns, then number columns."""
     table = _table(*texts, numbers=numbers)
     for row in rows:
         _add(table, row)
@@ -152,5 +152,5 @@ def _table(*texts: str, numbers: Sequence[str] = ()) -> Table:
 
 
 def _add(table: Table, cells: Sequence[str], style: str | None = None) -> None:
-    # Text, not str: names may hold brackets, which rich would read as markup.
+    # Text, not str: names may contain brackets, which rich would read as markup.
     table.add_row(*(Text(cell) for cell in cells), style=style)

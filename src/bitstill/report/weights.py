@@ -1,4 +1,4 @@
-"""What became of the weights: latent values as training left them, effective values as the file holds them."""
+"""Latent and effective weights of the largest layers, for histograms."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class LayerWeights:
 
 
 def largest_layers(model: nn.Module, most: int) -> tuple[LayerWeights, ...]:
-    """The largest layers of `model` that still have latent weights, largest first; empty if there are none."""
-    found = [(name, module) for name, module in model.named_modules() if is_compressed(module)]
-    latent = [(name, module) for name, module in found if isinstance(module.weight_transform, WeightTransform)]
+    """Largest layers of `model` with latent weights, largest first."""
+    compressed = [(name, module) for name, module in model.named_modules() if is_compressed(module)]
+    latent = [(name, module) for name, module in compressed if isinstance(module.weight_transform, WeightTransform)]
     latent.sort(key=lambda item: -_weight(item[1]).numel())
     return tuple(_read(name, module) for name, module in latent[:most])
 
@@ -37,7 +37,7 @@ def _read(name: str, module: nn.Module) -> LayerWeights:
     assert isinstance(transform, WeightTransform)
     if isinstance(module, CompressedTransposedLinear):
         weight = weight.T
-    # Not module.effective_weight(): in training mode that may round stochastically, and what is delivered does not.
+    # Not module.effective_weight(): in training mode that may round stochastically, unlike the delivered form.
     return LayerWeights(name, transform.quantizer.name, _flat(weight), _flat(transform.quantize(weight).dequantize()))
 
 
