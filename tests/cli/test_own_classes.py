@@ -63,7 +63,7 @@ def test_its_options_are_listed_like_those_of_any_other(cli, at_root):
     ("examples.own_recipe:TernaryInTwoStep", "wanted a name in examples.own_recipe, got 'TernaryInTwoStep'. Did you mean"),
     ("examples.no_recipe:Recipe", "recipe: wanted a module, got none called 'examples.no_recipe'"),
     ("bitstill.quant:Binary", "wanted a Recipe, got 'bitstill.quant:Binary', without needs_teacher, makes_student, stages"),
-    ("ternary-in-two-steps", "wanted a known recipe, got 'ternary-in-two-steps'. Valid: .* your own: package.module:Name"),
+    ("ternary-in-two-steps", "wanted a known recipe, got 'ternary-in-two-steps'. Valid: .* Your own: package.module:Name"),
 ])  # fmt: skip
 def test_what_is_no_recipe_is_one_clear_error(cli, at_root, recipe, message):
     done = cli("compress", "--recipe", recipe, "--task", "digits", "--out", "never")
@@ -149,7 +149,7 @@ def test_an_artifact_never_imports_what_it_names(cli, own, tmp_path):
     ("--task", "OWN:sposts", "task: wanted a name in own.*, got 'sposts'. Did you mean 'spots'"),
     ("--task", "OWN:no_task", "task: wanted a Task, got 'own.*:no_task', which is of type int. Name a bitstill.data.Task"),
     ("--task", "OWN:trained", "wanted a function of the data folder that returns a Task, got .*too many positional arguments"),
-    ("--task", "spots", "wanted a known task, got 'spots'.*One of your own: package.module:Name"),
+    ("--task", "spots", "wanted a known task, got 'spots'.*Your own: package.module:Name"),
     ("--student", "OWN:no_network", "student: wanted a network, got what 'own.*:no_network' returns, which is of type str"),
     ("--student", "OWN:SPOTS", "student: wanted a network, got 'own.*:SPOTS', which is of type Task"),
     ("--student", "OWN:wants_width", "wanted a network's class or a function, which needs no arguments, got .*'width'"),

@@ -66,11 +66,11 @@ def test_what_cannot_be_timed(networks, tmp_path):
         ({"turns": 0}, "turns of at least 1"),
         ({"batch": ()}, "batch of at least 1"),
         ({"length": (0,)}, "length of at least 1"),
-        ({"folders": [networks / "student", networks / "digits"]}, "networks that take the same inputs.*Time them in two"),
+        ({"folders": [networks / "student", networks / "digits"]}, "networks with the same inputs.*Time them in separate"),
     ):
         with pytest.raises(SpecError, match=message):
             bench(**{"folders": [networks / "student"], "progress": False, **options})
-    with pytest.raises(ArtifactError, match="a folder with a network, got none that is known"):
+    with pytest.raises(ArtifactError, match="the folder of a network, got no known kind"):
         bench([tmp_path])
     broken = tmp_path / "broken"
     broken.mkdir()

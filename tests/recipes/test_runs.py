@@ -242,7 +242,7 @@ def test_a_quantized_artifact_can_teach(quantized_folder):
 def test_a_quantized_artifact_cannot_be_the_student(quantized_folder, recipe, monkeypatch):
     monkeypatch.setattr("bitstill.run.driver.train", lambda *_, **__: pytest.fail("training began"))
     models = {"student": str(quantized_folder), "teacher": TEACHER}
-    with pytest.raises(SpecError, match=r"student: wanted a float student, got an artifact that is compressed already"):
+    with pytest.raises(SpecError, match=r"student: wanted a float student, got an artifact that is already compressed"):
         bitstill.compress(recipe, task(), models, settings=QUIET)
 
 

@@ -477,7 +477,7 @@ def wider():
 
 def test_a_student_of_another_width_is_refused_with_the_layers_it_was_paired_by(untrained):
     models = {"teacher": encoder(), "student": wider()}
-    with pytest.raises(DataError, match=r"FeatureMSE hidden:0 -> hidden:0: wanted outputs of one shape.*24\).*16\)"):
+    with pytest.raises(DataError, match=r"FeatureMSE hidden:0 -> hidden:0: wanted outputs of equal shape.*24\).*16\)"):
         bitstill.compress(XTC(**SHORT), task(), models, settings=QUIET)
 
 

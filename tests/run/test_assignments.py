@@ -128,11 +128,11 @@ def test_the_number_after_the_last_appends_an_element():
     ("=3", "--set: wanted KEY=VALUE, got '=3'"),
     ("bits=[", "--set bits: wanted valid YAML"),
     ("bots=3", "wanted a known setting, got 'bots'. Did you mean 'bits'"),
-    ("bits.deep=3", "options.bits.deep: wanted a setting with fields, got 4. Give it whole"),
+    ("bits.deep=3", "options.bits.deep: wanted a setting with fields, got 4. Set it as a whole"),
     ("granularity.sise=3", "granularity: wanted a known setting, got 'sise'. Did you mean 'size'"),
     ("settings.sed=1", "settings: wanted a known setting, got 'sed'. Did you mean 'seed'"),
-    ("pairs.1.student=a", "options.pairs.1.student: wanted the number of an element from 0 to 0, got '1'"),
-    ("pairs.first=a", "wanted the number of an element from 0 to 0, got 'first'"),
+    ("pairs.1.student=a", "options.pairs.1.student: wanted the index of an element from 0 to 0, got '1'"),
+    ("pairs.first=a", "wanted the index of an element from 0 to 0, got 'first'"),
     ("storage=3", "run.storage: wanted the settings of Storage, got 3"),
 ])  # fmt: skip
 def test_every_mistake_names_its_place(assignment, message):
