@@ -18,7 +18,7 @@ from bitstill.data.augmentation import (
     Augmentation,
     Word,
     examples,
-    exchangeable,
+    replaceable_words,
     variants_of,
     with_variants,
     write_variants,
@@ -55,15 +55,15 @@ def lower(text: str) -> str:
 
 def test_what_may_be_exchanged():
     text = "The film isn't 3D, but it WAS shot in Île-de-France by co_directors!"
-    assert [str(word) for word in exchangeable(text)] == ["film", "isn", "shot", "Île", "de", "France"]
-    assert all(text[word.start : word.end] == str(word) for word in exchangeable(text))
+    assert [str(word) for word in replaceable_words(text)] == ["film", "isn", "shot", "Île", "de", "France"]
+    assert all(text[word.start : word.end] == str(word) for word in replaceable_words(text))
     assert {"the", "it", "was", "but"} <= STOP_WORDS and "film" not in STOP_WORDS
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40), st.integers(0, 5))
 def test_everything_but_exchanged_words_stays_as_it_was(text, seed):
-    words = exchangeable(text)
+    words = replaceable_words(text)
     candidates = [["\0a\0", "\0b\0"] for _ in words]
     pattern = "".join(
         re.escape(text[a:b]) + ("" if word is None else f"(?:{re.escape(str(word))}|\0a\0|\0b\0)")
@@ -78,7 +78,7 @@ def test_everything_but_exchanged_words_stays_as_it_was(text, seed):
 
 def test_words_are_exchanged_with_the_probability_that_was_asked_for():
     text = " ".join(["word"] * 200)
-    words = exchangeable(text)
+    words = replaceable_words(text)
     for probability in (0.1, 0.4, 1.0):
         options = Augmentation(probability=probability)
         (variant,) = variants_of(text, words, [["other"]] * 200, options, 1, 7)
@@ -87,7 +87,7 @@ def test_words_are_exchanged_with_the_probability_that_was_asked_for():
 
 def test_candidates_are_drawn_evenly_and_a_word_without_any_stays():
     text = " ".join(["word"] * 300)
-    words = exchangeable(text)
+    words = replaceable_words(text)
     (variant,) = variants_of(text, words, [["a", "b", "c"]] * 299 + [[]], Augmentation(probability=1.0), 1, 7)
     assert all(70 < variant.split().count(letter) < 130 for letter in "abc") and variant.endswith("word")
 

@@ -205,7 +205,7 @@ BAD = {
     no_parquet_at_all: "intact parquet files",
     damaged_picture: "Pillow can read",
     missing_picture: "Pillow can read",
-    pictures_of_two_sizes: "pictures of one size",
+    pictures_of_two_sizes: "images of equal size",
     no_pictures: "Pillow can read",
     too_few_to_hold_any_out: "at least one sample",
 }

@@ -126,7 +126,7 @@ def test_other_kinds_of_files(tmp_path, kind):
         (lambda path: write(path, ["abc"]), "text for at least one sequence"),
         (lambda path: Corpus(write(path, TEXTS).source, column="body"), "a text in column 'body'"),
         (lambda path: Corpus(str(path.parent)), "train.*got none"),
-        (lambda path: Corpus(str(path.parent / "nowhere")), "a corpus that can be read"),
+        (lambda path: Corpus(str(path.parent / "nowhere")), "a readable corpus"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -149,7 +149,7 @@ def test_a_file_that_is_damaged(tmp_path):
     write(tmp_path / "texts", TEXTS)
     path = tmp_path / "texts" / "train.parquet"
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(DataError, match="a corpus that can be read"):
+    with pytest.raises(DataError, match="a readable corpus"):
         pack_corpus(Corpus(str(tmp_path / "texts")), ENCODER, tmp_path / "out", progress=False)
     right = write(tmp_path / "right", TEXTS)
     assert len(pack_corpus(right, ENCODER, tmp_path / "out", progress=False)), "nothing had been read into the folder"
@@ -173,7 +173,7 @@ def test_tokens_that_are_damaged(tmp_path, damage):
         state = json.loads((folder / MANIFEST).read_text())
         del state["carry"]
         (folder / MANIFEST).write_text(json.dumps(state))
-    with pytest.raises(DataError, match="a whole file of tokens"):
+    with pytest.raises(DataError, match="an intact file of tokens"):
         pack_corpus(corpus, ENCODER, folder, progress=False)
 
 
@@ -191,7 +191,7 @@ def test_tokens_that_were_damaged_after_a_stop_are_not_gone_on_with(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pack_corpus(corpus, Encoder(dying, SEPARATOR, (START,), (END,), ENCODER.about), folder, progress=False)
     (folder / TOKENS).write_bytes(bytes((folder / TOKENS).stat().st_size))
-    with pytest.raises(DataError, match="whose bytes have changed"):
+    with pytest.raises(DataError, match="changed bytes"):
         pack_corpus(corpus, ENCODER, folder, progress=False)
 
 

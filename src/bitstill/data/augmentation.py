@@ -1,11 +1,11 @@
-"""More training texts from those there are, by exchanging words (Jiao et al. 2020, TinyBERT, algorithm 1).
+"""Text augmentation by replacing words (Jiao et al. 2020, TinyBERT, algorithm 1).
 
-For each word that is neither a stop word nor written with anything but letters, candidates come from a `Proposer`: what a
-masked language model would put there, or the word's neighbours in a table of embeddings. A variant is a text in which each
-such word was exchanged, with probability `p`, for one of its candidates. Everything between words stays as it was.
+A `Proposer` provides candidates for each word that consists of letters and is no stop word: the predictions of a masked
+language model, or the nearest neighbours in a table of embeddings. In a variant of a text, each such word is replaced by one
+of its candidates with probability `p`. Everything between words is preserved.
 
-Variants are kept on disk, in shards that are written when they are done, so that a run that was stopped goes on with the next.
-They hold the number of the row they come from and no label: whoever reads them takes that of the row.
+Variants are stored on disk in shards, each written when complete, so that an interrupted run resumes with the next shard.
+A variant holds the index of its original row and no label, which is that of the row.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from bitstill.rng import derive
 
 MANIFEST, VERSION = "augmentation.json", 1
 SHARD = 500
-"""Rows whose variants are made, and written, together."""
+"""Rows per shard."""
 VARIANTS = {"cola": 30, "mrpc": 30, "stsb": 30, "rte": 30, "sst2": 20, "qnli": 20, "mnli": 10, "mnli-mm": 10, "qqp": 10}
-"""N of each task (Jiao et al.'s code)."""
+"""Variants per text by task (the code of Jiao et al.)."""
 _STOP_WORDS = """
 a about above after again against all am an and any are as at be because been before being below between both but by can
 could did do does doing don down during each few for from further had has have having he her here hers herself him
@@ -48,13 +48,13 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How texts are varied.
+    """Settings of text augmentation.
 
     Args:
-        variants: of each text, at most; those that come out twice are dropped. None takes the published number for the task.
-        probability: with which a word is exchanged.
-        candidates: for each word, at most.
-        seed: of everything random.
+        variants: largest number of variants per text; duplicates are dropped. None uses the published number for the task.
+        probability: probability of replacing a word.
+        candidates: largest number of candidates per word.
+        seed: seed of all randomness.
     """
 
     variants: Count | None = None
@@ -71,14 +71,14 @@ Method = Literal["masked-lm", "neighbours"]
 
 @dataclass(frozen=True)
 class Variants:
-    """A task's training texts together with variants of them, as what a stage learns from.
+    """A task's training texts together with their variants, as the training data of a stage.
 
     Args:
-        model: folder or hub name: a masked language model, or for "neighbours" any with word embeddings.
-        method: "masked-lm" takes what the model predicts for a masked word, and neighbours for words of several tokens;
-            "neighbours" takes them for all words.
-        vectors: a file of word embeddings in GloVe's format, in which neighbours are looked up; None takes the model's own.
-        options: how many variants, and how different.
+        model: folder or hub name of a masked language model, or for "neighbours" of any model with word embeddings.
+        method: "masked-lm" replaces a word by the model's prediction for it, or by a nearest neighbour if it has several
+            tokens; "neighbours" uses nearest neighbours for all words.
+        vectors: file of word embeddings in GloVe's format for nearest neighbours; None uses the model's own.
+        options: number of variants, and how much they differ.
     """
 
     model: str
@@ -92,7 +92,7 @@ class Variants:
 
 @dataclass(frozen=True)
 class Word:
-    """A word that may be exchanged: `text[start:end]`."""
+    """A replaceable word: `text[start:end]`."""
 
     text: str
     start: int
@@ -103,65 +103,65 @@ class Word:
 
 
 class Proposer(Protocol):
-    """Where candidates come from."""
+    """Source of candidates."""
 
     def describe(self) -> dict[str, Any]:
-        """What decides its answers, as plain values."""
+        """Plain values that determine its answers."""
 
     def propose(self, words: Sequence[Word], count: int) -> list[list[str]]:
-        """At most `count` candidates for each word, best first; none where there is nothing to propose."""
+        """Propose at most `count` candidates for each word, best first."""
 
 
-def exchangeable(text: str) -> list[Word]:
-    """The words of a text that may be exchanged: letters alone, and no stop word."""
-    found = [Word(text, match.start(), match.end()) for match in _WORD.finditer(text)]
-    return [word for word in found if str(word).isalpha() and str(word).lower() not in STOP_WORDS]
+def replaceable_words(text: str) -> list[Word]:
+    """Words of a text that consist of letters and are no stop words."""
+    words = [Word(text, match.start(), match.end()) for match in _WORD.finditer(text)]
+    return [word for word in words if str(word).isalpha() and str(word).lower() not in STOP_WORDS]
 
 
 def variants_of(
     text: str, words: Sequence[Word], candidates: Sequence[Sequence[str]], options: Augmentation, count: int, *key: object
 ) -> list[str]:
-    """Different texts made of `text`, at most `count`; the same ones for the same key.
+    """Distinct variants of `text`, at most `count`; the same for the same key.
 
     Args:
-        text: the original, which is not among them.
-        words: of it, in order.
-        candidates: of each word; where there are none, it stays.
+        text: the original, which is not among the variants.
+        words: its replaceable words, in order.
+        candidates: candidates for each word; without any, the word is kept.
         options: probability and seed.
-        count: how many are tried.
-        key: which text of which data this is.
+        count: number of draws.
+        key: identifies the text.
     """
     draw = random.Random(derive("augment", options.seed, *key))  # noqa: S311 (reproducible, and no secret)
-    found: dict[str, None] = {}
+    variants: dict[str, None] = {}
     for _ in range(count):
         parts, end = [], 0
         for word, choices in zip(words, candidates, strict=True):
-            exchange, which = draw.random() < options.probability, draw.random()
-            chosen = choices[int(which * len(choices))] if exchange and choices else str(word)
+            replace_word, position = draw.random() < options.probability, draw.random()
+            chosen = choices[int(position * len(choices))] if replace_word and choices else str(word)
             parts += [text[end : word.start], chosen]
             end = word.end
-        found["".join([*parts, text[end:]])] = None
-    found.pop(text, None)
-    return list(found)
+        variants["".join([*parts, text[end:]])] = None
+    variants.pop(text, None)
+    return list(variants)
 
 
 def write_variants(task: TextTask, proposer: Proposer, options: Augmentation, folder: Path, *, progress: bool = True) -> int:
-    """Make variants of every training text of `task`, or go on where that was left off.
+    """Generate variants of every training text of `task`, or resume an unfinished run.
 
-    Each text of a pair is varied beside the other's original.
+    Of a pair, one text is varied at a time and the other kept.
 
     Args:
-        task: its validation and test parts are not looked at.
-        proposer: of candidates.
-        options: how many, and how different.
-        folder: new, empty, or one in which this very work was begun.
+        task: task whose training texts are varied.
+        proposer: source of candidates.
+        options: number of variants, and how much they differ.
+        folder: a new or empty folder, or one with unfinished variants of the same settings.
         progress: show a progress bar.
 
     Returns:
-        How many variants there are.
+        Number of variants.
 
     Raises:
-        DataError: the folder holds variants of other data, or made in another way, or a shard that is damaged.
+        DataError: the folder holds variants of other data or settings, or a damaged shard.
         ArtifactError: the folder cannot be written.
     """
     count = options.variants or VARIANTS.get(task.name, 20)
@@ -183,22 +183,22 @@ def write_variants(task: TextTask, proposer: Proposer, options: Augmentation, fo
 
 
 def with_variants(task: TextTask, folder: Path) -> TextTask:
-    """The task with its training texts and their variants, which have the labels of what they were made of.
+    """Add variants to the training texts of a task; they have the labels of their originals.
 
     Args:
-        task: the very one that they were made of.
-        folder: from `write_variants`, finished.
+        task: the task of which they are variants.
+        folder: a finished folder of `write_variants`.
 
     Raises:
-        DataError: it is unfinished or damaged, or holds variants of other data.
+        DataError: the folder is unfinished or damaged, or holds variants of other data.
     """
     manifest = _read_manifest(folder)
     if "variants" not in manifest:
-        fix = "Run the same `bitstill augment` again: it goes on where it stopped."
-        raise DataError("finished variants", given="some of them", where=str(folder), fix=fix)
+        fix = "Run the same `bitstill augment` again: it resumes."
+        raise DataError("finished variants", given="unfinished ones", where=str(folder), fix=fix)
     if manifest.get("data") != _data_digest(task):
-        given = f"variants of {manifest.get('task')!r}, or of another state of it"
-        fix = "Make them again from the data that you train on: bitstill augment."
+        given = f"variants of {manifest.get('task')!r}, or of another version of its data"
+        fix = "Generate them again from the data that you train on: bitstill augment."
         raise DataError(f"variants of the training texts of {task.name!r}", given=given, where=str(folder), fix=fix)
     columns: list[list[str]] = [list(column) for column in task.train.texts]
     origins = list(range(len(task.train)))
@@ -217,48 +217,48 @@ def with_variants(task: TextTask, folder: Path) -> TextTask:
 
 
 def examples(task: TextTask, folder: Path, count: int) -> list[tuple[str, str]]:
-    """A few texts of `task`, each with a variant of it in `folder`."""
-    found: dict[int, tuple[str, str]] = {}
+    """A few texts of `task`, each with one of its variants in `folder`."""
+    pairs: dict[int, tuple[str, str]] = {}
     for row, texts in _read_shard(_shard_path(folder, 0), len(task.train.texts)):
         changed = ((column[row], text) for column, text in zip(task.train.texts, texts, strict=True) if text != column[row])
-        found.setdefault(row, next(changed))
-        if len(found) == count:
+        pairs.setdefault(row, next(changed))
+        if len(pairs) == count:
             break
-    return list(found.values())
+    return list(pairs.values())
 
 
 def _write_shard(path: Path, task: TextTask, rows: range, proposer: Proposer, options: Augmentation, count: int) -> None:
-    """One line for each variant: the row it comes from, and its texts."""
+    """Write one line per variant: index of the original row, and the texts."""
     columns = task.train.texts
-    words = {(row, place): exchangeable(columns[place][row]) for row in rows for place in range(len(columns))}
-    flat = [word for found in words.values() for word in found]
+    words = {(row, place): replaceable_words(columns[place][row]) for row in rows for place in range(len(columns))}
+    flat = [word for row_words in words.values() for word in row_words]
     proposed = iter(proposer.propose(flat, options.candidates))
     lines: list[str] = []
-    for (row, place), found in words.items():
+    for (row, place), row_words in words.items():
         originals = [column[row] for column in columns]
-        candidates = [next(proposed) for _ in found]
-        for variant in variants_of(originals[place], found, candidates, options, count, row, place):
+        candidates = [next(proposed) for _ in row_words]
+        for variant in variants_of(originals[place], row_words, candidates, options, count, row, place):
             texts = [variant if place == other else text for other, text in enumerate(originals)]
             lines.append(json.dumps([row, *texts], ensure_ascii=False) + "\n")
     write_file(path, "".join(lines).encode())
 
 
 def _read_shard(path: Path, columns: int) -> list[tuple[int, tuple[str, ...]]]:
-    """The variants of a shard: the row that each comes from, and its texts."""
+    """Read the variants of a shard: index of the original row, and the texts."""
     try:
         with open(path, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
-        found = [(int(row), tuple(texts)) for row, *texts in rows]
-        if any(len(texts) != columns for _, texts in found):
-            raise ValueError("another number of texts")
+        variants = [(int(row), tuple(texts)) for row, *texts in rows]
+        if any(len(texts) != columns for _, texts in variants):
+            raise ValueError("a different number of texts")
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(path) from error
-    return found
+    return variants
 
 
 def _damaged(path: Path) -> DataError:
-    fix = "Delete this file and run the same `bitstill augment` again: it is made anew, the others are kept."
-    return DataError("a whole shard of variants", given="one that is missing or damaged", where=str(path), fix=fix)
+    fix = "Delete this file and run the same `bitstill augment` again: only this shard is regenerated."
+    return DataError("an intact shard of variants", given="a missing or damaged one", where=str(path), fix=fix)
 
 
 def _about(task: TextTask, proposer: Proposer, options: Augmentation, count: int) -> dict[str, Any]:
@@ -268,9 +268,9 @@ def _about(task: TextTask, proposer: Proposer, options: Augmentation, count: int
 
 
 def _claim(folder: Path, about: dict[str, Any]) -> dict[str, str]:
-    """Say in the folder what will be in it; refuse one that says something else. Returns the digests of shards that are done.
+    """Record the settings in the folder, or compare them with those recorded. Returns the digests of finished shards.
 
-    One that has been deleted since is not, nor is one that was written just before a stop.
+    A shard that was deleted, or written just before an interruption, does not count as finished.
     """
     if not (folder / MANIFEST).exists():
         check_unused(folder)
@@ -295,10 +295,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if manifest["version"] != VERSION:
             raise ValueError(f"version {manifest['version']}")
         if not all(re.fullmatch(r"variants-\d+\.jsonl", name) for name in manifest.get("shards", {})):
-            raise ValueError("names of shards that are none")
+            raise ValueError("invalid names of shards")
     except (OSError, ValueError, KeyError, TypeError) as error:
         given = f"{type(error).__name__}: {error}"
-        fix = "Name a folder that `bitstill augment` has made."
+        fix = "Name a folder written by `bitstill augment`."
         raise DataError("a folder of variants", given=given, where=str(folder / MANIFEST), fix=fix) from error
     return dict(manifest)
 

@@ -1,4 +1,4 @@
-"""Real data sets and the models that published systems train on them, found by name."""
+"""Built-in tasks by name."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ TASKS: dict[str, Callable[[Path | None], Task | TextTask]] = {
     **{name: partial(speech.load, name) for name in speech.SPEECH},
 }
 TEXT = "text"
-"""The task that reads a user's own text files."""
+"""Name of the task that reads the user's own text files."""
 
 
 def load_task(name: str, data: Path | None = None, options: TextOptions | None = None) -> Task | TextTask:
-    """The task `name`.
+    """Load the task `name`.
 
     Args:
-        name: a key of `TASKS`, "text", or `package.module:Name` for a task of one's own.
-        data: a folder with local files for it; None looks in `$BITSTILL_DATA`, then on the hub.
-        options: how files of the user's own are read, for the task "text".
+        name: a key of `TASKS`, "text", or `package.module:Name` for another task.
+        data: folder with local files for it; None looks in `$BITSTILL_DATA`, then on the hub.
+        options: format of the user's own files, for the task "text".
 
     Raises:
-        SpecError: unknown name, or options for another task than "text".
+        SpecError: unknown name, or options for a task other than "text".
         DataError: the data are missing or damaged.
     """
     if name == TEXT:
         return text.load(data, options or TextOptions())
     if options is not None:
-        fix = "Use --task text for files of your own; the columns of published sets are known."
+        fix = "Use --task text for your own files; the columns of published sets are known."
         raise SpecError("the task 'text' with text options", given=repr(name), where="task", fix=fix)
     if is_import_path(name):
         return import_task(name, data)
     if name not in TASKS:
-        fix = f"{suggest(name, {*TASKS, TEXT})} One of your own: package.module:Name."
+        fix = f"{suggest(name, {*TASKS, TEXT})} Your own: package.module:Name."
         raise SpecError("a known task", given=repr(name), where="task", fix=fix)
     return TASKS[name](data)

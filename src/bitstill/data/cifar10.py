@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009): 60,000 pictures of 32 x 32 in ten classes, through Hugging Face `datasets`."""
+"""CIFAR-10 (Krizhevsky 2009): 60,000 images of 32 x 32 pixels in ten classes, through Hugging Face `datasets`."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from bitstill.errors import DataError, need_package
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 HUB_NAME = "uoft-cs/cifar10"
 VALIDATION = 5_000
-"""Pictures held out of the 50,000 for training."""
+"""Images held out of the 50,000 training images."""
 
 
 def load(data: Path | None = None) -> Task:
-    """The CIFAR-10 task.
+    """Load the CIFAR-10 task.
 
     Args:
-        data: a folder with train*.parquet and test*.parquet, columns `img` and `label`; None looks in
+        data: folder with train*.parquet and test*.parquet, columns `img` and `label`; None looks in
             `$BITSTILL_DATA/cifar10`, then on the hub under `HUB_NAME`.
 
     Raises:
-        DataError: files are missing, or columns or labels are not what they should be.
+        DataError: files are missing, or columns or labels are invalid.
         MissingPackageError: without `datasets` or Pillow.
     """
     folder = data or (Path(os.environ["BITSTILL_DATA"]) / "cifar10" if "BITSTILL_DATA" in os.environ else None)
     images, labels = _split("train", folder)
     order = permutation(len(labels), "cifar10", "validation")
-    held_out, kept = order[:VALIDATION], order[VALIDATION:]
+    held_out, training = order[:VALIDATION], order[VALIDATION:]
     test_images, test_labels = _split("test", folder)
     return Task(
         "cifar10",
-        Split({"image": images[kept]}, labels[kept]),
+        Split({"image": images[training]}, labels[training]),
         Split({"image": images[held_out]}, labels[held_out]),
         Split({"image": test_images}, test_labels),
         Classification(10),
@@ -78,24 +78,24 @@ def _decode(rows: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
             where=f"CIFAR-10 {name}",
             fix="Rename the columns of the file.",
         )
-    found = rows["label"][:]
-    wrong = [label for label in found if not isinstance(label, int) or not 0 <= label <= 9]
-    if wrong or not found:
+    classes = rows["label"][:]
+    wrong = [label for label in classes if not isinstance(label, int) or not 0 <= label <= 9]
+    if wrong or not classes:
         given = f"{len(wrong)} others, such as {wrong[0]!r}" if wrong else "no rows"
         raise DataError("labels 0 to 9", given=given, where=f"CIFAR-10 {name}", fix="Check the file.")
     try:
         rows = rows.cast_column("img", datasets.Image())
-        pictures = tqdm(rows, desc=f"decoding {name} pictures", unit="picture", leave=False, mininterval=1.0)
-        stack = np.stack([np.asarray(row["img"].convert("RGB")) for row in pictures])
+        progress = tqdm(rows, desc=f"decoding {name} images", unit="image", leave=False, mininterval=1.0)
+        stack = np.stack([np.asarray(row["img"].convert("RGB")) for row in progress])
     except (OSError, ValueError, AttributeError, TypeError, NotImplementedError) as error:
         raise DataError(
-            "pictures of one size that Pillow can read", given=str(error), where=f"CIFAR-10 {name}: img", fix="Check the file."
+            "images of equal size that Pillow can read", given=str(error), where=f"CIFAR-10 {name}: img", fix="Check the file."
         ) from error
-    return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous(), torch.tensor(found, dtype=torch.int64)
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous(), torch.tensor(classes, dtype=torch.int64)
 
 
 def _cache_path(files: list[str]) -> Path:
-    """Where decoded pictures are kept: named by the files' names, sizes and times, so that a changed file is read anew."""
+    """Path of the cache of decoded images, keyed by the files' names, sizes and times, so that a changed file is read again."""
     stamp = repr([(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files])
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bitstill"
     return root / f"cifar10-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.npz"
@@ -110,4 +110,4 @@ def _store(cache: Path, images: torch.Tensor, labels: torch.Tensor) -> None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_file(cache, buffer.getvalue())
     except OSError:
-        pass  # Without a cache the pictures are decoded again next time.
+        pass  # Without a cache, images are decoded again next time.

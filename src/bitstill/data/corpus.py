@@ -1,8 +1,8 @@
-"""A corpus of plain text as packed sequences of tokens on disk, read once as a stream and mapped into memory from then on.
+"""A corpus of plain text as packed sequences of tokens on disk, read once as a stream and memory-mapped from then on.
 
-Documents are tokenized in order, joined with a separator, and cut into sequences of one length, so that nothing is padding.
-They are appended to one file, `tokens.bin`; `tokens.json` says how much of it counts, its digest, and how many documents that
-was, so that a run that was stopped goes on behind them. Neither the corpus nor its tokens are ever in memory as a whole.
+Documents are tokenized in order, joined by a separator, and cut into sequences of equal length, so that there is no padding.
+They are appended to one file, `tokens.bin`; `tokens.json` records the number of valid sequences, their digest, and the number
+of documents read, so that an interrupted run resumes. Neither the corpus nor its tokens are ever entirely in memory.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from bitstill.errors import DataError, need_package, one_line
 
 TOKENS, MANIFEST, VERSION = "tokens.bin", "tokens.json", 2
 DOCUMENTS, CHARACTERS = 500, 1 << 20
-"""Documents that are tokenized at once, between two writes: fewer, where they have more characters than that."""
+"""Largest numbers of documents and characters that are tokenized between two writes."""
 PIECE = 10_000
-"""Characters after which a document of a text file ends at the next line, where no empty line ended it before."""
+"""Characters after which a document in a text file ends at the next line, if no empty line ended it before."""
 _BYTES = 4
 _END = 1 << 20
 _KINDS = {".parquet": "parquet", ".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -39,15 +39,15 @@ _KINDS = {".parquet": "parquet", ".txt": "text", ".jsonl": "json", ".json": "jso
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where a corpus comes from and how it is cut.
+    """Source of a corpus, and how it is cut into sequences.
 
     Args:
         source: a file, a folder with train* files (parquet, text, JSON, CSV), or a name on the hub, "owner/name" or
             "owner/name:configuration".
-        column: with the text.
-        length: of each sequence in tokens, special ones included.
-        limit: characters that are read at most; None reads all.
-        mask_probability: of replacing a token by the mask token in what student and teacher read.
+        column: column with the text.
+        length: sequence length in tokens, special tokens included.
+        limit: largest number of characters to read; None reads all.
+        mask_probability: probability of replacing a token by the mask token, for student and teacher alike.
     """
 
     source: str
@@ -62,13 +62,13 @@ class Corpus:
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """What turns documents into sequences.
+    """Conversion of documents into sequences.
 
     Args:
-        encode: texts -> token ids of each, without special tokens.
-        separator: the id between documents.
-        prefix, suffix: special ids that the model wants around a sequence.
-        about: what decides its answers, as plain values.
+        encode: function from texts to their token ids, without special tokens.
+        separator: id between documents.
+        prefix, suffix: special ids around a sequence.
+        about: plain values that determine its output.
     """
 
     encode: Callable[[list[str]], list[list[int]]]
@@ -78,27 +78,27 @@ class Encoder:
     about: Mapping[str, Any]
 
     def sequences(self, ids: Sequence[int], length: int) -> list[list[int]]:
-        """As many whole sequences of that length as `ids` are enough for."""
+        """Cut `ids` into complete sequences of that length."""
         body = self.body(length)
         starts = range(0, len(ids) - body + 1, body)
         return [[*self.prefix, *ids[start : start + body], *self.suffix] for start in starts]
 
     def body(self, length: int) -> int:
-        """How many ids of the corpus a sequence of that length holds."""
+        """Number of corpus tokens in a sequence of that length."""
         return length - len(self.prefix) - len(self.suffix)
 
 
 def pack_corpus(corpus: Corpus, encoder: Encoder, folder: Path, *, progress: bool = True) -> Tensor:
-    """Tokenize the corpus into `folder`, or go on where that was left off, and map it into memory.
+    """Tokenize the corpus into `folder`, resuming an unfinished run, and memory-map the result.
 
     Args:
-        corpus: what to read.
-        encoder: the model's.
-        folder: new, empty, or one in which this very work was begun.
+        corpus: source of the text.
+        encoder: encoder of the model.
+        folder: a new or empty folder, or one with tokens of the same settings.
         progress: show a progress bar.
 
     Returns:
-        int32 (sequences, length), read from disk where it is looked at.
+        int32 (sequences, length), memory-mapped.
 
     Raises:
         DataError: the corpus is empty, cannot be read or lacks the column; or the folder is of another corpus, or damaged.
@@ -107,7 +107,7 @@ def pack_corpus(corpus: Corpus, encoder: Encoder, folder: Path, *, progress: boo
     about = {"version": VERSION, "source": corpus.source, "column": corpus.column, "length": corpus.length}
     about |= {"limit": corpus.limit, "tokenizer": dict(encoder.about)}
     there, finished = file_digests(corpus), _finished(folder)
-    # A finished folder may outlive the files that it was made of; where they are, they must still be the same.
+    # A finished folder may outlive its source files; if these still exist, they must be unchanged.
     about["files"] = finished["files"] if finished is not None and not there else there
     with filled_folder(folder):
         state = _claim(folder, about)
@@ -116,14 +116,14 @@ def pack_corpus(corpus: Corpus, encoder: Encoder, folder: Path, *, progress: boo
             _extend(corpus, encoder, folder, about, state, digest, progress)
             state = _state(folder)
     if not state["sequences"]:
-        fix = "Check the corpus: it has hardly any text."
+        fix = "Check the corpus: it has too little text."
         raise DataError(f"text for at least one sequence of {corpus.length} tokens", given="less", where=corpus.source, fix=fix)
     count = state["sequences"] * corpus.length
     return torch.from_file(str(folder / TOKENS), shared=False, size=count, dtype=torch.int32).reshape(-1, corpus.length)
 
 
 def wait_until_packed(folder: Path, seconds: float = 1.0) -> None:
-    """Wait, in the other processes of a run, until the main one has finished `folder`."""
+    """Wait until the main process has finished `folder`."""
     while _finished(folder) is None:
         time.sleep(seconds)
 
@@ -165,7 +165,7 @@ def _extend(
 
 
 def _documents(corpus: Corpus, skip: int) -> Iterator[str]:
-    """The texts of the corpus behind the first `skip`, one at a time; empty ones count and are yielded too."""
+    """Yield the texts of the corpus after the first `skip`; empty ones count and are yielded, too."""
     datasets = need_package("datasets", extra="all", purpose="a corpus")
     try:
         with quiet(datasets):
@@ -176,12 +176,12 @@ def _documents(corpus: Corpus, skip: int) -> Iterator[str]:
         raise
     except Exception as error:  # readers of files and of the hub raise whatever their libraries do
         given = one_line(error)
-        fix = "Check the path, or the connection where it is a name on the hub."
-        raise DataError("a corpus that can be read", given=given, where=corpus.source, fix=fix) from error
+        fix = "Check the path, or the connection if it is a name on the hub."
+        raise DataError("a readable corpus", given=given, where=corpus.source, fix=fix) from error
 
 
 def _texts(corpus: Corpus, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """The text of each row."""
+    """Yield the text of each row."""
     for row in rows:
         text = row.get(corpus.column)
         if not isinstance(text, str):
@@ -192,7 +192,7 @@ def _texts(corpus: Corpus, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _documents_of_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Lines up to an empty one, or until they are long enough: many files have a sentence in each line, and no empty ones."""
+    """Group lines up to an empty one, or until they are long enough: many files have a sentence per line and no empty lines."""
     document: list[str] = []
     characters = 0
     for line in lines:
@@ -211,16 +211,16 @@ def _local_files(path: Path) -> list[Path]:
 
 
 def file_digests(corpus: Corpus) -> dict[str, str]:
-    """Name, size and a digest of both ends of each local file: a corpus that was edited is another one."""
-    found = {}
+    """Name, size and a digest of both ends of each local file, to detect edits."""
+    digests = {}
     for path in _local_files(Path(corpus.source)):
         size = path.stat().st_size
         with open(path, "rb") as file:
             ends = file.read(_END)
             file.seek(max(0, size - _END))
             ends += file.read(_END)
-        found[path.name] = f"{size} bytes, {hashlib.blake2b(ends, digest_size=8).hexdigest()}"
-    return found
+        digests[path.name] = f"{size} bytes, {hashlib.blake2b(ends, digest_size=8).hexdigest()}"
+    return digests
 
 
 def _open(datasets: Any, corpus: Corpus) -> Any:
@@ -253,17 +253,17 @@ def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _at_most(texts: Sequence[str], characters: int) -> list[str]:
-    found: list[str] = []
+    shortened: list[str] = []
     for text in texts:
         if characters <= 0:
             break
-        found.append(text[:characters])
-        characters -= len(found[-1])
-    return found
+        shortened.append(text[:characters])
+        characters -= len(shortened[-1])
+    return shortened
 
 
 def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Say in the folder what will be in it; refuse one that says something else, unless nothing has been read into it yet."""
+    """Record the settings in the folder, or compare them with those recorded, unless nothing has been written yet."""
     begun = (folder / MANIFEST).exists()
     if not begun:
         check_unused(folder)
@@ -279,7 +279,7 @@ def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest_of(folder: Path, state: dict[str, Any]) -> Any:
-    """Of the tokens that count, begun anew and compared: what is written behind them goes into it."""
+    """Digest of the valid tokens, checked against the recorded one, to be updated with the tokens that follow."""
     digest, left = hashlib.blake2b(), state["sequences"] * state["length"] * _BYTES
     size = (folder / TOKENS).stat().st_size
     if size < left or (state["finished"] and size > left):
@@ -290,21 +290,21 @@ def _digest_of(folder: Path, state: dict[str, Any]) -> Any:
             digest.update(part)
             left -= len(part)
     if digest.hexdigest() != state["digest"]:
-        raise _damaged(folder, "one whose bytes have changed")
+        raise _damaged(folder, "changed bytes")
     return digest
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
-    """What the folder says of itself, if it is finished."""
+    """State of the folder, if it is finished."""
     state = _state(folder) if (folder / MANIFEST).exists() else None
     return state if state is not None and state["finished"] else None
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    wanted = ("version", "source", "files", "column", "length", "limit", "tokenizer", "finished", "sequences", "documents")
+    keys = ("version", "source", "files", "column", "length", "limit", "tokenizer", "finished", "sequences", "documents")
     try:
         state = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {key: state[key] for key in (*wanted, "characters", "carry", "digest")}
+        return {key: state[key] for key in (*keys, "characters", "carry", "digest")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
 
@@ -324,5 +324,5 @@ def _note(
 
 
 def _damaged(folder: Path, given: str) -> DataError:
-    fix = "Delete the folder and run the same command again: the corpus is tokenized anew."
-    return DataError("a whole file of tokens", given=given, where=str(folder), fix=fix)
+    fix = "Delete the folder and run the same command again to tokenize the corpus."
+    return DataError("an intact file of tokens", given=given, where=str(folder), fix=fix)

@@ -1,4 +1,4 @@
-"""Handwritten digits, 8 x 8, from scikit-learn: 1,797 pictures that need no download (Alpaydin and Kaynak 1998)."""
+"""Handwritten digits from scikit-learn: 1,797 images of 8 x 8 pixels, without download (Alpaydin and Kaynak 1998)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from bitstill.data.task import Batch, Split, Task
 from bitstill.errors import SpecError, need_package
 
 TRAIN, VALIDATION = 1100, 200
-"""Sizes of the first two parts of a fixed shuffle; the remaining 497 pictures are the test split."""
+"""Sizes of the first two parts of a fixed permutation; the remaining 497 images are the test split."""
 
 
 def load(data: Path | None = None) -> Task:
-    """The digits task; the pictures come with scikit-learn.
+    """Load the digits task; its images are part of scikit-learn.
 
     Args:
-        data: must be None; there is nothing to point it at.
+        data: must be None.
 
     Raises:
         SpecError: `data` is given.
         MissingPackageError: without scikit-learn.
     """
     if data is not None:
-        raise SpecError("no --data", given=str(data), where="digits", fix="The pictures come with scikit-learn; leave it out.")
+        raise SpecError("no --data", given=str(data), where="digits", fix="The images come with scikit-learn; leave it out.")
     datasets = need_package("sklearn.datasets", extra="all", purpose="the digits task")
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).reshape(-1, 1, 8, 8)

@@ -1,4 +1,4 @@
-"""Folders that long work fills bit by bit: whose they are, and that they are gone on with only by the same work."""
+"""Checks on folders that long runs fill in steps: unrelated contents and other settings are refused."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from bitstill.errors import DataError
 
 
 def check_unused(folder: Path) -> None:
-    """Refuse a folder in which anything is, but for a half-written file of ours.
+    """Check that a folder is empty, except for our own temporary files.
 
     Raises:
-        DataError: there is something.
+        DataError: it is not.
     """
     if any(not entry.name.startswith(".") for entry in folder.iterdir()):
         fix = "Choose another folder, so that nothing of yours is overwritten."
         raise DataError("a new or an empty folder", given="something else", where=str(folder), fix=fix)
 
 
-def check_same(folder: Path, about: Mapping[str, Any], there: Mapping[str, Any], what: str) -> None:
-    """Refuse a folder that was begun by other work.
+def check_same(folder: Path, about: Mapping[str, Any], recorded: Mapping[str, Any], what: str) -> None:
+    """Check that an unfinished folder has the same settings.
 
     Args:
-        folder: for errors.
-        about: what decides what the folder shall hold.
-        there: what the folder says of itself.
-        what: it holds, for errors.
+        folder: folder, for errors.
+        about: settings that determine its contents.
+        there: settings recorded in it.
+        what: kind of its contents, for errors.
 
     Raises:
         DataError: they differ.
     """
     for key, value in about.items():
-        if there.get(key) != value:
-            fix = "Choose another folder, or the settings with which it was begun."
-            given = f"{key} {there.get(key)!r}"
+        if recorded.get(key) != value:
+            fix = "Choose another folder, or the settings recorded in it."
+            given = f"{key} {recorded.get(key)!r}"
             raise DataError(f"{what} of {key} {value!r}", given=given, where=str(folder), fix=fix)

@@ -1,6 +1,6 @@
-"""GLUE (Wang et al. 2018), each task with the metric by which it is judged.
+"""GLUE (Wang et al. 2018), each task with its official metric.
 
-The published validation split is what is reported; choices are made on a part held out of train, never on what is reported.
+Results are reported on the published validation split; weights are selected on a part held out of train.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _BOTH = "mean of accuracy and F1"
 
 @dataclass(frozen=True)
 class Glue:
-    """What a GLUE task is.
+    """A GLUE task.
 
     Args:
-        folder: its name on the hub, and of its folder in `$BITSTILL_DATA/glue`.
+        folder: its name on the hub, and its folder in `$BITSTILL_DATA/glue`.
         text: its text columns.
         labels: names of its classes; None for regression.
-        decides: the metric by which it is judged.
-        test: the split that is reported.
-        max_length: in tokens; longer texts are cut off, as everywhere GLUE is published.
+        decides: its official metric.
+        test: the reported split.
+        max_length: maximal length in tokens; longer texts are truncated, as in all published results.
     """
 
     folder: str
@@ -55,15 +55,15 @@ GLUE: dict[str, Glue] = {
 
 
 def load(name: str, data: Path | None = None) -> TextTask:
-    """A GLUE task.
+    """Load a GLUE task.
 
     Args:
         name: a key of `GLUE`.
-        data: a folder with train*.parquet and validation*.parquet; None looks in `$BITSTILL_DATA/glue/<task>`, then on the hub
+        data: folder with train*.parquet and validation*.parquet; None looks in `$BITSTILL_DATA/glue/<task>`, then on the hub
             under `HUB_NAME`.
 
     Raises:
-        DataError: files are missing, or columns or labels are not what they should be.
+        DataError: files are missing, or columns or labels are invalid.
         MissingPackageError: without `datasets`.
     """
     glue = GLUE[name]

@@ -1,4 +1,4 @@
-"""What picture tasks share: bytes to floats, and augmentation from given random numbers."""
+"""Shared parts of image tasks: normalisation, and augmentation from given random numbers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from bitstill.data.task import Batch, Forward
 
 DRAWS = 3
-"""Uniform numbers per picture for `shift_and_flip`: row, column, flip."""
+"""Uniform numbers per image for `shift_and_flip`: row, column, flip."""
 
 
 def normalising_forward(mean: Sequence[float], std: Sequence[float]) -> Forward:
-    """A forward that scales uint8 pictures (N, C, H, W) to [0, 1] and normalises each channel."""
+    """Forward function that scales uint8 images (N, C, H, W) to [0, 1] and normalises each channel."""
     shift = torch.tensor(mean).view(1, -1, 1, 1)
     scale = 1.0 / torch.tensor(std).view(1, -1, 1, 1)
 
     def forward(model: nn.Module, batch: Batch) -> Tensor:
         x = batch["image"]
         x = (x.float() / 255.0 - shift.to(x.device)) * scale.to(x.device)
-        # Convolutions on CPUs and tensor cores read channels last without a copy.
+        # Convolutions on CPUs and tensor cores read channels-last memory without a copy.
         logits: Tensor = model(x.contiguous(memory_format=torch.channels_last))
         return logits
 
@@ -30,13 +30,13 @@ def normalising_forward(mean: Sequence[float], std: Sequence[float]) -> Forward:
 
 
 def shift_and_flip(batch: Batch, u: Tensor, *, pad: int = 4, flip: bool = True) -> Batch:
-    """Zero-pad each picture, cut it out again at a random place, and mirror half of them.
+    """Zero-pad each image, crop it at a random position, and flip half of the images.
 
     Args:
         batch: "image" (N, C, H, W).
-        u: uniform numbers (N, 3): row, column, mirror.
+        u: uniform numbers (N, 3): row, column, flip.
         pad: largest shift in pixels.
-        flip: whether to mirror left to right.
+        flip: whether to flip horizontally.
     """
     x = batch["image"]
     count, _, height, width = x.shape

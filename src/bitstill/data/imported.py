@@ -1,4 +1,4 @@
-"""Tasks and networks of one's own, named as `package.module:Name` in a run file or on the command line."""
+"""User-defined tasks and networks, given as `package.module:Name` in a run file or on the command line."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from bitstill.rng import derive
 
 
 def import_task(path: str, data: Path | None = None) -> Task | TextTask:
-    """The task at an import path.
+    """Import a task.
 
     Args:
-        path: of a `Task`, or of a function that returns one, given the folder of local files or None.
+        path: import path of a `Task`, or of a function from the folder of local files (or None) to a `Task`.
         data: that folder.
 
     Raises:
-        SpecError: there is no such object, or it is no task.
+        SpecError: no such object, or it is no task.
     """
     task = import_object(path, "task")
     if callable(task):
@@ -43,17 +43,17 @@ def import_task(path: str, data: Path | None = None) -> Task | TextTask:
 
 
 def import_network(path: str, seed: int, role: str) -> tuple[nn.Module, bool]:
-    """The network at an import path, and whether its weights are random.
+    """Import a network, and tell whether its weights are random.
 
-    Weights are random if they differ from one seed to the next. A network that loads what it has learned is taken as trained.
+    Weights are random if they depend on the seed. A network that loads its weights counts as trained.
 
     Args:
-        path: of a network, or of its class or a function that makes it without arguments.
-        seed: of the run.
-        role: what the network is for ("teacher"), so that two of one kind start differently.
+        path: import path of a network, or of its class or a function that builds it without arguments.
+        seed: seed of the run.
+        role: role of the network ("teacher"), so that two of the same class start differently.
 
     Raises:
-        SpecError: there is no such object, or it is no network.
+        SpecError: no such object, or it is no network.
     """
     source = import_object(path, role)
     if isinstance(source, nn.Module):

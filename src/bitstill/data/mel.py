@@ -1,4 +1,4 @@
-"""Log-mel spectrograms in torch: what a network for speech reads."""
+"""Log-mel spectrograms in torch, the inputs of speech networks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bitstill.artifact.files import write_file
 from bitstill.errors import SpecError
 
 FULL_SCALE = 32_768.0
-"""Of 16-bit samples."""
+"""Full scale of 16-bit samples."""
 
 
 @dataclass(frozen=True)
 class LogMel:
-    """Settings of the spectrogram, and the function.
+    """Log-mel spectrogram with its settings.
 
     Args:
         rate: samples per second.
@@ -42,10 +42,10 @@ class LogMel:
             raise SpecError("positive sizes, and a window no longer than the clip", given=str(self), where="LogMel", fix=fix)
 
     def __call__(self, audio: Tensor) -> Tensor:
-        """Spectrograms of clips, each with mean 0 and variance 1, so that loudness does not matter.
+        """Compute spectrograms of clips, each normalised to mean 0 and variance 1, so that loudness does not matter.
 
         Args:
-            audio: 16-bit samples (N, samples), as integers or as floats on their scale.
+            audio: 16-bit samples (N, samples), as integers or as floats of the same scale.
 
         Returns:
             float32 (N, 1, frames, bands).

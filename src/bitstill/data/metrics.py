@@ -1,6 +1,7 @@
-"""Metrics of whole splits, in percent: larger is better.
+"""Metrics of whole splits, in percent; larger is better.
 
-Those of classes take logits (samples, classes), those of values outputs (samples,) or (samples, 1); labels are (samples,).
+Classification metrics take logits (samples, classes), regression metrics outputs (samples,) or (samples, 1); labels are
+(samples,).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """How often the class of a row was taken for that of a column: int64 (classes, classes).
+    """Confusion matrix, true classes in rows and predicted ones in columns: int64 (classes, classes).
 
     Args:
         predicted, labels: int64 (samples,).
@@ -27,7 +28,7 @@ def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def class_counts(predicted: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Per class: correct predictions, predictions, and samples; each int64 (classes,).
+    """Correct predictions, predictions, and samples per class; each int64 (classes,).
 
     Args:
         predicted, labels: int64 (samples,).
@@ -38,11 +39,10 @@ def class_counts(predicted: Tensor, labels: Tensor, classes: int) -> tuple[Tenso
 
 
 def precision_recall_f1(hits: Tensor, predicted: Tensor, actual: Tensor) -> list[tuple[float, float, float]]:
-    """Precision, recall and F1 of each class, in percent; 0 where one is not defined.
+    """Precision, recall and F1 of each class, in percent; 0 where undefined.
 
     Args:
-        hits, predicted, actual: int64 (classes,), how many samples of the class were predicted to be, how many samples were,
-            and how many are.
+        hits, predicted, actual: int64 (classes,), numbers of correct predictions, predictions and samples of the class.
     """
     counts = zip(hits.tolist(), predicted.tolist(), actual.tolist(), strict=True)
     return [(_percent(hit, guess), _percent(hit, true), _percent(2 * hit, guess + true)) for hit, guess, true in counts]
@@ -58,7 +58,7 @@ def macro_f1(logits: Tensor, labels: Tensor, *, classes: int) -> float:
 
 
 def matthews(logits: Tensor, labels: Tensor) -> float:
-    """100 times Matthews' correlation of two classes (Matthews 1975); 0 where it is not defined."""
+    """100 times Matthews' correlation of two classes (Matthews 1975); 0 where undefined."""
     predicted, actual = logits.argmax(-1) == 1, labels == 1
     tp, tn = int((predicted & actual).sum()), int((~predicted & ~actual).sum())
     fp, fn = int((predicted & ~actual).sum()), int((~predicted & actual).sum())
@@ -74,7 +74,7 @@ def f1(logits: Tensor, labels: Tensor) -> float:
 
 
 def accuracy_and_f1(logits: Tensor, labels: Tensor) -> float:
-    """Mean of accuracy and F1, by which GLUE ranks MRPC and QQP."""
+    """Mean of accuracy and F1, the official metric of MRPC and QQP in GLUE."""
     return (accuracy(logits, labels) + f1(logits, labels)) / 2
 
 
@@ -87,12 +87,12 @@ def pearson(logits: Tensor, labels: Tensor) -> float:
 
 
 def spearman(logits: Tensor, labels: Tensor) -> float:
-    """100 times Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank."""
+    """100 times Spearman's correlation: Pearson's of the ranks, with mean ranks for ties."""
     return pearson(_ranks(logits.flatten()), _ranks(labels))
 
 
 def pearson_and_spearman(logits: Tensor, labels: Tensor) -> float:
-    """Mean of both correlations, by which GLUE ranks STS-B."""
+    """Mean of both correlations, the official metric of STS-B in GLUE."""
     return (pearson(logits, labels) + spearman(logits, labels)) / 2
 
 
@@ -103,18 +103,18 @@ def r_squared(outputs: Tensor, labels: Tensor) -> float:
     return float(100.0 * (1.0 - residual / spread)) if spread else 0.0
 
 
-def linear_cka(ours: Tensor, theirs: Tensor) -> float:
+def linear_cka(x: Tensor, y: Tensor) -> float:
     """100 times the linear centred kernel alignment of two sets of vectors (Kornblith et al. 2019); widths may differ.
 
     Args:
-        ours, theirs: (count, width), of the same inputs.
+        x, y: (count, width), for the same inputs.
 
     Returns:
-        100 where one is the other up to rotation, shift and scale; near 0 where they have nothing in common.
+        100 if they are equal up to rotation, shift and scale; near 0 if they are unrelated.
     """
-    one, other = (x.double() - x.double().mean(0) for x in (ours, theirs))
-    cross = (other.T @ one).square().sum()
-    norm = (one.T @ one).square().sum().sqrt() * (other.T @ other).square().sum().sqrt()
+    x, y = (vectors.double() - vectors.double().mean(0) for vectors in (x, y))
+    cross = (y.T @ x).square().sum()
+    norm = (x.T @ x).square().sum().sqrt() * (y.T @ y).square().sum().sqrt()
     return float(100 * cross / norm.clamp(min=1e-30))
 
 

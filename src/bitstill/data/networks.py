@@ -1,6 +1,6 @@
-"""Networks by name. Here those for pictures: teacher and students of Polino et al. (2018), and a modern residual net.
+"""Built-in networks by name; here those for images: teacher and students of Polino et al. (2018), and a residual network.
 
-Every architecture is built from plain numbers, which is what an artifact's `config.json` holds; loading looks the name up in
+Every architecture is built from plain numbers, which an artifact's `config.json` holds; loading looks up its name in
 `ARCHITECTURES` and executes nothing else.
 """
 
@@ -28,10 +28,10 @@ class ConvNetConfig:
 
     Args:
         blocks: channels of the convolutions, one tuple per block; each block ends in 2 x 2 max-pooling.
-        kernel: side of every convolution's window.
+        kernel: kernel size of every convolution.
         hidden: widths of the fully connected layers before the classifier.
-        dropout: after each block and each hidden layer.
-        channels, size: of the input picture.
+        dropout: dropout after each block and each hidden layer.
+        channels, size: channels and side length of the input image.
         classes: outputs.
     """
 
@@ -49,12 +49,12 @@ class ConvNetConfig:
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """A residual network for small pictures (He et al. 2016, section 4.2, with projection shortcuts).
+    """A residual network for small images (He et al. 2016, section 4.2, with projection shortcuts).
 
     Args:
         depth: 6 n + 2 weighted layers.
         width: channels of the first stage; the other two have twice and four times as many.
-        channels: of the input picture.
+        channels: channels of the input image.
         classes: outputs.
     """
 
@@ -72,7 +72,7 @@ class ResNetConfig:
 class ConvNet(nn.Module):
     """Convolution, ReLU, batch norm; 2 x 2 max-pooling after each block; fully connected layers; logits.
 
-    Pictures (N, channels, size, size) -> logits (N, classes). Batch norm comes after the ReLU, as in Polino et al.'s code.
+    Images (N, channels, size, size) -> logits (N, classes). Batch norm follows the ReLU, as in the code of Polino et al.
     """
 
     def __init__(self, config: ConvNetConfig) -> None:
@@ -97,13 +97,13 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(features, config.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures to logits."""
+        """Images to logits."""
         logits: Tensor = self.classifier(self.hidden(self.features(x).flatten(1)))
         return logits
 
 
 class ResNet(nn.Module):
-    """Three stages of n basic blocks: pictures (N, channels, H, W) -> logits (N, classes)."""
+    """Three stages of n basic blocks: images (N, channels, H, W) -> logits (N, classes)."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class ResNet(nn.Module):
         self.classifier = nn.Linear(width, config.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures to logits."""
+        """Images to logits."""
         x = self.blocks(F.relu(self.norm(self.stem(x))))
         logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
@@ -166,13 +166,13 @@ MODELS: dict[str, _Config] = {
 
 
 def build(name: str, seed: int = 0, role: str = "", classes: int | None = None) -> nn.Module:
-    """A freshly initialised network by name.
+    """Build and initialise a network by name.
 
     Args:
         name: a key of `MODELS`.
-        seed: of the run.
-        role: what the network is for ("teacher"), so that two of one kind start differently.
-        classes: outputs; None leaves as many as the named network has.
+        seed: seed of the run.
+        role: role of the network ("teacher"), so that two of the same name start differently.
+        classes: number of outputs; None is that of the named network.
 
     Raises:
         SpecError: unknown name.
@@ -188,8 +188,8 @@ def build(name: str, seed: int = 0, role: str = "", classes: int | None = None) 
 
 
 def architecture_of(model: nn.Module) -> dict[str, Any]:
-    """What `config.json` says about the architecture, so that `from_architecture` can rebuild it; a note if it cannot."""
-    # The exact class: a subclass may have a forward of its own, which a name in a file would not bring back.
+    """Description of the architecture in `config.json`, from which `from_architecture` rebuilds it, or a note if it cannot."""
+    # The exact class: a subclass may override forward, which its name alone would not restore.
     name = next((name for name, (cls, _) in ARCHITECTURES.items() if type(model) is cls), None)
     if name is not None and isinstance(model, (ConvNet, ResNet, Res8)):
         return {"architecture": name, "arguments": asdict(model.config)}
@@ -197,10 +197,10 @@ def architecture_of(model: nn.Module) -> dict[str, Any]:
 
 
 def from_architecture(config: dict[str, Any]) -> nn.Module:
-    """Rebuild a network from what `architecture_of` wrote.
+    """Rebuild a network from the description by `architecture_of`.
 
     Raises:
-        ArtifactError: if it is not one of bitstill's own architectures, or was given numbers that cannot be.
+        ArtifactError: the architecture is not built in, or its numbers are invalid.
     """
     name = config.get("architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:

@@ -1,7 +1,7 @@
-"""An objective: what a task asks of a model.
+"""The protocol of an objective: losses, metrics and head of a kind of task.
 
-A task owns one, and everything that depends on the kind of task asks it: recipes for their losses, evaluation for its metrics,
-artifacts for the head that they record. A new kind of task is one file that keeps this contract; those of bitstill are in
+A task owns its objective, and whatever depends on the kind of task asks it: recipes for losses, evaluation for metrics,
+artifacts for the head to record. A new kind of task is one file that implements this protocol; built-in ones are in
 `bitstill.data.objectives`.
 """
 
@@ -19,10 +19,10 @@ from bitstill.losses.loss import Loss
 from bitstill.schedules import Scheduled
 
 HeadKind = Literal["sample", "none"]
-"""The head that a pretrained model needs: one row of outputs per sample, or none at all."""
+"""Head of a pretrained model: one row of outputs per sample, or none."""
 Imitation = Literal["kl", "cross-entropy"]
-"""How a student imitates its teacher's output: the divergence at a temperature (Hinton et al. 2015), or the cross-entropy with
-what the teacher predicts. An objective serves each by its own loss of that family."""
+"""Family of losses by which a student imitates its teacher's output: divergence at a temperature (Hinton et al. 2015), or
+cross-entropy with the teacher's prediction. An objective has its own loss of each family."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DetailTable:
 
     Args:
         columns: headings of the figures.
-        rows: figures by row heading; None where one is not defined.
+        rows: figures by row heading; None where undefined.
     """
 
     columns: tuple[str, ...]
@@ -43,55 +43,55 @@ class DetailTable:
 
 
 class Objective(Protocol):
-    """What a task asks of a model; usually a frozen dataclass."""
+    """Losses, metrics and head of a kind of task; usually a frozen dataclass."""
 
     @property
     def decides(self) -> str:
-        """The metric by which models are chosen and compared: one of those of `metrics`, larger is better."""
+        """Name of the metric by which models are selected and compared; one of `metrics`, larger is better."""
 
     @property
     def width(self) -> int | None:
-        """Outputs of a model per sample (or per token); None where any number will do."""
+        """Number of outputs per sample (or per token); None accepts any."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the outputs in order; empty where they have none."""
+        """Names of the outputs in order; empty if they have none."""
 
     @property
     def head_kind(self) -> HeadKind:
-        """The head by which a model of transformers answers; `hf.auto_classes` knows the class that has it."""
+        """Kind of head for models of transformers; `hf.auto_classes` maps it to a class."""
 
     @property
     def summary(self) -> str:
-        """What is asked, in few words for errors: "10 classes", "one value"."""
+        """Short description for errors: "10 classes", "one value"."""
 
     def check_labels(self, labels: Tensor, where: str) -> None:
-        """Refuse labels of a split that are not this objective's.
+        """Check the labels of a split.
 
         Raises:
-            DataError: naming the split `where`.
+            DataError: they are invalid for this objective; names the split `where`.
         """
 
     def read(self, output: object, batch: Mapping[str, Tensor]) -> Tensor:
-        """The part of a model's output that counts, one row per sample.
+        """Extract the relevant part of a model's output, one row per sample.
 
         Args:
-            output: whatever the model returned for `batch`.
-            batch: inputs, for what depends on them, such as a mean over the positions that are no padding.
+            output: the model's return value for `batch`.
+            batch: inputs, for example for the padding mask of a mean over positions.
 
         Raises:
-            MatchError: the model returned something else.
+            MatchError: the output has no such part.
         """
 
     def label_loss(self) -> Loss | None:
-        """The loss of outputs on labels; None where labels teach nothing."""
+        """Loss on labels; None if there is nothing to learn from them."""
 
     def imitation_loss(self, kind: Imitation, temperature: Scheduled = 1.0, reduction: Reduction = "batchmean") -> Loss:
-        """The loss by which a student imitates its teacher's output.
+        """Loss by which a student imitates its teacher's output.
 
         Args:
-            kind: the family that a recipe asks for.
-            temperature, reduction: as in `losses.logits`; without meaning where the family comes down to a squared error.
+            kind: the requested family of losses.
+            temperature, reduction: as in `losses.logits`; ignored where the loss is a squared error.
 
         Raises:
             SpecError: the objective has no loss of that family (`refuse_imitation`).
@@ -101,37 +101,37 @@ class Objective(Protocol):
         """Metrics of a whole split by name, larger is better.
 
         Args:
-            outputs: what `read` returned, float32.
-            labels: of the split.
+            outputs: return values of `read`, float32.
+            labels: labels of the split.
         """
 
     def report(self, outputs: Tensor, labels: Tensor) -> dict[str, DetailTable]:
-        """Details of a whole split by title, such as figures per class and the confusion table."""
+        """Tables of details for a whole split by title, such as figures per class and the confusion matrix."""
 
     def constant_output(self, labels: Tensor) -> Tensor:
-        """The output (outputs,) of the best model that ignores its input, judged by the training labels."""
+        """Best constant output (outputs,), estimated from the training labels."""
 
     def head(self) -> dict[str, Any]:
-        """What an artifact's `config.json` says of the outputs, by the keys of transformers (`id2label`, `problem_type`)."""
+        """Entries of `config.json` on the outputs, with the keys of transformers (`id2label`, `problem_type`)."""
 
 
 @runtime_checkable
 class WeighsClasses(Protocol):
-    """An objective whose loss on labels can weigh classes."""
+    """An objective whose loss on labels supports class weights."""
 
     def balanced_weights(self, labels: Tensor) -> tuple[float, ...]:
-        """Weights under which rare classes count as much as frequent ones, from the training labels."""
+        """Weights that give rare classes as much weight as frequent ones, from the training labels."""
 
     def with_class_weights(self, weights: tuple[float, ...]) -> Objective:
         """The same objective with these weights, in the order of its outputs.
 
         Raises:
-            SpecError: there are more or fewer weights than classes.
+            SpecError: the number of weights differs from the number of classes.
         """
 
 
 def refuse_imitation(objective: Objective, kind: Imitation, fix: str) -> NoReturn:
-    """Say that `objective` has no loss of the family `kind`.
+    """Raise an error that `objective` has no loss of the family `kind`.
 
     Raises:
         SpecError: always.

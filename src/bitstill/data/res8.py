@@ -1,4 +1,4 @@
-"""Res8: the small residual networks for keyword spotting (Tang and Lin 2018), as their code (honk) builds them."""
+"""Res8: small residual networks for keyword spotting (Tang and Lin 2018), as in their code (honk)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ class Res8(nn.Module):
     """Spectrograms (N, 1, frames, mel bands) -> logits (N, classes).
 
     Convolution, ReLU, average pooling; blocks of two convolutions, each followed by ReLU and batch norm without parameters;
-    mean over all positions; classifier. What is added before a block's second norm is the sum of the block before, as it was
-    before that block's norm.
+    mean over all positions; classifier. A block's shortcut is the previous block's sum before its norm.
     """
 
     def __init__(self, config: Res8Config) -> None:

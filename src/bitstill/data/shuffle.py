@@ -1,4 +1,4 @@
-"""Draws as tensors: a function of (seed, stage, step, sample) alone, see `bitstill.rng`."""
+"""Random numbers as tensors, pure functions of (seed, stage, step, sample); see `bitstill.rng`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from bitstill.rng import derive
 
 
 def permutation(count: int, *names: object) -> Tensor:
-    """A shuffled order of 0 .. count-1, int64 (count,)."""
+    """Random permutation of 0 .. count - 1, int64 (count,)."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive(*names)))
 
 
 def uniform(key: int, samples: Tensor, draws: int) -> Tensor:
-    """Numbers in [0, 1), float32 (N, draws), for sample indices int64 (N,); see `rng.uniform`."""
+    """Uniform numbers in [0, 1), float32 (N, draws), for sample indices int64 (N,); see `rng.uniform`."""
     return torch.from_numpy(rng.uniform(key, samples.numpy(), draws))

@@ -1,4 +1,4 @@
-"""Where published data sets come from: parquet files in a folder, or the Hugging Face hub."""
+"""Sources of published data sets: parquet files in a folder, or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bitstill.errors import DataError, need_package
 
 
 def from_hub(name: str, configuration: str | None, part: str, *, where: str, purpose: str, revision: str | None = None) -> Any:
-    """The rows of one split of a data set on the hub.
+    """Load the rows of one split of a data set on the hub.
 
     Args:
-        name, configuration, part, revision: as `datasets.load_dataset` takes them.
+        name, configuration, part, revision: as for `datasets.load_dataset`.
         where, purpose: for errors.
 
     Raises:
-        DataError: it cannot be reached.
+        DataError: it cannot be loaded.
         MissingPackageError: without `datasets`.
     """
     datasets = need_package("datasets", extra="all", purpose=purpose)
@@ -36,7 +36,7 @@ def from_hub(name: str, configuration: str | None, part: str, *, where: str, pur
 
 
 def parquet_files(folder: Path, part: str) -> list[str]:
-    """The files of one split, in order (`part_files`).
+    """List the files of one split, in order.
 
     Raises:
         DataError: there are none, or pieces are missing.
@@ -49,7 +49,7 @@ def parquet_files(folder: Path, part: str) -> list[str]:
 
 
 def from_parquet(files: list[str], folder: Path, *, purpose: str) -> Any:
-    """The rows of parquet files, in memory.
+    """Load the rows of parquet files into memory.
 
     Raises:
         DataError: they cannot be read.
@@ -70,7 +70,7 @@ def from_parquet(files: list[str], folder: Path, *, purpose: str) -> Any:
 
 @contextlib.contextmanager
 def quiet(datasets: Any) -> Iterator[None]:
-    """Local files are read faster than a progress bar can be looked at, and what is wrong with them is said once, by us."""
+    """Silence progress bars and logging of `datasets`: local files load quickly, and errors are reported once, by us."""
     shown, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)

@@ -23,7 +23,7 @@ from bitstill.data.task import Batch, Split, Task
 from bitstill.errors import DataError, need_package
 
 DRAWS = 3
-"""Uniform numbers per clip for augmentation: shift, loudness of the noise, place in the noise."""
+"""Uniform numbers per clip for augmentation: shift, loudness of the noise, position in the noise."""
 SHIFT = 0.1
 """Largest shift in seconds."""
 NOISE = 0.1
@@ -33,13 +33,14 @@ KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go
 
 @dataclass(frozen=True)
 class Speech:
-    """A set of spoken words.
+    """A data set of spoken words.
 
     Args:
         folder: its folder in `$BITSTILL_DATA`, with train*.parquet and test*.parquet, columns `audio` and `label`.
-        hub: its name and configuration on the hub, and the revision in which it is stored as parquet; None if it is not there.
+        hub: its name and configuration on the hub, and the revision with parquet files; None if it is not on the hub.
         mel: the spectrogram.
-        keywords: words that are told apart; all others are one class, silence another; None tells all apart.
+        keywords: words with a class of their own; all others share a class, and silence is another. None gives every word a
+            class.
     """
 
     folder: str
@@ -57,11 +58,11 @@ SPEECH = {
 
 
 def load(name: str, data: Path | None = None) -> Task:
-    """A task of spoken words. A tenth of train, at most 2,000 clips, is held out for validation.
+    """Load a task of spoken words. A tenth of train, at most 2,000 clips, is held out for validation.
 
     Args:
         name: a key of `SPEECH`.
-        data: a folder with parquet files, or for "fsdd" its `recordings` as published; None looks in `$BITSTILL_DATA`, then on
+        data: folder with parquet files, or for "fsdd" its published `recordings`; None looks in `$BITSTILL_DATA`, then on
             the hub.
 
     Raises:
@@ -76,7 +77,7 @@ def load(name: str, data: Path | None = None) -> Task:
     count = min(2_000, len(labels) // 10)
     if count < 1:
         raise DataError("at least 10 clips to train on", given=str(len(labels)), where=name, fix="Check the files.")
-    held_out, kept = order[:count], order[count:]
+    held_out, training = order[:count], order[count:]
     mel = speech.mel
 
     def forward(model: nn.Module, batch: Batch) -> Tensor:
@@ -88,7 +89,7 @@ def load(name: str, data: Path | None = None) -> Task:
 
     return Task(
         name,
-        Split({"audio": audio[kept]}, labels[kept]),
+        Split({"audio": audio[training]}, labels[training]),
         Split({"audio": audio[held_out]}, labels[held_out]),
         Split({"audio": test_audio}, test_labels),
         Classification(len(classes), classes),
@@ -104,8 +105,8 @@ def shift_and_noise(batch: Batch, u: Tensor, largest: int) -> Batch:
 
     Args:
         batch: "audio" (N, samples), 16-bit samples.
-        u: uniform numbers (N, 3): shift, loudness of the noise up to a tenth of the clip's, place in the noise.
-        largest: shift in samples.
+        u: uniform numbers (N, 3): shift, loudness of the noise up to a tenth of the clip's, position in the noise.
+        largest: largest shift in samples.
     """
     audio = batch["audio"].float()
     samples = audio.shape[1]
@@ -129,14 +130,14 @@ def _split(name: str, speech: Speech, part: str, folder: Path | None) -> tuple[T
         raise DataError("clips", given="no rows", where=where, fix="Check the files.")
     datasets = need_package("datasets", extra="all", purpose="speech tasks")
     if isinstance(rows.features["audio"], datasets.Audio):
-        rows = rows.cast_column("audio", datasets.Audio(decode=False))  # decoding needs another package; these are plain WAV
+        rows = rows.cast_column("audio", datasets.Audio(decode=False))  # decoding plain WAV needs no further package
     names = _names(rows, where)
     classes = names if speech.keywords is None else (*speech.keywords, "unknown", "silence")
     clips, labels = [], []
     for index, row in enumerate(tqdm(rows, desc=f"reading {part} clips", unit="clip", leave=False, mininterval=1.0)):
         label = _class(names[row["label"]], speech.keywords)
         if speech.keywords is not None and label == len(KEYWORDS) and index % 10:
-            continue  # other words are twenty times as many as any keyword
+            continue  # other words are twenty times as frequent as any keyword
         clips.append(_clip(row["audio"], speech.mel, f"{where}, row {index}"))
         labels.append(label)
     return torch.from_numpy(np.stack(clips)), torch.tensor(labels, dtype=torch.int64), classes
@@ -159,12 +160,12 @@ def _rows(speech: Speech, part: str, folder: Path | None) -> Any:
 
 
 def _recording(path: Path) -> dict[str, Any]:
-    """A file of the Free Spoken Digit Dataset, named digit_speaker_take.wav."""
+    """Row for a file of the Free Spoken Digit Dataset, named digit_speaker_take.wav."""
     return {"audio": {"bytes": path.read_bytes(), "path": path.name}, "label": int(path.name[0])}
 
 
 def _is_test(path: Path) -> bool:
-    """Takes 0 to 4 are its test split."""
+    """Whether a file belongs to the test split: takes 0 to 4."""
     take = path.stem.rpartition("_")[2]
     return take.isdecimal() and int(take) < 5
 
@@ -175,11 +176,11 @@ def _names(rows: Any, where: str) -> tuple[str, ...]:
     feature = rows.features["label"]
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names)
-    found = rows["label"][:]
-    if any(not isinstance(label, int) or label < 0 for label in found):
-        odd = next(label for label in found if not isinstance(label, int) or label < 0)
+    labels = rows["label"][:]
+    if any(not isinstance(label, int) or label < 0 for label in labels):
+        odd = next(label for label in labels if not isinstance(label, int) or label < 0)
         raise DataError("labels 0, 1, 2 and so on", given=repr(odd), where=where, fix="Check the file.")
-    return tuple(str(label) for label in range(max(found) + 1))
+    return tuple(str(label) for label in range(max(labels) + 1))
 
 
 def _class(word: str, keywords: Sequence[str] | None) -> int:
@@ -191,7 +192,7 @@ def _class(word: str, keywords: Sequence[str] | None) -> int:
 
 
 def _clip(audio: Any, mel: LogMel, where: str) -> np.ndarray[Any, Any]:
-    """One clip as int16 (samples,): its middle where it is longer, silence around it where it is shorter."""
+    """One clip as int16 (samples,): a longer one is cropped to its centre, a shorter one padded with silence."""
     try:
         samples = _samples(audio, mel.rate)
     except (wave.Error, EOFError, ValueError, TypeError, KeyError) as error:
@@ -208,10 +209,10 @@ def _clip(audio: Any, mel: LogMel, where: str) -> np.ndarray[Any, Any]:
 
 def _samples(audio: Any, rate: int) -> np.ndarray[Any, Any]:
     if not isinstance(audio, dict):
-        found = np.asarray(audio)
-        if found.ndim != 1 or (found.size and (found.dtype.kind not in "iu" or np.abs(found).max() > 32_768)):
-            raise ValueError(f"an array of {found.dtype} with {found.ndim} dimensions")
-        return found.astype(np.int16)
+        samples = np.asarray(audio)
+        if samples.ndim != 1 or (samples.size and (samples.dtype.kind not in "iu" or np.abs(samples).max() > 32_768)):
+            raise ValueError(f"an array of {samples.dtype} with {samples.ndim} dimensions")
+        return samples.astype(np.int16)
     with wave.open(io.BytesIO(audio["bytes"])) as file:
         if (file.getnchannels(), file.getsampwidth(), file.getframerate()) != (1, 2, rate):
             raise ValueError(f"{file.getnchannels()} channels of {8 * file.getsampwidth()} bits at {file.getframerate()} Hz")

@@ -1,7 +1,7 @@
-"""A task: data in three splits, how a model reads a batch, and the objective.
+"""A task: data in three splits, a forward function, and the objective.
 
-Splits are held in memory as tensors. Everything random is a function of the sample's index and a key, so that any batch can
-be made again at any time, in any process.
+Splits are held in memory as tensors. All randomness is a function of the sample's index and a key, so that any batch can be
+reproduced at any time, in any process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bitstill.model.modes import evaluating
 
 Batch = dict[str, Tensor]
 Forward = Callable[[nn.Module, Batch], Any]
-"""Runs a model on a batch; the objective reads what counts of its output."""
+"""Function that runs a model on a batch; the objective reads its output."""
 Augment = Callable[[Batch, Tensor], Batch]
 
 
@@ -32,10 +32,9 @@ class Split:
 
     Args:
         inputs: tensors with one row per sample, by name.
-        labels: one row per sample, of the kind that the task's objective reads: int64 (samples,) classes, float (samples,)
-            values.
-        lengths: for padded sequences, int64 (samples,): how many positions of dimension 1 each sample uses. A batch is then cut
-            to its longest sample, and batches are made of samples of similar length.
+        labels: one row per sample, as the task's objective requires: int64 (samples,) classes, float (samples,) values.
+        lengths: lengths of padded sequences along dimension 1, int64 (samples,). A batch is then cut to its longest sample, and
+            samples of similar length are batched together.
     """
 
     inputs: Mapping[str, Tensor]
@@ -59,18 +58,18 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Batch:
-        """The samples `indices` (int64) as a batch; `index` keeps where they came from."""
+        """The samples `indices` (int64) as a batch; its key "index" holds them."""
         longest = None if self.lengths is None else int(self.lengths[indices].max())
         inputs = {name: t[indices] if t.ndim < 2 else t[indices, :longest] for name, t in self.inputs.items()}
         return {**inputs, "labels": self.labels[indices], "index": indices}
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Indices of all samples in batches of at most `size`, those of similar length together; always the same ones."""
+        """Yield the indices of all samples in fixed batches of at most `size`, those of similar length together."""
         order = torch.arange(len(self)) if self.lengths is None else self.lengths.argsort(stable=True)
         yield from order.split(size)
 
     def digest(self) -> str:
-        """A short hash of every byte, by which a checkpoint knows its data."""
+        """A short hash of every byte, by which a checkpoint identifies its data."""
         state = hashlib.blake2b(digest_size=8)
         lengths = () if self.lengths is None else (self.lengths,)
         for tensor in (*self.inputs.values(), self.labels, *lengths):
@@ -80,7 +79,7 @@ class Split:
 
 
 class Preprocessor(Protocol):
-    """What turned raw data into a task's inputs, such as a tokenizer; an artifact carries it."""
+    """Conversion of raw data into a task's inputs, such as a tokenizer; it becomes part of the artifact."""
 
     def save(self, folder: Path) -> None:
         """Write its files into `folder`."""
@@ -88,20 +87,20 @@ class Preprocessor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is to be learned.
+    """Data in three splits and an objective.
 
     Args:
-        name: for reports.
-        train: what models learn from.
-        validation: held out of train, for curves and choices.
-        test: reported, and used for nothing else.
-        objective: what is asked of a model: its losses and metrics, and what the labels mean.
-        forward: runs a model on a batch.
-        augment: changes a training batch, given uniform numbers (batch, draws); None leaves it alone.
-        draws: how many uniform numbers per sample `augment` wants.
-        preprocessor: what made the inputs, or None.
-        options: how the data were read, as plain values, so that `evaluate` can read them again.
-        origin: by part, the files that were read, their rows, and how many were dropped as empty, as plain values for reports.
+        name: name in reports.
+        train: training split.
+        validation: split for curves and for selecting weights, held out of train.
+        test: split of the reported metrics, used for nothing else.
+        objective: losses, metrics, and meaning of the labels.
+        forward: function that runs a model on a batch.
+        augment: function that augments a training batch, given uniform numbers (batch, draws); None does not augment.
+        draws: number of uniform numbers per sample for `augment`.
+        preprocessor: conversion of raw data into the inputs, or None.
+        options: options of loading as plain values, from which `evaluate` loads the task again.
+        origin: files read, their rows, and numbers of empty rows dropped, by part, as plain values for reports.
     """
 
     name: str
@@ -121,18 +120,18 @@ class Task:
             self.objective.check_labels(split.labels, f"{self.name}, {name} split")
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What counts of the model's output for a batch."""
+        """Run a model on a batch and extract the relevant part of its output."""
         return self.objective.read(self.forward(model, batch), batch)
 
     def sample(self, count: int = 2) -> Batch:
-        """The first few training samples: enough to run a model once."""
+        """A batch of the first few training samples."""
         return self.train.take(torch.arange(min(count, len(self.train))))
 
     def check_model(self, model: nn.Module, name: str) -> None:
-        """Run `model` on a sample and compare the width of its output with the objective's.
+        """Check that `model` accepts the task's inputs and has the objective's number of outputs.
 
         Raises:
-            DataError: if it cannot read the task's inputs, or returns outputs of another width.
+            DataError: it does not.
         """
         try:
             with evaluating(model), torch.no_grad():
@@ -150,20 +149,20 @@ class Task:
                 f"{self.objective.summary}, as {self.name} has",
                 given=f"{width} outputs",
                 where=name,
-                fix="Teacher and student must both have as many outputs as the task's objective asks for.",
+                fix="Teacher and student must both have the number of outputs of the task's objective.",
             )
 
 
 def with_class_weights(task: Task, weights: Literal["balanced"] | tuple[float, ...]) -> Task:
-    """The task with weights for the classes in its loss on labels.
+    """Set class weights in the loss on labels.
 
     Args:
-        task: of an objective with classes.
-        weights: one per class, in their order; "balanced" takes them from the training labels, so that rare classes count as
-            much as frequent ones.
+        task: a task whose objective has classes.
+        weights: one per class, in order; "balanced" computes them from the training labels, so that rare classes weigh as much
+            as frequent ones.
 
     Raises:
-        SpecError: the objective has no classes, or another number of them.
+        SpecError: the objective has no classes, or a different number.
     """
     if not isinstance(task.objective, WeighsClasses):
         given, fix = type(task.objective).__name__, "Leave class_weights out."
@@ -173,7 +172,7 @@ def with_class_weights(task: Task, weights: Literal["balanced"] | tuple[float, .
 
 
 def assess(model: nn.Module, task: Task, split: Split) -> dict[str, Any]:
-    """What a report says of a model on a split: every metric, that of the best constant answer too, and details."""
+    """Evaluate a model on a split for a report: all metrics, those of the best constant answer, and details."""
     outputs, objective = predict(model, task, split), task.objective
     metrics = objective.metrics(outputs, split.labels)
     return {
@@ -187,18 +186,18 @@ def assess(model: nn.Module, task: Task, split: Split) -> dict[str, Any]:
 
 
 def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int = 500) -> float:
-    """The metric that decides over a whole split. The model is used as it is: hand in a delivered form, not a latent one."""
+    """Deciding metric on a whole split. The model is used as given: pass the delivered form, not latent weights."""
     return task.objective.metrics(predict(model, task, split, batch_size), split.labels)[task.objective.decides]
 
 
 def baseline(task: Task, split: Split) -> dict[str, float]:
-    """Metrics of the best constant answer, as the training labels tell it, over a whole split."""
+    """Metrics on a whole split of the best constant answer, estimated from the training labels."""
     constant = task.objective.constant_output(task.train.labels)
     return task.objective.metrics(constant.expand(len(split), *constant.shape), split.labels)
 
 
 def predict(model: nn.Module, task: Task, split: Split, batch_size: int = 500) -> Tensor:
-    """Outputs of a whole split, in order, float32 on the CPU."""
+    """Outputs for a whole split, in order, float32 on the CPU."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     orders, parts = [], []
     with evaluating(model), torch.inference_mode():

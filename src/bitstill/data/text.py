@@ -1,6 +1,6 @@
-"""Text with labels, before any tokenizer has seen it: read from files or from the hub, checked row by row.
+"""Text tasks before tokenization: texts and labels read from files or from the hub, checked row by row.
 
-What a model reads depends on its tokenizer, so a text task becomes a `Task` only when it meets one: `hf.tokenize.tokenize`.
+Inputs depend on the model's tokenizer, so `hf.tokenize.tokenize` turns a `TextTask` into a `Task`.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from bitstill.errors import DataError, SpecError, suggest
 
 READABLE = (".csv", ".json", ".jsonl", ".parquet")
 HELD_OUT, AT_MOST = 0.1, 2_000
-"""Share of the training rows that is held out for choices, and its limit."""
+"""Fraction of the training rows held out for validation, and its limit in rows."""
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How a user's own text files are read.
+    """Format of the user's own text files.
 
     Args:
-        text: the column with the text, or two columns with a pair.
-        label: the column with the label: a class (a name, a whole number, true or false), several of them (a list; in CSV files
+        text: column with the text, or two columns with a pair.
+        label: column with the label: a class (a name, an integer, true or false), several classes (a list; in CSV files
             separated by `separator`), or a value.
-        objective: "classification", "multi-label" or "regression"; None decides by the labels of the training files: lists are
-            multi-label, numbers with a fraction are values, all others are classes (0.0 and 1.0 too).
-        max_length: longest text in tokens, special ones included.
-        truncate: cut longer texts off; else they are an error.
-        classes: names of the classes in order; None takes those of the training files (`data.text_labels` has their order).
-        separator: between the labels of a row, where objective is "multi-label" and a cell can hold no list.
-        drop_empty: leave out rows without a text, or without a label where there must be one; else they are an error.
+        objective: "classification", "multi-label" or "regression"; None infers it from the labels of the training files: lists
+            are multi-label, numbers with a fraction are values, all others are classes (0.0 and 1.0, too).
+        max_length: maximal length of a text in tokens, special tokens included.
+        truncate: truncate longer texts; otherwise they are an error.
+        classes: names of the classes in order; None uses those in the training files (ordered as in `data.text_labels`).
+        separator: separator of the labels of a row, for "multi-label" in files without lists.
+        drop_empty: drop rows without a text, or without a required label; otherwise they are an error.
     """
 
     text: tuple[str, ...] = ("text",)
@@ -82,7 +82,7 @@ class TextSplit:
     Args:
         texts: one list of strings per text column.
         labels: int64 (rows,) classes, float32 (rows, labels) of 0 and 1, or float32 (rows,) values.
-        rows: where each was in its file; None is in order.
+        rows: row indices in the file; None if in order.
     """
 
     texts: tuple[list[str], ...]
@@ -93,7 +93,7 @@ class TextSplit:
         return len(self.labels)
 
     def take(self, rows: Tensor) -> TextSplit:
-        """The given rows."""
+        """Select rows."""
         picked = rows.tolist()
         own = rows if self.rows is None else self.rows[rows]
         return TextSplit(tuple([column[row] for row in picked] for column in self.texts), self.labels[rows], own)
@@ -104,10 +104,10 @@ class TextTask:
     """A task whose inputs are strings.
 
     Args:
-        name: for reports.
+        name: name in reports.
         train, validation, test: as in `Task`.
         objective: as in `Task`.
-        options: columns, longest text, what to do with longer ones.
+        options: columns, maximal length and truncation.
         origin: as in `Task`.
     """
 
@@ -121,15 +121,15 @@ class TextTask:
 
 
 def load(data: Path | None, options: TextOptions) -> TextTask:
-    """A user's own files: train.* and test.*, and validation.* or a part held out of train.
+    """Load the user's own files: train.* and test.*, and validation.* or a part held out of train.
 
     Args:
-        data: a folder with CSV, JSON (one object per line) or parquet files.
-        options: which columns hold what.
+        data: folder with CSV, JSON (one object per line) or parquet files.
+        options: format of the files.
 
     Raises:
-        DataError: files or columns are missing, or labels are not what they should be.
-        SpecError: no folder.
+        DataError: files or columns are missing, or labels are invalid.
+        SpecError: no folder is given.
     """
     if data is None:
         fix = "Add --data FOLDER with train.csv and test.csv (or .json, .jsonl, .parquet)."
@@ -147,7 +147,7 @@ def load(data: Path | None, options: TextOptions) -> TextTask:
 
 
 def _labels(columns: Mapping[str, LabelColumn], options: TextOptions) -> tuple[Objective, dict[str, Tensor], TextOptions]:
-    """Objective and labels of every part; what was decided becomes part of the options, so that others are read alike."""
+    """Objective and labels of every part; inferred choices become part of the options, so that loading can be repeated."""
     columns = parsed(columns, options.objective)
     kind = options.objective or kind_of(columns["train"].values)
     if kind == "regression":
@@ -166,10 +166,10 @@ def _labels(columns: Mapping[str, LabelColumn], options: TextOptions) -> tuple[O
 
 
 def held_out(train: TextSplit, name: str) -> tuple[TextSplit, TextSplit]:
-    """A tenth of `train`, at most 2,000 rows, set apart: (what is left, what was held out).
+    """Hold out a tenth of `train`, at most 2,000 rows: (remaining, held out).
 
     Raises:
-        DataError: if there is nothing to share.
+        DataError: there are fewer than two rows.
     """
     count = min(AT_MOST, math.ceil(HELD_OUT * len(train)))
     if count >= len(train):
@@ -180,14 +180,14 @@ def held_out(train: TextSplit, name: str) -> tuple[TextSplit, TextSplit]:
 
 @dataclass(frozen=True, eq=False)
 class PartTable:
-    """The rows of a part, and the names of the files that hold them."""
+    """Rows of a part, and the names of their files."""
 
     table: Table
     files: tuple[str, ...]
 
 
 def read_part(folder: Path, part: str, *, required: bool = True) -> PartTable | None:
-    """The rows of a part from `part`.{parquet,csv,json,jsonl} in `folder`, or from its pieces; None if absent and not required.
+    """Load a part from `part`.{parquet,csv,json,jsonl} in `folder`, or from its pieces; None if absent and not required.
 
     Raises:
         DataError: no such file, several that may be meant (`part_files`), or one that cannot be read.
@@ -202,7 +202,7 @@ def read_part(folder: Path, part: str, *, required: bool = True) -> PartTable | 
 
 
 def split_of(table: Table, options: TextOptions, names: Sequence[str] | None, where: str) -> TextSplit:
-    """Rows of a published set, whose labels are numbers, as a checked split; a few of its texts may be empty (QQP).
+    """Check the rows of a published set, whose labels are numbers; a few texts may be empty (QQP).
 
     Raises:
         DataError: a column is missing, a text is no string, or a label is not one of the task's.
@@ -214,7 +214,7 @@ def split_of(table: Table, options: TextOptions, names: Sequence[str] | None, wh
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """Texts and labels of a part; the numbers of its rows in the file, where some were dropped, and how many were."""
+    """Texts and labels of a part, with row indices in the file if rows were dropped, and their number."""
 
     texts: tuple[list[str], ...]
     labels: LabelColumn
@@ -257,10 +257,10 @@ def _is_empty(cell: object) -> bool:
 
 
 def _check_texts(values: Sequence[Any], where: str, rows: Sequence[int] | None, allow_empty: bool) -> None:
-    """Refuse what is no text, empty texts, and a column of numbers alone.
+    """Check that a column holds texts: no other types, no empty ones, not only numbers.
 
     Raises:
-        DataError: naming the first row.
+        DataError: it does not; names the first such row.
     """
     number = (lambda row: row) if rows is None else rows.__getitem__
     wrong = [row for row, value in enumerate(values) if not isinstance(value, str) and not _is_empty(value)]

@@ -1,7 +1,7 @@
 """Labels of text files: classes by name or number, lists of labels, values; read from columns and checked row by row.
 
-The classes of a column are its distinct values in this order: names sorted as text, whole numbers in ascending order, false
-before true. Whole numbers from 0 without a gap are called LABEL_0, LABEL_1 and so on; all others are called what they are.
+The classes of a column are its distinct values, with names sorted as text, integers in ascending order, and false before true.
+Consecutive integers from 0 are named LABEL_0, LABEL_1 and so on; all other classes are named by their value.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from bitstill.errors import DataError
 
 Kind = Literal["classification", "multi-label", "regression"]
 SEPARATOR = ";"
-"""Between the labels of one row where a cell can hold no list."""
+"""Separator of the labels in a cell, in files without lists."""
 LARGEST_NUMBER = 1_000
-"""Of a class, where numbers have gaps: larger ones are ids, counts or values."""
+"""Largest class if numbers have gaps: larger ones are ids, counts or values."""
 LARGEST_VALUE = torch.finfo(torch.float32).max
 FEW_CLASSES = 10
-"""So many classes may occur once each; more of them must occur twice on average."""
+"""Number of classes that may occur only once each; more must occur twice on average."""
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
 _NO_NUMBER = re.compile(r"[+-]?(inf|infinity|nan)", re.IGNORECASE)
@@ -38,12 +38,12 @@ _short = _REPR.repr
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """The labels of a part as they were read.
+    """Labels of a part, as read.
 
     Args:
         values: one per row.
-        where: for errors.
-        rows: the number of each in its file; None is in order.
+        where: location for errors.
+        rows: row indices in the file; None if in order.
     """
 
     values: Sequence[Any]
@@ -51,16 +51,16 @@ class LabelColumn:
     rows: Sequence[int] | None = None
 
     def describe(self, wrong: Sequence[int]) -> str:
-        """The first of the values at `wrong`, its row, and how many more there are."""
+        """First of the values at `wrong`, its row, and the number of others."""
         row = wrong[0] if self.rows is None else self.rows[wrong[0]]
         more = f" and {len(wrong) - 1} more, first" if len(wrong) > 1 else ""
         return f"{_short(self.values[wrong[0]])}{more} in row {row}"
 
     def check(self, valid: Callable[[Any], bool], wanted: str, fix: str) -> None:
-        """Refuse a column with a value that is not `valid`.
+        """Check that all values are `valid`.
 
         Raises:
-            DataError: naming the first row.
+            DataError: a value is not; names the first row.
         """
         wrong = [index for index, value in enumerate(self.values) if not valid(value)]
         if wrong:
@@ -68,12 +68,12 @@ class LabelColumn:
 
 
 def parsed(columns: Mapping[str, LabelColumn], kind: Kind | None) -> dict[str, LabelColumn]:
-    """Labels with the types that the training part says: strings that all are numbers, or true and false, are read as those.
+    """Convert labels to the type of the training part: strings that are all numbers, or all true and false, become those.
 
     Args:
-        columns: by part. NaN is a missing label.
-        kind: what the labels are for, where that is said; numbers with a fraction stay names of classes where it is
-            "classification", and everything stays as it is where it is "multi-label".
+        columns: columns by part. NaN is a missing label.
+        kind: kind of labels, if given; under "classification" numbers with a fraction stay names of classes, and under
+            "multi-label" nothing is converted.
     """
     missing = {part: [None if isinstance(v, float) and math.isnan(v) else v for v in c.values] for part, c in columns.items()}
     texts = [value for value in missing["train"] if value is not None]
@@ -92,7 +92,7 @@ def parsed(columns: Mapping[str, LabelColumn], kind: Kind | None) -> dict[str, L
 
 
 def kind_of(values: Sequence[Any]) -> Kind:
-    """What labels are for, by their type: lists, numbers with a fraction, or anything else."""
+    """Kind of labels by their type: lists, numbers with a fraction, or anything else."""
     if any(isinstance(value, list) for value in values):
         return "multi-label"
     fractions = any(isinstance(value, float) and not value.is_integer() for value in values)
@@ -100,7 +100,7 @@ def kind_of(values: Sequence[Any]) -> Kind:
 
 
 def class_names(column: LabelColumn) -> tuple[str, ...]:
-    """Names of the classes that occur, in the documented order.
+    """Names of the classes in a column, in the order of this module.
 
     Raises:
         DataError: there are fewer than two, labels are missing or of several types, or they are ids or values, not classes.
@@ -127,9 +127,9 @@ def as_classes(column: LabelColumn, names: Sequence[str], *, named: bool) -> Ten
     """Labels as int64 (rows,) classes.
 
     Args:
-        column: as read.
-        names: of the classes, in order.
-        named: whether the classes are names, so that a number is never taken for the place of one.
+        column: labels as read.
+        names: names of the classes, in order.
+        named: whether labels are names, so that a number is never taken for an index.
 
     Raises:
         DataError: unknown labels.
@@ -138,7 +138,7 @@ def as_classes(column: LabelColumn, names: Sequence[str], *, named: bool) -> Ten
 
 
 def split_lists(column: LabelColumn, separator: str) -> list[list[str | int]]:
-    """The labels of each row: a list as it is, a text cut at `separator`, nothing where a cell of such a text is empty.
+    """Labels of each row: a list, a text split at `separator`, or none for an empty cell.
 
     Raises:
         DataError: a row holds something else.
@@ -155,7 +155,7 @@ def split_lists(column: LabelColumn, separator: str) -> list[list[str | int]]:
 
 
 def with_numbers(lists: Mapping[str, list[list[Any]]]) -> dict[str, list[list[Any]]]:
-    """Lists of labels by part, as whole numbers where all labels of the training part are written as such."""
+    """Convert lists of labels to integers if all labels of the training part are integers."""
     labels = [label for row in lists["train"] for label in row]
     if not labels or not all(isinstance(label, str) and _WHOLE.fullmatch(label) for label in labels):
         return dict(lists)
@@ -183,8 +183,8 @@ def multi_hot(rows: Sequence[Sequence[Any]], names: Sequence[str], column: Label
 
     Args:
         rows: from `split_lists`.
-        names: of the labels, in order.
-        column: where the rows are from, for errors.
+        names: names of the labels, in order.
+        column: column of the rows, for errors.
         named: as in `as_classes`.
 
     Raises:
@@ -205,7 +205,7 @@ def _flat(rows: Sequence[Sequence[Any]], column: LabelColumn) -> LabelColumn:
 
 
 def _names(column: LabelColumn) -> tuple[str, ...]:
-    """The distinct labels in the documented order."""
+    """Distinct labels in the order of this module."""
     fix = "Correct these rows, or leave those without a text or a label out with --drop-empty."
     column.check(_is_label, "labels that are names, whole numbers, or true and false", fix)
     first = _type_of(column.values[0])
@@ -234,7 +234,7 @@ def _check_numbers(column: LabelColumn) -> None:
 
 
 def _check_spelling(names: Sequence[str], where: str) -> None:
-    """Refuse classes that differ in capitals or in spaces at their ends alone."""
+    """Check that no classes differ only in case or in surrounding spaces."""
     spellings: dict[str, str] = {}
     for name in names:
         other = spellings.setdefault(name.strip().casefold(), name)
@@ -272,7 +272,7 @@ def _places(column: LabelColumn, names: Sequence[str], named: bool) -> list[int]
 
 
 def is_number(value: str) -> bool:
-    """Whether a cell holds a number and nothing else."""
+    """Whether a cell holds only a number."""
     return _NUMBER.fullmatch(value) is not None
 
 
@@ -300,5 +300,5 @@ def _is_finite(value: object) -> bool:
 
 
 def _type_of(value: object) -> type:
-    """Whole numbers count as int, however they are written."""
+    """Type of a label; integers count as int however they are written."""
     return int if isinstance(value, float) else type(value)
