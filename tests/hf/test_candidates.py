@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitstill.data.augmentation import exchangeable
+from bitstill.data.augmentation import replaceable_words
 from bitstill.errors import DataError
 from bitstill.hf.candidates import MaskedLanguageModel, Neighbours, _around, neighbours_from_file, own_neighbours, whole_words
 from tests.hf import tiny
@@ -30,7 +30,7 @@ def test_whole_words_are_neither_pieces_nor_signs_nor_special(source):
 
 def test_the_model_reads_the_masked_text_and_the_text_itself(language_model):
     text = "a good film, never dull"
-    words = exchangeable(text)
+    words = replaceable_words(text)
     assert [str(word) for word in words] == ["good", "film", "never", "dull"]
     found = language_model.propose(words, 5)
     for word, candidates in zip(words, found, strict=True):
@@ -46,7 +46,7 @@ def test_the_model_reads_the_masked_text_and_the_text_itself(language_model):
 
 
 def test_words_of_several_tokens_get_neighbours_of_their_pieces(language_model, source):
-    (word,) = exchangeable("sharply")
+    (word,) = replaceable_words("sharply")
     table = language_model.model.get_input_embeddings().weight
     unit = torch.nn.functional.normalize(table, dim=1)
     mean = (unit[WORDS.index("sharp")] + unit[WORDS.index("##ly")]) / 2
@@ -58,7 +58,7 @@ def test_words_of_several_tokens_get_neighbours_of_their_pieces(language_model, 
 def test_of_a_long_text_what_is_around_the_word_is_read(language_model):
     """The tokenizer would cut its end off, mask and all."""
     text = " ".join(["film"] * 60) + " good " + " ".join(["film"] * 60)
-    words = [word for word in exchangeable(text) if str(word) == "good"]
+    words = [word for word in replaceable_words(text) if str(word) == "good"]
     (found,) = language_model.propose(words, 3)
     limit = tiny.LIMIT
     around, word = _around(words[0], limit)
@@ -69,7 +69,7 @@ def test_of_a_long_text_what_is_around_the_word_is_read(language_model):
 @pytest.mark.parametrize("characters", [0, 1, 3, 7, 100])
 def test_a_text_is_cut_at_spaces(characters):
     text = "ab cde good fgh i"
-    for word in exchangeable(text):
+    for word in replaceable_words(text):
         around, place = _around(word, characters)
         assert str(place) == str(word) and around in text and len(around) <= len(str(word)) + 2 * characters
         start = word.start - place.start
@@ -83,7 +83,7 @@ def test_neighbours_do_not_depend_on_which_words_are_asked_for_together():
     letters = "abcdefghij"
     names = [f"{a}{b}{c}{d}" for a in letters for b in letters for c in letters for d in letters[:2]]
     vectors = torch.randn(len(names), 24).repeat_interleave(2, 0)[: len(names)]  # each has a twin, and all are ties by pairs
-    words = exchangeable(" ".join(names[:64]))
+    words = replaceable_words(" ".join(names[:64]))
     wanted = Neighbours(names, vectors, "here").propose(words, 5)
     for size in (1, 3, 17):
         asked = Neighbours(names, vectors, "here")
@@ -101,13 +101,13 @@ def test_neighbours_are_the_nearest_by_cosine_without_the_word_itself():
     names = [f"w{chr(97 + index)}" for index in range(20)]
     vectors = torch.randn(20, 6) * torch.rand(20, 1)
     table = Neighbours(names, vectors, "made up")
-    found = table.propose(exchangeable("wc, Wd, unknown"), 4)
+    found = table.propose(replaceable_words("wc, Wd, unknown"), 4)
     for word, candidates in zip(("wc", "wd"), found, strict=False):
         cosine = torch.cosine_similarity(vectors[names.index(word)], vectors)
         order = [names[index] for index in cosine.argsort(descending=True).tolist()]
         assert candidates == [name for name in order if name != word][:4]
     assert found[2] == []
-    assert table.propose(exchangeable("wc"), 4) == found[:1], "what was looked up once is remembered"
+    assert table.propose(replaceable_words("wc"), 4) == found[:1], "what was looked up once is remembered"
 
 
 def test_a_file_of_embeddings(tmp_path):
@@ -115,7 +115,7 @@ def test_a_file_of_embeddings(tmp_path):
     path.write_text("good 1.0 0.0\nfine 0.9 0.1\nat a place 0.0 1.0\nbad -1.0 0.0\n. 0.9 0.0\n")
     table = neighbours_from_file(path)
     assert table.words == ["good", "fine", "at a place", "bad", "."], "as a few lines of published tables are"
-    assert table.propose(exchangeable("good"), 2) == [[".", "fine"]]
+    assert table.propose(replaceable_words("good"), 2) == [[".", "fine"]]
 
 
 @pytest.mark.parametrize("text", ["", "good 1.0 0.0\nfine 0.9\n", "good\n", "good one two\n", "good nan 0.0\n"])

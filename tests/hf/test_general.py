@@ -234,7 +234,7 @@ def test_sequences_are_what_the_tokenizer_makes_of_a_text():
     [
         ({"recipe": GeneralDistillation(steps=1)}, "a smaller student"),
         ({"recipe": GeneralDistillation(layers=9, steps=1)}, "1 to 3 layers"),
-        ({"corpus": Corpus("nowhere.txt", length=16)}, "a corpus that can be read"),
+        ({"corpus": Corpus("nowhere.txt", length=16)}, "a readable corpus"),
     ],
 )
 def test_plans_that_cannot_be_carried_out(teacher, corpus, tmp_path, monkeypatch, options, message):

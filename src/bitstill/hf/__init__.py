@@ -5,9 +5,9 @@
 
     classify = pipeline("text-classification", model="student-1bit")
 
-Importing this package registers bitstill as a quantization method of transformers; that is all it takes for `from_pretrained`
-and `pipeline` to read artifacts, imported before or after transformers. In a process that has not imported it, transformers
-refuses an artifact. No other folder of bitstill imports transformers.
+Importing this package, before or after transformers, registers bitstill as a quantization method of transformers, so that
+`from_pretrained` and `pipeline` load artifacts. In a process that has not imported it, transformers refuses an artifact. No
+other folder of bitstill imports transformers.
 """
 
 from bitstill.hf.quantizer import BitstillConfig, BitstillQuantizer

@@ -1,9 +1,9 @@
-"""Attention whose scores can be tapped, registered with transformers as an attention function; no model class is patched.
+"""An attention function with tappable scores, registered with transformers; no model class is patched.
 
-Without a tap it is transformers' own fused attention. While scores are tapped (`losses.taps`), or where the operands of its
-products are quantized (`model.attention_operands`), it is the same attention written out, and hands the scores before mask and
-softmax to the tap. Its mask function is registered too: for an attention without one transformers makes no mask at all, and
-padding would silently be attended to.
+Without a tap it is transformers' own fused attention. While scores are tapped (`losses.taps`), or if the operands of its
+products are quantized (`model.attention_operands`), it computes the same attention explicitly, and passes the scores before
+mask and softmax to the tap. A mask function is registered, too: for an attention function without one, transformers creates
+no mask, and padding would silently be attended to.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def attention(
 
     Args:
         module: the attention layer.
-        query, key, value: (batch, heads, positions, width).
+        query, key, value: (batch, heads, positions, head size).
         attention_mask: bool (batch, 1, queries, keys), True where attention is allowed, or None; a float mask is added.
         dropout: probability.
-        scaling: factor of the scores; None is 1 / sqrt(width).
+        scaling: factor of the scores; None is 1 / sqrt(head size).
 
     Returns:
-        (batch, positions, heads, width), and None for the probabilities.
+        (batch, positions, heads, head size), and None for the probabilities.
     """
     if HEADS in module.__dict__:
         groups = getattr(module, "num_key_value_groups", 1)
@@ -61,7 +61,7 @@ def attention(
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     causal = kwargs.get("is_causal")
     if getattr(module, "is_causal", False) if causal is None else causal:
-        # transformers passes no mask where it would be causal alone. Scores that it hides are nothing to imitate.
+        # transformers passes no mask that is only causal. Masked scores are excluded from the losses.
         _hand_over(receive, scores.tril())
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
@@ -78,10 +78,10 @@ def attention(
 
 
 def require(model: Any) -> None:
-    """Let `model`, some of whose layers quantize the operands of their products, compute attention by `attention`.
+    """Switch `model`, whose layers quantize operands of attention, to `attention`.
 
     Raises:
-        ArtifactError: it cannot, and would compute with operands in float.
+        ArtifactError: that is impossible, and the operands would stay in float.
     """
     if hasattr(model, "set_attn_implementation"):
         use(model)
@@ -98,7 +98,7 @@ def _hand_over(receive: Any, scores: Tensor) -> None:
 
 
 def use(model: Any) -> None:
-    """Let `model` compute attention by `attention` if transformers dispatches it; other models offer no scores."""
+    """Switch `model` to `attention` if transformers dispatches its attention; other models offer no scores."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     if getattr(model, "_supports_attention_backend", False):

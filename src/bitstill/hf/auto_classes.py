@@ -1,4 +1,4 @@
-"""The Auto class of transformers for each kind of head that an objective asks for."""
+"""Auto classes of transformers by kind of head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bitstill.errors import DataError
 
 
 class AutoClass(NamedTuple):
-    """An Auto class, the class names that it builds by `model_type` (one, or several), and what it is for."""
+    """An Auto class, its class names by `model_type` (one or several), and its purpose."""
 
     auto: Any
     classes: Mapping[str, str | Sequence[str]]
@@ -36,21 +36,21 @@ _IMAGE: dict[HeadKind, AutoClass] = {
 
 
 def auto_class_for(task: Task) -> AutoClass:
-    """The Auto class whose models answer `task`.
+    """Auto class of models for `task`.
 
     Raises:
-        DataError: no class of transformers has the head that the task's objective asks for.
+        DataError: no class of transformers has the head of the task's objective.
     """
     modality, table = ("text", _TEXT) if "input_ids" in task.train.inputs else ("image", _IMAGE)
     kind = task.objective.head_kind
     if kind not in table:
-        fix = f"Pass a network of your own; pretrained models have heads for: {', '.join(table)}."
+        fix = f"Pass your own network; pretrained models have heads for: {', '.join(table)}."
         raise DataError(f"a head of transformers for {modality}", given=f"head_kind {kind!r}", where=task.name, fix=fix)
     return table[kind]
 
 
 def is_known(architecture: str) -> bool:
-    """Whether a class name is one that artifacts may hold: of a model with one of these heads, or without a head."""
+    """Whether artifacts may name this class: a model with one of these heads, or without a head."""
     tables = [entry.classes for table in (_TEXT, _IMAGE) for entry in table.values()]
     names = [name for table in (*tables, MODEL_MAPPING_NAMES) for name in table.values()]
     return any(architecture == name or (not isinstance(name, str) and architecture in name) for name in names)

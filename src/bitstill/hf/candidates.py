@@ -1,4 +1,4 @@
-"""Candidates for the words of a text: from a masked language model, or from the neighbourhood in a table of embeddings."""
+"""Candidates for replacing words: predictions of a masked language model, or nearest neighbours in a table of embeddings."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from bitstill.hf.tokenize import load_tokenizer
 from bitstill.model.state import stored_tensors
 
 LARGEST_TABLE = 100_000
-"""Words of a file of embeddings that are read: the most frequent ones, which come first (Jiao et al. 2020)."""
+"""Words read from a file of embeddings: the most frequent ones, which come first (Jiao et al. 2020)."""
 BATCH, LONGEST = 32, 512
 
 
 class Neighbours:
-    """The words whose embeddings are nearest by cosine.
+    """Nearest neighbours of words, by cosine similarity of their embeddings.
 
     Args:
-        words: of the table, all different.
-        vectors: theirs, float (words, width).
-        source: where they are from.
-        pieces: gives a vector to a word that is not in the table, or None.
+        words: distinct words of the table.
+        vectors: their embeddings, float (words, width).
+        source: name of the table.
+        pieces: function that computes a vector for a word outside the table, or None.
     """
 
     def __init__(self, words: Sequence[str], vectors: Tensor, source: str, pieces: Any = None) -> None:
@@ -43,17 +43,17 @@ class Neighbours:
         self._known: dict[str, list[str]] = {}
 
     def describe(self) -> dict[str, Any]:
-        """The table."""
+        """Plain values that identify the table."""
         return {"neighbours in": self.source, "digest": _digest([self.vectors])}
 
     def propose(self, words: Sequence[Word], count: int) -> list[list[str]]:
-        """The `count` nearest words to each, itself left out."""
+        """The `count` nearest words to each word, excluding itself."""
         distinct = dict.fromkeys(str(word) for word in words)
         queries = {word: vector for word in distinct if word not in self._known and (vector := self._vector(word)) is not None}
         for chunk in _chunks(list(queries), 256):
             unit = torch.nn.functional.normalize(torch.stack([queries[word] for word in chunk]), dim=1)
             near = (unit @ self.vectors.T).topk(min(2 * count + 2, len(self.words)), dim=1).indices.sort(dim=1).values
-            # The last bits of that product depend on which words are asked for together, and so would the order of near ties.
+            # The last bits of that product depend on the batch of words, and so would the order of near ties.
             cosine = (self.vectors[near].double() * unit[:, None].double()).sum(2)
             best = near.gather(1, cosine.sort(dim=1, descending=True, stable=True).indices)
             for word, row in zip(chunk, best.tolist(), strict=True):
@@ -69,15 +69,15 @@ class Neighbours:
 
 
 class MaskedLanguageModel:
-    """Predictions of a masked language model for a word's place; words of several tokens are looked up elsewhere.
+    """Predictions of a masked language model for a masked word; nearest neighbours for words of several tokens.
 
-    As Jiao et al. (2020) do, the model reads the text with the word masked and then the text itself, and its best predictions
-    are the candidates, pieces of words left out. The word itself is left out too: it is what stays without an exchange.
+    As in Jiao et al. (2020), the input is the text with the word masked, followed by the text itself, and the best predictions
+    are the candidates, without pieces of words and without the word itself.
 
     Args:
         source: folder or hub name.
-        otherwise: for words that are not one token.
-        device: where the model runs.
+        otherwise: nearest neighbours for words that are not one token.
+        device: device of the model.
         progress: show a progress bar for the words of a shard.
     """
 
@@ -92,7 +92,7 @@ class MaskedLanguageModel:
         self.whole = {token: word for word, token in whole_words(self.tokenizer).items()}
 
     def describe(self) -> dict[str, Any]:
-        """The model and the table beside it."""
+        """Plain values that identify the model and the table."""
         about = {"masked language model": self.source, "digest": _digest(stored_tensors(self.model).values())}
         return {**about, **self.otherwise.describe()}
 
@@ -110,7 +110,7 @@ class MaskedLanguageModel:
 
     def _predict(self, words: Sequence[Word], count: int) -> list[list[str]]:
         limit = min(LONGEST, self.tokenizer.model_max_length)
-        # Of a long text only so much on either side that two copies of it fit: most tokens are four letters or more.
+        # Only so much context that two copies of the text fit: most tokens have four letters or more.
         around = [_around(word, limit) for word in words]
         masked = [text[: word.start] + self.tokenizer.mask_token + text[word.end :] for text, word in around]
         originals = [text for text, _ in around]
@@ -121,7 +121,7 @@ class MaskedLanguageModel:
             rows = logits[torch.arange(len(words)), here.int().argmax(1)].float().cpu()
         candidates: list[list[str]] = []
         for word, row, there in zip(words, rows, here.any(1).tolist(), strict=True):
-            if not there:  # cut off all the same
+            if not there:  # truncated nevertheless
                 candidates.append([])
                 continue
             best = row.topk(min(count + 1, row.shape[-1])).indices.tolist()
@@ -135,7 +135,7 @@ class MaskedLanguageModel:
 
 
 def _around(word: Word, characters: int) -> tuple[str, Word]:
-    """A text with at most so many characters on either side of a word, cut at spaces, and the word in it."""
+    """Context of a word with at most `characters` on either side, cut at spaces, and the word in it."""
     start, end = max(0, word.start - characters), min(len(word.text), word.end + characters)
     if start > 0:
         start = max(start, word.text.find(" ", start, word.start) + 1)
@@ -147,13 +147,13 @@ def _around(word: Word, characters: int) -> tuple[str, Word]:
 
 
 def own_neighbours(source: str) -> Neighbours:
-    """Neighbours among the words of a model's own vocabulary, by its input embeddings; other words are means of their pieces.
+    """Neighbours in a model's vocabulary, by its input embeddings; other words have the mean embedding of their pieces.
 
     Args:
         source: folder or hub name.
 
     Raises:
-        DataError: there is no such model.
+        DataError: no such model.
     """
     tokenizer = load_tokenizer(source)
     table: Tensor = _load(AutoModel, source, "a model", "Check the name.").get_input_embeddings().weight.detach().float()
@@ -167,17 +167,17 @@ def own_neighbours(source: str) -> Neighbours:
 
 
 def neighbours_from_file(path: Path) -> Neighbours:
-    """Neighbours in a table of the GloVe format: a word and its numbers on each line, most frequent words first.
+    """Neighbours in a table in GloVe format: a word and its numbers on each line, most frequent words first.
 
     Raises:
-        DataError: the file cannot be read, or is no such table.
+        DataError: the file cannot be read, or has another format.
     """
     words: dict[str, npt.NDArray[np.float32]] = {}
     width = 0
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
-                line = line.rstrip("\n")  # a few words of published tables have spaces in them
+                line = line.rstrip("\n")  # a few words in published tables contain spaces
                 word, *numbers = line.rsplit(" ", width) if width else line.split(" ")
                 vector = np.array(numbers, dtype=np.float32)
                 width = width or len(vector)
@@ -188,7 +188,7 @@ def neighbours_from_file(path: Path) -> Neighbours:
                     break
     except (OSError, ValueError) as error:
         given = f"{type(error).__name__}: {error}"
-        fix = "Each line is a word and its numbers, with single spaces between, as GloVe's text files are."
+        fix = "Each line must be a word and its numbers, separated by single spaces, as in GloVe's text files."
         raise DataError(
             "a table of word embeddings", given=given, where=f"{path}, after {len(words)} words", fix=fix
         ) from error
@@ -198,7 +198,7 @@ def neighbours_from_file(path: Path) -> Neighbours:
 
 
 def whole_words(tokenizer: Any) -> dict[str, int]:
-    """The tokens that are whole words of letters alone, by the word: not pieces, numbers, signs or special tokens."""
+    """Tokens that are whole words of letters, by word: no pieces, numbers, punctuation or special tokens."""
     ids = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
     texts = [text.strip() for text in tokenizer.batch_decode([[token] for token in ids])]
     named = [(text, token) for text, token in zip(texts, ids, strict=True) if text.isalpha()]
@@ -212,7 +212,7 @@ def _load(auto: Any, source: str, expected: str, fix: str) -> Any:
             model, report = auto.from_pretrained(
                 source, dtype="float32", output_loading_info=True, use_safetensors=True, trust_remote_code=False
             )
-    except Exception as error:  # whatever its many parts raise for files that are damaged or not there
+    except Exception as error:  # transformers raises many kinds for damaged or missing files
         raise DataError(expected, given=one_line(error), where=source, fix=fix) from error
     missing = [name for name in report["missing_keys"] if ".pooler." not in f".{name}"]
     if missing:

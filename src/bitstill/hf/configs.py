@@ -1,4 +1,4 @@
-"""The `config.json` of an artifact from a transformers model, and the model from it."""
+"""Conversion between a transformers model and the `config.json` of an artifact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitstill.hf.quiet import quiet
 
 
 def config_of(model: nn.Module) -> dict[str, Any] | None:
-    """What `config.json` says of a transformers model, so that `from_config` and `from_pretrained` can rebuild it.
+    """Contents of `config.json` for a transformers model, from which `from_config` and `from_pretrained` rebuild it.
 
     Returns:
         None for other models, and for those with a head that artifacts do not describe: whoever loads them passes the network.
@@ -29,23 +29,23 @@ def config_of(model: nn.Module) -> dict[str, Any] | None:
         return None
     assert config is not None
     content: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
-    content.pop("quantization_config", None)  # the mark of `model.save_guard`; the artifact's own is added by its writer
+    content.pop("quantization_config", None)  # set by `model.save_guard`; the writer of the artifact adds its own
     content |= {"architectures": [type(model).__name__], "dtype": "float32", TRANSFORMERS_WEIGHTS: REFUSAL}
-    if getattr(model, "pooler", model) is None:  # an argument of the class, which no config of transformers holds
+    if getattr(model, "pooler", model) is None:  # an argument of the class that is not part of transformers' configs
         content[POOLER] = False
     return content
 
 
 def from_config(config: dict[str, Any]) -> nn.Module:
-    """A freshly initialised model of the architecture that an artifact's `config.json` describes.
+    """Build and initialise a model from an artifact's `config.json`.
 
     Raises:
-        ArtifactError: transformers does not know it.
+        ArtifactError: transformers does not know the architecture.
     """
     settings = {key: value for key, value in config.items() if key not in ("quantization_config", TRANSFORMERS_WEIGHTS)}
     try:
         model = _build(settings)
-    except Exception as error:  # a config may be wrong in as many ways as there are architectures
+    except Exception as error:  # each architecture has its own ways to fail on an invalid config
         raise ArtifactError(
             "a classifier, or a model without a head, that transformers knows",
             given=one_line(error),

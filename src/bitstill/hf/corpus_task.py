@@ -1,4 +1,4 @@
-"""A corpus meets a tokenizer and a teacher: the step from token ids to the `Task` of general distillation."""
+"""The task of general distillation, from a tokenized corpus and a teacher."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bitstill.model.modes import evaluating
 from bitstill.rng import derive
 
 HELD_OUT = 256
-"""Sequences on which student and teacher are compared."""
+"""Largest number of sequences on which student and teacher are compared."""
 
 
 def encoder_of(tokenizer: Any) -> Encoder:
-    """How this tokenizer turns documents into sequences.
+    """Encoder of documents for a tokenizer.
 
     Raises:
-        DataError: it knows no separator.
+        DataError: the tokenizer has no separator.
     """
     separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     if separator is None:
@@ -32,7 +32,7 @@ def encoder_of(tokenizer: Any) -> Encoder:
         raise DataError("a tokenizer with a separator", given="none", where="corpus", fix=fix)
 
     def encode(texts: list[str]) -> list[list[int]]:
-        with quiet():  # its remark on long texts: they are cut into sequences
+        with quiet():  # its warning about long texts: they are cut into sequences
             ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -44,18 +44,18 @@ def encoder_of(tokenizer: Any) -> Encoder:
 
 
 def corpus_task(sequences: Tensor, tokenizer: Any, teacher: nn.Module, mask_probability: float) -> Task:
-    """The task of a student that learns from its teacher on a corpus.
+    """Build the task of general distillation on a corpus.
 
-    The labels of held-out sequences are the teacher's mean hidden states (`MeanStates`); the others have none.
+    The labels of held-out sequences are the teacher's mean hidden states (`MeanStates`); training sequences have none.
 
     Args:
         sequences: int32 (count, length); the first ones are held out.
-        tokenizer: of both models.
-        teacher: runs on what is held out.
-        mask_probability: of replacing a token by the mask token; special tokens stay.
+        tokenizer: tokenizer of both models.
+        teacher: teacher, which runs on the held-out sequences.
+        mask_probability: probability of replacing a token by the mask token; special tokens are kept.
 
     Raises:
-        DataError: fewer sequences than are held out twice, or no mask token.
+        DataError: too few sequences, or no mask token.
     """
     held_out = min(HELD_OUT, len(sequences) // 10)
     if held_out < 2:
@@ -88,7 +88,7 @@ def corpus_task(sequences: Tensor, tokenizer: Any, teacher: nn.Module, mask_prob
 
 
 def _forward(model: nn.Module, batch: Batch) -> Any:
-    """The encoder alone: a student that already has the head of its task learns without it."""
+    """Run the encoder without a head, also for a student that already has one."""
     ids = batch["input_ids"].long()
     encoder: nn.Module = getattr(model, "base_model", model)
     return encoder(input_ids=ids, attention_mask=torch.ones_like(ids))

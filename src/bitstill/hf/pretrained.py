@@ -1,4 +1,4 @@
-"""Pretrained models by folder or hub name, with the head that a task asks for or without. No code of theirs is run."""
+"""Pretrained models by folder or hub name, with the head of a task or without. Remote code is never executed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained model, and how it differs from its files.
+    """A pretrained model, and its differences from its files.
 
     Args:
-        model: in float32, computing attention by `hf.attention_scores` where transformers lets it.
-        new: parameters that the files do not have; they are initialised anew and must be trained.
-        unused: parameters of the files that the model has no place for.
+        model: model in float32, with the attention of `hf.attention_scores` if transformers dispatches it.
+        new: parameters missing in the files; they are initialised and must be trained.
+        unused: parameters in the files that the model does not have.
     """
 
     model: nn.Module
@@ -41,17 +41,17 @@ class Pretrained:
 
 
 def load_pretrained(source: str, task: Task, role: str, seed: int = 0) -> Pretrained:
-    """A model with the head that the task's objective asks for.
+    """Load a model with the head of the task's objective.
 
     Args:
         source: folder or hub name.
-        task: its objective names the head and its outputs.
+        task: task whose objective defines the head and its outputs.
         role: "student" or "teacher", for errors.
-        seed: of what has to be initialised anew.
+        seed: seed of new parameters.
 
     Raises:
-        DataError: there is no such model, its head is for another task, its labels are in another order, or parts of its body
-            are missing.
+        DataError: no such model, its head is for another task, its labels are in another order, or parts of its body are
+            missing.
     """
     if task.objective.head_kind == "none":
         return load_encoder(source, role, seed)
@@ -62,7 +62,7 @@ def load_pretrained(source: str, task: Task, role: str, seed: int = 0) -> Pretra
             fix = f"Valid: {', '.join(sorted(head.classes)[:12])} and others."
             raise DataError(f"an encoder for {head.purpose}", given=config.model_type, where=source, fix=fix)
         _check_labels(config, task, source)
-        # The problem type of a model that was trained for another task does not outlive its objective.
+        # The objective overrides the problem type of a model trained for another task.
         settings = {"problem_type": None, **task.objective.head()}
         model, report = head.auto.from_pretrained(source, ignore_mismatched_sizes=True, **_LOADING, **settings)
     _check_complete(model, report, task, f"{role} {source!r}")
@@ -71,15 +71,15 @@ def load_pretrained(source: str, task: Task, role: str, seed: int = 0) -> Pretra
 
 
 def load_encoder(source: str, role: str, seed: int = 0) -> Pretrained:
-    """A model without its head: the encoder of a masked language model or of a classifier, or all of one that has no head.
+    """Load a model without its head: the encoder of a masked language model or of a classifier, or a model without a head.
 
     Args:
         source: folder or hub name. A folder with `config.json` and no weights gives a student with random weights.
         role: "student" or "teacher", for errors.
-        seed: of random weights.
+        seed: seed of random weights.
 
     Raises:
-        DataError: there is no such model, or parts of it are missing.
+        DataError: no such model, or parts of it are missing.
     """
     folder = Path(source)
     untrained = folder.is_dir() and not any(file.suffix in _WEIGHTS for file in folder.iterdir())
@@ -102,14 +102,14 @@ def load_encoder(source: str, role: str, seed: int = 0) -> Pretrained:
 
 
 def load_float_classifier(folder: Path) -> nn.Module:
-    """The float classifier of texts in a folder, as transformers itself loads and runs it."""
+    """Load the float text classifier in a folder by transformers itself, without changes."""
     with quiet():
         model: nn.Module = AutoModelForSequenceClassification.from_pretrained(str(folder), local_files_only=True)
     return model.eval()
 
 
 def save_pretrained(network: nn.Module, task: Task, folder: Path) -> None:
-    """Write a transformers model and the task's tokenizer to `folder`, as any tool reads them."""
+    """Save a transformers model and the task's tokenizer to `folder` in the standard format."""
     with quiet():
         network.save_pretrained(str(folder))  # type: ignore[operator]
     if task.preprocessor is not None:
@@ -118,7 +118,7 @@ def save_pretrained(network: nn.Module, task: Task, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _loading(expected: str, source: str, role: str, seed: int) -> Iterator[None]:
-    """Quiet loading, with random numbers of its own.
+    """Context of loading: quiet, with its own random state.
 
     Raises:
         DataError: loading failed.
@@ -129,31 +129,33 @@ def _loading(expected: str, source: str, role: str, seed: int) -> Iterator[None]
             yield
     except BitstillError:
         raise
-    except Exception as error:  # whatever the many parts of transformers raise for files that are damaged or not there
+    except Exception as error:  # transformers raises many kinds for damaged or missing files
         fix = "Give the folder of a Hugging Face model, or its name on the hub (which needs a connection)."
         raise DataError(expected, given=one_line(error), where=f"{role} {source!r}", fix=fix) from error
 
 
 def _check_labels(config: Any, task: Task, source: str) -> None:
-    """Refuse a classifier that means other classes by the same numbers: an old trap of NLI models."""
-    theirs = {str(name).lower(): int(index) for index, name in (config.id2label or {}).items()}
-    ours = {name.lower(): index for index, name in enumerate(task.objective.label_names)}
-    if theirs.keys() == ours.keys() and theirs != ours:
+    """Check that a classifier has the task's classes in the same order, in which NLI models often differ."""
+    model_labels = {str(name).lower(): int(index) for index, name in (config.id2label or {}).items()}
+    task_labels = {name.lower(): index for index, name in enumerate(task.objective.label_names)}
+    if model_labels.keys() == task_labels.keys() and model_labels != task_labels:
         fix = "Reorder the rows of its classifier and its id2label, or fine-tune another model for the task."
-        order = ", ".join(sorted(theirs, key=theirs.__getitem__))
-        raise DataError(f"labels in the order {', '.join(ours)}", given=order, where=source, fix=fix)
+        order = ", ".join(sorted(model_labels, key=model_labels.__getitem__))
+        raise DataError(f"labels in the order {', '.join(task_labels)}", given=order, where=source, fix=fix)
 
 
 def _check_complete(model: nn.Module, report: dict[str, Any], task: Task, where: str) -> None:
-    """Refuse a body that is not whole, and a head of another shape."""
+    """Check that the body is complete and the head has the right shape."""
     body = f"{getattr(model, 'base_model_prefix', '')}."
-    for name, theirs, ours in sorted(report["mismatched_keys"])[:1]:
+    for name, stored_shape, expected_shape in sorted(report["mismatched_keys"])[:1]:
         if name.startswith(body):
-            fix = "The folder's config.json and its weights are not of one model."
-            raise DataError(f"{name} {tuple(ours)}, as its config says", given=str(tuple(theirs)), where=where, fix=fix)
+            fix = "The folder's config.json and its weights belong to different models."
+            raise DataError(
+                f"{name} {tuple(expected_shape)}, as its config says", given=str(tuple(stored_shape)), where=where, fix=fix
+            )
         raise DataError(
-            f"a model for {task.name} ({task.objective.summary}; {name} {tuple(ours)})",
-            given=f"{name} {tuple(theirs)}",
+            f"a model for {task.name} ({task.objective.summary}; {name} {tuple(expected_shape)})",
+            given=f"{name} {tuple(stored_shape)}",
             where=where,
             fix="It was trained for other classes: give the model it was fine-tuned from, or one for this task.",
         )
@@ -163,5 +165,5 @@ def _check_complete(model: nn.Module, report: dict[str, Any], task: Task, where:
 
 def _check_body(missing: list[str], expected: str, where: str) -> None:
     if missing:
-        fix = "The folder holds another architecture than its config.json says, or only a part of it."
+        fix = "The folder holds an architecture other than its config.json describes, or only a part of it."
         raise DataError(expected, given=f"{len(missing)} missing, such as {missing[0]}", where=where, fix=fix)

@@ -1,8 +1,8 @@
-"""`from_pretrained` on an artifact: bitstill as a quantization method of transformers, through its public registration.
+"""`from_pretrained` for artifacts: bitstill as a quantization method of transformers, through its public registration.
 
-A quantization method that transformers does not know earns a warning, and every packed layer would get random weights. So an
-artifact's `config.json` names no file of weights but `REFUSAL`, which transformers prints as it refuses the folder; the
-quantizer takes that name away before the file is looked for.
+transformers only warns of an unknown quantization method, and would give every packed layer random weights. So `config.json`
+of an artifact has `REFUSAL` in place of the name of the weights file, which transformers prints as it refuses the folder; the
+quantizer removes it before the file is located.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from bitstill.model.swap import swap
 
 METHOD = "bitstill"
 REFUSAL = "packed weights of bitstill: run `import bitstill.hf` before loading this model (pip install 'bitstill[all]')"
-"""What stands in `config.json` in place of a file name."""
+"""Entry of `config.json` in place of the name of the weights file."""
 
 
 @register_quantization_config(METHOD)
 class BitstillConfig(QuantizationConfigMixin):
-    """The `quantization_config` of an artifact's `config.json`, as it stands there."""
+    """The `quantization_config` of an artifact's `config.json`, unchanged."""
 
     def __init__(self, **settings: Any) -> None:
         self.__dict__.update({**settings, "quant_method": METHOD})
@@ -48,23 +48,23 @@ class BitstillConfig(QuantizationConfigMixin):
 
 
 class _Slot(nn.Module):
-    """Stands where a packed layer will be while transformers reads the file: the file's tensors by their names.
+    """Placeholder for a packed layer while transformers loads the file, with the file's tensors by name.
 
-    `weight` is there, empty, for models whose initialisation reaches from a block into its layers (GPT-2).
+    It has an empty `weight` for models whose initialisation accesses the layers of a block (GPT-2).
     """
 
 
 @register_quantizer(METHOD)
 class BitstillQuantizer(HfQuantizer):
-    """Puts packed layers into a model that transformers is loading."""
+    """Quantizer of transformers that inserts packed layers into a model while it is loaded."""
 
-    requires_calibration = True  # an artifact is quantized already; nothing can be quantized while loading
+    requires_calibration = True  # an artifact is already quantized; nothing can be quantized while loading
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Float32, in which packed layers compute.
+        """Dtype of the model: float32, in which packed layers compute.
 
         Raises:
-            SpecError: another dtype was asked for.
+            SpecError: another dtype was requested.
         """
         if dtype not in (None, torch.float32):
             fix = "Leave dtype out: packed layers compute in float32; the file is small either way."
@@ -72,7 +72,7 @@ class BitstillQuantizer(HfQuantizer):
         return torch.float32
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """`config` without the name that makes transformers refuse the folder; the first hook that sees the config."""
+        """Remove the entry that makes transformers refuse the folder; this is the first hook with access to the config."""
         if hasattr(config, TRANSFORMERS_WEIGHTS):
             delattr(config, TRANSFORMERS_WEIGHTS)
         return config
@@ -113,29 +113,29 @@ class BitstillQuantizer(HfQuantizer):
         return model.eval().requires_grad_(False)
 
     def is_serializable(self) -> bool:
-        """A loaded model is not written again: copy its folder."""
+        """Always False: copy the folder of a loaded model instead of saving it."""
         return False
 
     @property
     def is_trainable(self) -> bool:
-        """Packed weights do not train."""
+        """Always False: packed weights cannot be trained."""
         return False
 
 
 def _check_class(model: nn.Module, archive: Archive) -> None:
-    """Refuse another head: transformers would initialise its weights at random or tie them to packed ones."""
+    """Check that the class is the delivered one: for another head, transformers would use random or tied weights."""
     architectures = archive.config.get("architectures") or []
     if type(model).__name__ not in architectures:
         raise ArtifactError(
             " or ".join(architectures) or "a model with a class in its config",
             given=type(model).__name__,
             where="config.json: architectures",
-            fix="Load with the class that was delivered, or the Auto class that makes it.",
+            fix="Load with the delivered class, or its Auto class.",
         )
 
 
 def _slot(original: nn.Module, layer: LayerRecord | None, archive: Archive) -> _Slot:
-    """A slot for the tensors of `layer`; for none where another layer holds the weight that they share."""
+    """Placeholder for the tensors of `layer`; without tensors if another layer holds the shared weight."""
     slot = change_class(original, _Slot)
     slot._parameters.pop("weight")
     for name in {} if layer is None else layer.tensors():

@@ -1,4 +1,4 @@
-"""transformers without its loading bars and reports: bitstill reports what matters of them."""
+"""Suppression of transformers' progress bars and warnings, whose relevant parts bitstill reports itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep warnings and progress bars of transformers off the screen."""
+    """Suppress warnings and progress bars of transformers inside the block."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

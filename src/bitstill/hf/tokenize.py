@@ -1,4 +1,4 @@
-"""Text meets a tokenizer: the step from a `TextTask` to a `Task`."""
+"""Tokenization of a `TextTask`, which turns it into a `Task`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bitstill.errors import DataError, SpecError, one_line
 from bitstill.hf.quiet import quiet
 
 CHUNK = 2_000
-"""Rows that are tokenized at once, between two moves of the progress bar."""
+"""Rows tokenized between two updates of the progress bar."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,22 +29,22 @@ class Tokenizer:
     tokenizer: Any
 
     def save(self, folder: Path) -> None:
-        """Write its files into `folder`, as `AutoTokenizer.from_pretrained` wants them."""
+        """Write its files into `folder`, for `AutoTokenizer.from_pretrained`."""
         self.tokenizer.save_pretrained(str(folder))
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer in a folder (a model's or an artifact's) or of a model on the hub.
+    """Load the tokenizer of a folder (a model's or an artifact's) or of a model on the hub.
 
     Raises:
-        DataError: there is none, or it has no padding token.
+        DataError: there is no tokenizer, or it has no padding token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         fix = "Check the path or the name; a folder needs tokenizer.json or the tokenizer's own files."
         raise DataError("a model with a tokenizer", given=one_line(error), where=str(source), fix=fix) from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made up from a config, without a vocabulary
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # built from a config, without a vocabulary
         fix = "A folder needs tokenizer.json or the tokenizer's own files."
         raise DataError("a model with a tokenizer", given="no vocabulary", where=str(source), fix=fix)
     if tokenizer.pad_token_id is None:
@@ -54,27 +54,29 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def check_same_vocabulary(one: Any, other: Any, names: tuple[str, str]) -> None:
-    """Refuse a teacher that reads other tokens than its student.
+    """Check that two tokenizers have the same vocabulary.
 
     Raises:
         DataError: the vocabularies differ.
     """
-    ours, theirs = one.get_vocab(), other.get_vocab()
-    if ours != theirs:
-        differing = next(token for token in (*ours, *theirs) if ours.get(token) != theirs.get(token))
-        given = f"{len(ours):,} and {len(theirs):,} tokens; {differing!r} is {ours.get(differing)} and {theirs.get(differing)}"
+    first, second = one.get_vocab(), other.get_vocab()
+    if first != second:
+        differing = next(token for token in (*first, *second) if first.get(token) != second.get(token))
+        given = (
+            f"{len(first):,} and {len(second):,} tokens; {differing!r} is {first.get(differing)} and {second.get(differing)}"
+        )
         fix = "Choose a teacher with the student's tokenizer, since both read the same ids."
         raise DataError("one vocabulary", given=given, where=f"{names[0]} and {names[1]}", fix=fix)
 
 
 def shared_tokenizers(sources: Mapping[str, str]) -> list[Any]:
-    """The tokenizers of several models, which read the same tokens by the same numbers.
+    """Load the tokenizers of several models, which must share one vocabulary.
 
     Args:
         sources: folder or hub name by role.
 
     Raises:
-        DataError: one has none, or vocabularies differ.
+        DataError: a model has no tokenizer, or vocabularies differ.
     """
     tokenizers = {source: load_tokenizer(source) for source in dict.fromkeys(sources.values())}
     if tokenizers:
@@ -85,26 +87,26 @@ def shared_tokenizers(sources: Mapping[str, str]) -> list[Any]:
 
 
 def input_names(tokenizers: Iterable[Any]) -> tuple[str, ...]:
-    """All inputs that models with these tokenizers read: a BERT teacher reads segments, its DistilBERT student none."""
+    """Names of all inputs of models with these tokenizers: a BERT teacher has segments, its DistilBERT student none."""
     return tuple(dict.fromkeys(name for tokenizer in tokenizers for name in tokenizer.model_input_names))
 
 
 def tokenize(task: TextTask, tokenizer: Any, *, names: Sequence[str] | None = None, progress: bool = True) -> Task:
-    """The task as a model with this tokenizer reads it.
+    """Tokenize a task.
 
     Args:
         task: texts and labels.
-        tokenizer: of transformers.
-        names: the inputs to make; None takes those that the tokenizer names.
+        tokenizer: tokenizer of transformers.
+        names: names of the inputs; None uses the tokenizer's own.
         progress: show a progress bar for large splits.
 
     Returns:
-        Splits with "input_ids", "attention_mask" and whatever else the tokenizer makes, int32 (rows, longest), padded at the
+        The task with "input_ids", "attention_mask" and other inputs from the tokenizer, int32 (rows, longest), padded on the
         right.
 
     Raises:
-        DataError: a text is longer than `task.options.max_length` and may not be cut.
-        SpecError: `max_length` is more than the tokenizer's model can read.
+        DataError: a text is longer than `task.options.max_length` and must not be truncated.
+        SpecError: `max_length` exceeds the limit of the tokenizer's model.
     """
     limit = tokenizer.model_max_length
     if task.options.max_length > limit and task.options.truncate:
@@ -131,7 +133,7 @@ def tokenize(task: TextTask, tokenizer: Any, *, names: Sequence[str] | None = No
 
 
 def forward_of(names: Sequence[str]) -> Forward:
-    """Runs a model on a tokenized batch: it gets those of the inputs `names` that its `forward` names."""
+    """Forward function for tokenized batches, which passes those of the inputs `names` that a model's `forward` declares."""
     read_by: dict[type[nn.Module], tuple[str, ...]] = {}
 
     def forward(model: nn.Module, batch: Batch) -> Any:
@@ -144,7 +146,7 @@ def forward_of(names: Sequence[str]) -> Forward:
 
 
 def _read_by(kind: type[nn.Module], names: tuple[str, ...]) -> tuple[str, ...]:
-    # Models of transformers take any keyword beside those they name, and would pass it on to who knows where.
+    # Models of transformers accept further keywords and pass them on, so only declared ones are passed.
     known = inspect.signature(kind.forward).parameters
     return tuple(name for name in names if name in known) if "input_ids" in known else names
 
@@ -158,8 +160,8 @@ def _encode(task: TextTask, part: str, split: TextSplit, tokenizer: Any, names: 
     bar = tqdm(total=len(split), desc=f"tokenizing {part}", unit="row", leave=False, disable=not progress or len(split) < CHUNK)
     for start in range(0, len(split), CHUNK):
         chunk = [column[start : start + CHUNK] for column in split.texts]
-        # Without a limit first, so that what would be cut is noticed.
-        with quiet():  # its own remark on long texts, which are dealt with below
+        # Without a limit at first, to detect texts that would be truncated.
+        with quiet():  # its own warning about long texts, which are handled below
             encoded = tokenizer(*chunk, truncation=options.truncate, **settings)
         for name in names:
             if name in encoded:
@@ -190,5 +192,5 @@ def _refuse_long(task: TextTask, part: str, lengths: Tensor, options: TextOption
         f"texts of at most {options.max_length} tokens",
         given=f"{len(long)} longer ones, row {first} with {tokens} tokens",
         where=f"{task.name} {part}",
-        fix="Set --max-length higher, or --truncate to cut them off.",
+        fix="Set --max-length higher, or truncate them with --truncate.",
     )

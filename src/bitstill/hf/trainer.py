@@ -1,10 +1,10 @@
-"""For those who keep their own `transformers.Trainer`: a distillation loss, and a callback for the quantizers.
+"""Support for `transformers.Trainer`: a distillation loss, and a callback for the quantizers.
 
     bitstill.prepare(student, rule)
     loss = DistillationLoss(student, teacher, terms)
     trainer = Trainer(student, ..., compute_loss_func=loss, callbacks=[bitstill.deliver_callback("out", ...)])
 
-`bitstill.deliver_callback` makes the callback of this file deliver the student at the end.
+The callback from `bitstill.deliver_callback` also delivers the student at the end.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from bitstill.train.stage import Stage, Term
 from bitstill.train.step import check_gradients, taps
 
 _ARGUMENTS: WeakKeyDictionary[nn.Module, TrainingArguments] = WeakKeyDictionary()
-"""Of the Trainer that trains a model, as `QuantizerCallback` has seen them: a loss function is not told."""
+"""Arguments of the Trainer by model, recorded by `QuantizerCallback`, since a loss function does not receive them."""
 
 
 class DistillationLoss:
-    """A `compute_loss_func` made of loss terms. It runs the teacher on the inputs that the student has just seen.
+    """A `compute_loss_func` from loss terms, which runs the teacher on the student's inputs.
 
     Args:
-        student: the model that trains; hooks stay on it until `close`.
-        teacher: frozen here, in eval mode.
+        student: trained model, which keeps hooks until `close`.
+        teacher: teacher, which is frozen and set to eval mode.
         terms: edges from "teacher", or from None for the labels, to "student".
-        steps: how many batches there will be, for terms whose weight is a schedule.
+        steps: total number of batches, for terms whose weight is a schedule.
 
     Raises:
         SpecError: a term between other models, or a schedule without `steps`.
-        MatchError: a term names a layer that is not there.
+        MatchError: a term names a layer that does not exist.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, terms: Sequence[Term], steps: int | None = None) -> None:
@@ -65,16 +65,16 @@ class DistillationLoss:
         self._stack.callback(student.register_forward_pre_hook(self._remember_inputs, with_kwargs=True).remove)
 
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The weighted sum of all terms.
+        """Compute the weighted sum of all terms.
 
         Args:
-            outputs: what the student has just returned.
-            labels: (batch,), or None where no term needs them.
-            num_items_in_batch: samples in all batches that Trainer accumulates for a step. The sum is then this batch's share.
+            outputs: outputs of the student.
+            labels: (batch,), or None if no term needs them.
+            num_items_in_batch: samples in all batches that Trainer accumulates for a step; the result is this batch's share.
 
         Raises:
-            TrainingError: the student has not been run, a term has no gradient, or Trainer lacks the callback.
-            SpecError: Trainer has a setting that would be ignored.
+            TrainingError: the student has not run, a term has no gradient, or Trainer lacks the callback.
+            SpecError: a setting of Trainer would be ignored.
         """
         training = torch.is_grad_enabled()
         if training and num_items_in_batch is not None:
@@ -100,11 +100,11 @@ class DistillationLoss:
         return total if num_items_in_batch is None else total * samples / num_items_in_batch
 
     def close(self) -> None:
-        """Take the hooks off the student."""
+        """Remove the hooks from the student."""
         self._stack.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DistillationLoss:
-        """Itself: a copy of the student (freezing makes one) takes its hooks along, but must not take the teacher."""
+        """Return itself: a copy of the student, as made for freezing, copies its hooks, but must not copy the teacher."""
         return self
 
     def _remember_inputs(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -128,27 +128,27 @@ class DistillationLoss:
 
 
 class QuantizerCallback(TrainerCallback):
-    """Lets quantizers update what they keep after each step of Trainer's optimizer: order of points, loss-aware curvatures.
+    """Callback that updates the state of quantizers after each optimizer step of Trainer.
 
     Args:
-        finished: called with the trained model when Trainer has finished, on the main process.
+        finished: called with the trained model at the end, on the main process.
     """
 
     def __init__(self, finished: Callable[[nn.Module], object] | None = None) -> None:
         self.finished = finished
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remember Trainer's settings for the loss."""
+        """Record Trainer's arguments for the loss."""
         _ARGUMENTS[kwargs["model"]] = args
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Update the quantizers, unless the step was skipped since its gradients were not finite."""
+        """Update the quantizers, unless the step was skipped because of non-finite gradients."""
         optimizer = kwargs["optimizer"]
         if not getattr(optimizer, "step_was_skipped", False):
             after_optimizer_step(kwargs["model"], getattr(optimizer, "optimizer", optimizer))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Hand over the trained model."""
+        """Pass on the trained model."""
         if self.finished is not None and state.is_world_process_zero:
             self.finished(kwargs["model"])
 
@@ -156,7 +156,7 @@ class QuantizerCallback(TrainerCallback):
 def _gradient_norm(term: Term, student: Output, target: Output | None, labels: Tensor, progress: float) -> float:
     """L1 norm of a term's gradient at the student's outputs.
 
-    It is taken at copies of them, since `torch.autograd.grad` cannot pass through reentrant checkpoints.
+    It is computed at copies of them, since `torch.autograd.grad` cannot pass through reentrant checkpoints.
     """
     logits, *features = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in student.tensors()]
     copies = Output(logits, dict(zip(student.features, features, strict=True)), student.positions)
@@ -166,7 +166,7 @@ def _gradient_norm(term: Term, student: Output, target: Output | None, labels: T
 
 
 def _check_arguments(student: nn.Module) -> None:
-    """Refuse a Trainer without the callback, or with a setting of the loss that only Trainer's own loss obeys."""
+    """Check that Trainer has the callback, and no setting that only its own loss obeys."""
     arguments = _ARGUMENTS.get(student)
     if arguments is None:
         raise TrainingError(
