@@ -357,10 +357,10 @@ def test_out_may_not_be_the_current_folder(cli, tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 @pytest.mark.parametrize("name", ["model.safetensors", "report.json", ".older.checkpoint.safetensors"])
 def test_a_full_or_read_only_disk(cli, older, monkeypatch, name, code):
-    def fail(path, data):
+    def fail(path, *parts):
         if path.name == name:
             raise OSError(code, "No space left on device" if code == errno.ENOSPC else "Permission denied")
-        write_file(path, data)
+        write_file(path, *parts)
 
     for module in list(sys.modules.values()):
         if getattr(module, "write_file", None) is write_file and module.__name__.startswith("bitstill"):
