@@ -157,18 +157,85 @@ def test_what_llama_cpp_cannot_run(settings, message, tmp_path):
     assert not (tmp_path / "o").exists() and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_tokenizer_it_does_not_know(tmp_path):
-    path = encoder(tmp_path / "a") / "tokenizer.json"
+SEQUENCE = {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}, {"type": "StripAccents"}]}
+BERT_NORMALIZER = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+ADDED = {
+    "id": 5,
+    "content": "the",
+    "special": False,
+    "lstrip": False,
+    "rstrip": False,
+    "single_word": False,
+    "normalized": False,
+}
+
+
+def with_tokenizer(folder, *changes):
+    """A delivered encoder whose tokenizer.json has other values at these places."""
+    path = encoder(folder) / "tokenizer.json"
     changed = json.loads(path.read_text())
-    changed["model"]["type"] = "Unigram"
+    for place, value in changes:
+        *outer, last = place.split(".")
+        section = changed
+        for key in outer:
+            section = section[key]
+        section[last] = value
     path.write_text(json.dumps(changed))
-    edit_signed(path.parent)
-    with pytest.raises(ArtifactError, match="wanted a WordPiece tokenizer for gguf, got Unigram"):
-        bitstill.export(tmp_path / "a", tmp_path / "o", to="gguf")
+    edit_signed(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("place", "value", "message"), [
+    ("model.type", "Unigram", "model.type: wanted 'WordPiece' for gguf, got 'Unigram'"),
+    ("model.unk_token", "<unk>", "model.unk_token"),
+    ("model.continuing_subword_prefix", "@@", "model.continuing_subword_prefix"),
+    ("model.max_input_chars_per_word", 10, "model.max_input_chars_per_word: wanted 100 for gguf, got 10"),
+    ("normalizer", None, "wanted a BertNormalizer.*got none"),
+    ("normalizer", SEQUENCE, "wanted a BertNormalizer.*got NFD, Lowercase, StripAccents"),
+    ("normalizer.handle_chinese_chars", False, "normalizer.handle_chinese_chars: wanted true for gguf, got False"),
+    ("normalizer.clean_text", False, "normalizer.clean_text"),
+    ("normalizer.strip_accents", False, "wanted accents that are stripped for gguf"),
+    ("normalizer.lowercase", False, "wanted accents that are stripped for gguf"),
+    ("pre_tokenizer", {"type": "Whitespace"}, "wanted a BertPreTokenizer for gguf, got Whitespace"),
+    ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "BertPreTokenizer"}, {"type": "Digits"}]}, "Digits"),
+    ("post_processor", None, "post_processor: wanted .CLS. text .SEP."),
+    ("post_processor", {"type": "BertProcessing", "cls": ["[CLS]", 2], "sep": ["[PAD]", 0]}, "post_processor"),
+    ("added_tokens", [{**ADDED, "lstrip": True}], "added_tokens 'the'.lstrip: wanted false for gguf, got true"),
+    ("added_tokens", [{**ADDED, "normalized": True}], "added_tokens 'the': wanted normalized=false"),
+])  # fmt: skip
+def test_a_tokenizer_that_llama_cpp_does_not_have(place, value, message, tmp_path):
+    with pytest.raises(ArtifactError, match=message):
+        bitstill.export(with_tokenizer(tmp_path / "a", (place, value)), tmp_path / "b", to="gguf")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("normalizer", "lowercase"), [
+    ({**BERT_NORMALIZER, "lowercase": True}, True),
+    ({**BERT_NORMALIZER, "lowercase": False, "strip_accents": True}, False),
+    ({"type": "Sequence", "normalizers": [
+        {**BERT_NORMALIZER, "lowercase": False}, {"type": "Sequence", "normalizers": SEQUENCE["normalizers"]},
+    ]}, True),
+])  # fmt: skip
+def test_a_tokenizer_that_it_has(normalizer, lowercase, tmp_path):
+    changes = (("normalizer", normalizer), ("added_tokens", [ADDED]))
+    bitstill.export(with_tokenizer(tmp_path / "a", *changes), tmp_path / "b", to="gguf")
+    fields = gguf.GGUFReader(tmp_path / "b" / "model.gguf").fields
+    assert fields["tokenizer.ggml.normalizer.lowercase"].contents() is lowercase
+    assert fields["tokenizer.ggml.token_type"].contents(5) == gguf.TokenType.USER_DEFINED
+    assert fields["tokenizer.ggml.tokens"].contents(5) == "the"
+
+
+def test_a_tokenizer_it_cannot_read(tmp_path):
+    path = encoder(tmp_path / "a") / "tokenizer.json"
+    for content in ("[]", "{}", '{"model": {"vocab": 3}}', "no JSON"):
+        path.write_text(content)
+        edit_signed(path.parent)
+        with pytest.raises(ArtifactError, match=r"wanted a tokenizer.json for gguf, got"):
+            bitstill.export(tmp_path / "a", tmp_path / "b", to="gguf")
     path.unlink()
     edit_signed(path.parent)
     with pytest.raises(ArtifactError, match=r"wanted a tokenizer.json for gguf, got FileNotFoundError"):
-        bitstill.export(tmp_path / "a", tmp_path / "o", to="gguf")
+        bitstill.export(tmp_path / "a", tmp_path / "b", to="gguf")
 
 
 def test_options_of_onnx_are_refused(tmp_path):

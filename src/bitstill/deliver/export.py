@@ -196,6 +196,7 @@ def _to_gguf(archive: Archive, folder: Path, _: Options) -> dict[str, Any]:
         "largest_change_of_a_weight": written.scales,
         "inputs_quantized_otherwise": sorted(name for name, layer in archive.layers.items() if layer.input),
         "first_segment_only": bool(archive.config.get("type_vocab_size", 1) > 1),
+        "gelu_by_tanh": archive.config["hidden_act"] in ("gelu", "gelu_python"),
     }
 
 

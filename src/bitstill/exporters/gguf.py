@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ from bitstill.artifact.config_keys import ATTENTION, RESIZED
 from bitstill.artifact.reader import Archive
 from bitstill.errors import ArtifactError, need_package
 from bitstill.exporters.ggml import TYPES, block_type, packed_blocks
+from bitstill.exporters.gguf_tokenizer import add_tokenizer
+from bitstill.program.encoders import check_settings
+from bitstill.program.families import BERT
 
 Array = npt.NDArray[Any]
-_CONTROL, _NORMAL = 3, 1
-"""Kinds of tokens."""
-_WORD = "\u2581"
-"""Before a token that begins a word; others there have no mark, where WordPiece marks those that go on one."""
 ROUNDING = 2.0**-9
 """Largest change of a weight, as a fraction of the largest: scales and offsets of 16 bits are off by 2^-11 of themselves."""
 _GELU = ("gelu", "gelu_python", "gelu_new", "gelu_pytorch_tanh")
@@ -69,6 +67,7 @@ def gguf_types(archive: Archive) -> dict[str, str]:
         raise _unfit("a BertForSequenceClassification", given, "config.json: architectures")
     if config.get("hidden_act") not in _GELU:
         raise _unfit("the activation gelu", str(config.get("hidden_act")), "config.json: hidden_act")
+    check_settings(config, BERT)
     for key in (RESIZED, ATTENTION):
         if config.get(key):
             raise _unfit("a whole network with attention in float", "another", f"config.json: {key}")
@@ -101,7 +100,8 @@ def write_gguf(archive: Archive, path: Path) -> Written:
     labels = config.get("id2label") or {}
     outputs = len(archive.tensors["classifier.bias"])
     writer.add_classifier_output_labels([str(labels.get(str(n), f"LABEL_{n}")) for n in range(outputs)])
-    _add_tokenizer(writer, archive)
+    writer.add_token_type_count(config.get("type_vocab_size") or 1)
+    add_tokenizer(writer, archive.folder / "tokenizer.json", config["vocab_size"])
     for name in types:
         kind, blocks = packed_blocks(archive, archive.layers[name])
         writer.add_tensor(f"{_name(name)}.weight", blocks, raw_dtype=gguf.GGMLQuantizationType[kind.name])
@@ -139,43 +139,6 @@ def _name(layer: str) -> str:
     if short not in _TENSORS:
         raise _unfit("layers of BERT", layer, "model.safetensors")
     return _TENSORS[short]
-
-
-def _add_tokenizer(writer: Any, archive: Archive) -> None:
-    path = archive.folder / "tokenizer.json"
-    try:
-        tokenizer = json.loads(path.read_text(encoding="utf-8"))
-        model = tokenizer["model"]
-        vocabulary, kind = dict(model["vocab"]), model["type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unfit("a tokenizer.json", f"{type(error).__name__}: {error}", str(path)) from None
-    if kind != "WordPiece":
-        raise _unfit("a WordPiece tokenizer", str(kind), str(path))
-    vocabulary |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-    special = {token["content"] for token in tokenizer["added_tokens"] if token.get("special")}
-    words = {number: token for token, number in vocabulary.items()}
-    pieces, kinds = [], []
-    for number in range(archive.config["vocab_size"]):
-        token = words.get(number, f"[PAD{number}]")
-        ours = token in special or number not in words
-        pieces.append(token if ours else token[2:] if token.startswith("##") else f"{_WORD}{token}")
-        kinds.append(_CONTROL if ours else _NORMAL)
-    normalizer = tokenizer.get("normalizer") or {}
-    writer.add_token_type_count(archive.config.get("type_vocab_size") or 1)
-    writer.add_tokenizer_model("bert")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(pieces)
-    writer.add_token_types(kinds)
-    writer.add_bool("tokenizer.ggml.normalizer.lowercase", bool(normalizer.get("lowercase", False)))
-    for token, add in (
-        ("[CLS]", writer.add_bos_token_id),
-        ("[UNK]", writer.add_unk_token_id),
-        ("[SEP]", writer.add_sep_token_id),
-        ("[PAD]", writer.add_pad_token_id),
-        ("[MASK]", writer.add_mask_token_id),
-    ):
-        if token in vocabulary:
-            add(vocabulary[token])
 
 
 def _compared(archive: Archive, path: Path, types: Mapping[str, str]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from bitstill.artifact.config_keys import ATTENTION
 from bitstill.artifact.format import is_rule
 from bitstill.errors import ArtifactError
-from bitstill.program.families import ACTIVATIONS, FAMILIES, Family
+from bitstill.program.families import ACTIVATIONS, COMPUTED, FAMILIES, Family
 from bitstill.program.operations import (
     Activation,
     Add,
@@ -28,7 +28,7 @@ from bitstill.program.operations import (
 
 Config = Mapping[str, Any]
 DEFAULT_EPSILON = 1e-12
-"""Of layer norms, where a config has none."""
+"""Of layer norms, where a config has none, or a family does not read it."""
 
 
 def encoder(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Program:
@@ -44,6 +44,7 @@ def encoder(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Program:
     family = FAMILIES.get(config["model_type"])
     if family is None:
         raise _unknown(f"an encoder of {', '.join(FAMILIES)}", config["model_type"], "model_type")
+    check_settings(config, family)
     bare = _is_bare(config, family)
     planner = _Encoder.of(config, family, shapes, bare=bare)
     value = planner.embeddings()
@@ -56,6 +57,19 @@ def encoder(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Program:
     else:
         planner.head(value)
     return planner.program
+
+
+def check_settings(config: Config, family: Family) -> None:
+    """Refuse a config that makes transformers compute something else than a program of this family.
+
+    Raises:
+        ArtifactError: names the key.
+    """
+    for key, usual in {**COMPUTED, **family.computed}.items():
+        value = config.get(key)
+        if value is not None and value not in usual:
+            expected = " or ".join(map(repr, usual)) or "no such key"
+            raise _unknown(expected, repr(value)[:100], key)
 
 
 def _is_bare(config: Config, family: Family) -> bool:
@@ -143,11 +157,13 @@ class _Encoder:
     def _positions(self, table: str) -> Positions:
         if self.family.counts_padding:
             return Positions(table)
-        padding = self.config.get("pad_token_id") or 0
+        padding = self.config.get("pad_token_id", self.family.padding)
         return Positions(table, first=padding + 1, padding=padding)
 
     def _norm(self, layer: str, value: str) -> str:
-        return self.program.do(LayerNorm(layer, float(self.config.get("layer_norm_eps", DEFAULT_EPSILON))), value)
+        key = self.family.keys.epsilon
+        epsilon = DEFAULT_EPSILON if key is None else float(self.config.get(key, DEFAULT_EPSILON))
+        return self.program.do(LayerNorm(layer, epsilon), value)
 
     def _attention(self, block: str, value: str) -> str:
         names = [f"{block}.{name}" for name in (self.family.query, self.family.key, self.family.value)]

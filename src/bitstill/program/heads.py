@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from bitstill.errors import ArtifactError
+
 Array = npt.NDArray[Any]
 Scores = Literal["softmax", "sigmoid", "identity"]
 _OF_PROBLEM: dict[str, Scores] = {
@@ -48,7 +50,15 @@ class Head:
 
 
 def head_of(config: Mapping[str, Any]) -> Head:
-    """The head that `config.json` describes: by its `problem_type`, and without one by the number of its outputs."""
+    """The head that `config.json` describes: by its `problem_type`, and without one by the number of its outputs.
+
+    Raises:
+        ArtifactError: an unknown problem type.
+    """
+    problem = config.get("problem_type")
+    if problem is not None and problem not in tuple(_OF_PROBLEM):
+        expected, fix = f"one of {', '.join(_OF_PROBLEM)}", "The file was edited, or is of a newer release: deliver it again."
+        raise ArtifactError(expected, given=repr(problem)[:100], where="config.json: problem_type", fix=fix)
     names = config.get("id2label") or {}
     labels = tuple(name for _, name in sorted(names.items(), key=lambda item: int(item[0])))
-    return Head(labels, _OF_PROBLEM.get(config.get("problem_type") or "", "identity" if len(labels) == 1 else "softmax"))
+    return Head(labels, _OF_PROBLEM.get(problem or "", "identity" if len(labels) == 1 else "softmax"))
