@@ -10,8 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitstill.errors import SpecError
 from bitstill.quant.binary import binary
 from bitstill.quant.granularity import Bucket, Granularity, PerChannel, PerGroup, PerTensor
+from bitstill.quant.lsq import LearnedStep, uniform_step
 from bitstill.quant.points import initial_points, nearest_points
 from bitstill.quant.ternary import ternary
 from bitstill.quant.uniform import uniform_affine, uniform_symmetric
@@ -222,3 +224,36 @@ def test_initial_points_of_a_fully_pruned_weight_are_even():
     nothing = torch.zeros(3, 4, dtype=torch.bool)
     points = initial_points(torch.randn(3, 4), nothing, count=3, granularity=PerTensor(), quantiles=True)
     assert points.tolist() == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(("bits", "dead_zone"), [(2, False), (2, True), (3, False), (8, True)])
+def test_learned_steps_start_where_the_error_is_least(bits, dead_zone):
+    """Against every step of a fine grid, group by group, over what is not pruned."""
+    torch.manual_seed(0)
+    w, mask = torch.randn(3, 40), torch.rand(3, 40) > 0.3
+
+    def errors(step):
+        found = uniform_step(w, mask, bits=bits, step_RG=step, granularity=PerGroup(16), dead_zone=dead_zone).dequantize()
+        return torch.stack([part.sum(-1) for part in ((found - w).square() * mask).split(16, dim=1)], dim=1)
+
+    spec = LearnedStep(bits, granularity=PerGroup(16), dead_zone=dead_zone, start="error")
+    least = torch.stack([errors(torch.full((3, 3), float(step))) for step in torch.linspace(0.005, 4, 1500)]).amin(0)
+    found = errors(spec.initial_state(w, mask)["step"].value)
+    assert bool((found <= 1.05 * least + 1e-3).all())
+
+
+def test_the_error_of_learned_steps_of_two_bits_on_gaussian_weights():
+    torch.manual_seed(0)
+    w = torch.randn(1, 100_000)
+
+    def error(**options):
+        spec = LearnedStep(2, **options)
+        state = {name: each.value for name, each in spec.initial_state(w, None).items()}
+        return float((spec.quantize(w, None, state).dequantize() - w).square().mean())
+
+    assert error(dead_zone=False, start="mean") == pytest.approx(0.991, abs=0.01), "no better than zeros"
+    assert error(dead_zone=True) == pytest.approx(0.224, abs=0.01)
+    assert error(dead_zone=False) < 0.364, "better than one bit"
+    assert error(dead_zone=False) == error(dead_zone=False, start="error")
+    with pytest.raises(SpecError, match="a known start, got 'zero'"):
+        LearnedStep(2, start="zero")

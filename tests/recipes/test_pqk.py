@@ -76,6 +76,17 @@ def test_the_stages_are_those_of_the_paper():
     }  # fmt: skip
 
 
+def test_a_float_stretch_comes_before_masks_and_quantizer(tmp_path):
+    dense, first, *_ = PQK(float_epochs=3, lr=0.4).stages(RunContext(CLASSES))
+    assert (dense.name, dense.epochs, dense.begin, dense.pruning) == ("float", 3, (), None)
+    assert first.begin and first == PQK(lr=0.4).stages(RunContext(CLASSES))[0]
+    recipe = replace(SHORT, float_epochs=1, bits=2, sparsity=0.7)
+    result = bitstill.compress(recipe, task(), {"student": conv_net()}, out=tmp_path / "out", settings=QUIET)
+    found, total = zeros(bitstill.read(tmp_path / "out"))
+    assert found == round(0.7 * total)
+    assert result.report["history"][0]["stage"] == "float"
+
+
 def test_one_cosine_runs_through_phase_1_and_mutual_learning_unless_that_has_a_rate_of_its_own():
     def rates(recipe):
         return [stage.optimizer.lr for stage in recipe.stages(RunContext(CLASSES))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from bitstill.quant.grouping import from_groups, group_mask, group_mean, set_pru
 from bitstill.quant.quantized import Plane, Quantized
 from bitstill.quant.scales import stored_scale, usable_scale
 
+StepStart = Literal["mean", "error"]
+STARTS = 64
+"""How many steps are tried for the one of least error."""
 SMALLEST_STEP = 1e-8
 """A learned step stays above it."""
 
@@ -38,12 +41,16 @@ class LearnedStep(Quantizer):
         dead_zone: weights within half a step of zero become zero (paper); without it only pruned weights are zero, so that the
             sparsity of what is delivered is exactly the one that was asked for.
         scale_dtype: precision of steps, in training and on disk.
+        start: where steps begin: "mean", at 2 mean|w| / sqrt(2^(bits-1) - 1) (paper), or "error", where the squared error is
+            least. None is the former with a dead zone and the latter without: there, at 2 bits, the paper's start has a
+            relative squared error of 0.99 on Gaussian weights.
     """
 
     bits: Annotated[int, Range(least=2, most=8)] = 4
     granularity: Granularity = field(default_factory=PerTensor)
     dead_zone: bool = True
     scale_dtype: ScaleDtype = "float32"
+    start: StepStart | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -54,8 +61,13 @@ class LearnedStep(Quantizer):
         return f"{self.bits}-bit learned step"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
-        """The steps (rows, groups) float32 at which the paper starts."""
-        return {"step": State(initial_steps(weight, mask, bits=self.bits, granularity=self.granularity))}
+        """The steps (rows, groups) float32, at their start."""
+        steps_RG = initial_steps(weight, mask, bits=self.bits, granularity=self.granularity)
+        if self.start == "error" or (self.start is None and not self.dead_zone):
+            steps_RG = least_error_steps(
+                weight, mask, bits=self.bits, granularity=self.granularity, dead_zone=self.dead_zone, most_RG=steps_RG
+            )
+        return {"step": State(steps_RG)}
 
     def quantize(
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
@@ -124,6 +136,25 @@ def initial_steps(weight: Tensor, mask: Tensor | None, *, bits: int, granularity
     w_RGK = to_groups(weight.detach().float(), grid)
     largest = step_levels(bits)[1]
     return (2.0 * group_mean(w_RGK.abs(), group_mask(mask, grid, weight.device)) / math.sqrt(largest)).clamp(min=SMALLEST_STEP)
+
+
+def least_error_steps(
+    weight: Tensor, mask: Tensor | None, *, bits: int, granularity: Granularity, dead_zone: bool, most_RG: Tensor
+) -> Tensor:
+    """The steps (R, G), of `STARTS` from 1/16 of `most_RG` to all of it in equal ratios, whose squared error is least."""
+    grid = grid_of(weight.shape, granularity)
+    w_RGK, mask_RGK = to_groups(weight.detach().float(), grid), group_mask(mask, grid, weight.device)
+    best_RG, least_RG = most_RG, torch.full_like(most_RG, math.inf)
+    for ratio in torch.logspace(-4, 0, STARTS, base=2.0).tolist():
+        step_RG = (most_RG * ratio).clamp(min=SMALLEST_STEP)
+        quantized = uniform_step(
+            weight.detach(), mask, bits=bits, step_RG=step_RG, granularity=granularity, dead_zone=dead_zone
+        )
+        error_RGK = (quantized.planes[0].values_RGK * step_RG.unsqueeze(-1) - w_RGK).square()
+        error_RG = group_mean(error_RGK, mask_RGK)
+        best_RG = torch.where(error_RG < least_RG, step_RG, best_RG)
+        least_RG = torch.minimum(error_RG, least_RG)
+    return best_RG
 
 
 def through_step(

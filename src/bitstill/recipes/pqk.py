@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from bitstill.constraints import Count, Epochs, Fraction, FractionBelowOne, NonNegative, Positive, Range, check_fields
 from bitstill.errors import SpecError
 from bitstill.quant.granularity import Granularity, PerChannel
+from bitstill.quant.lsq import StepStart
 from bitstill.quant.rules import Bits, Compression, LearnedStep, Prune, QuantizeInput, Quantizer, ScaleDtype, quantizer
 from bitstill.recipes.recipe import RunContext
 from bitstill.recipes.supervision import label_loss
@@ -41,6 +42,9 @@ class PQK:
         schedule: schedule of the sparsity: "cubic" (DCIL), "linear", or "one-shot", all at once at the end of the ramp.
         ramp: fraction of phase 1 during which the sparsity grows; masks are fixed afterwards (open).
         every: steps between two updates of the masks (DCIL: 16).
+        step_start: start of learned steps: "error", where the squared error is least, or "mean", LSQ's published start, which at
+            2 bits is no better than zeros (open).
+        float_epochs: epochs of the dense float network before masks and quantizer, on its own cosine (open).
         epochs: epochs of phase 1; four fifths of the total, similar to DCIL. With half of the total for phase 2, and pruned in
             half the time, the network loses more than it learns from its dense view (benchmarks/pqk.py).
         warmup_epochs: epochs of the dense view on the labels; only spare weights, its norms and its classifier learn.
@@ -71,6 +75,8 @@ class PQK:
     schedule: Literal["cubic", "linear", "one-shot"] = "cubic"
     ramp: Annotated[float, Range(above=0, most=1)] = 0.6
     every: Count = 16
+    step_start: StepStart = "error"
+    float_epochs: Epochs = 0
     epochs: Epochs = 48
     warmup_epochs: Epochs = 2
     mutual_epochs: Epochs = 10
@@ -112,7 +118,7 @@ class PQK:
         return False
 
     def stages(self, context: RunContext) -> tuple[Stage, ...]:
-        """Pruning and quantization [-> warm-up of the dense view -> mutual learning]."""
+        """[Float ->] pruning and quantization [-> warm-up of the dense view -> mutual learning]."""
         labels = label_loss(context.objective)
         handover = self._handover()
         first = Stage(
@@ -127,8 +133,9 @@ class PQK:
             pruning=self._pruning(),
             begin=(Compress("student", self._rule(), self.skip),),
         )
+        head = (self._float(first), first) if self.float_epochs else (first,)
         if not self.mutual_epochs:
-            return (first,)
+            return head
         warm = replace(
             first,
             name="warm-up of the spare weights",
@@ -157,7 +164,19 @@ class PQK:
             pruning=None,
             begin=(),
         )
-        return (first, warm, mutual)
+        return (*head, warm, mutual)
+
+    def _float(self, first: Stage) -> Stage:
+        """The stretch before masks and quantizer."""
+        return replace(
+            first,
+            name="float",
+            epochs=self.float_epochs,
+            optimizer=self._optimizer(Cosine(self.lr, warmup=0.05)),
+            validations=max(1, self.validations // 4),
+            pruning=None,
+            begin=(),
+        )
 
     def _handover(self) -> float:
         """Learning rate at the end of phase 1: 0, or that of one cosine over phase 1 and mutual learning."""
@@ -189,4 +208,6 @@ class PQK:
         if self.bits in (1, "ternary"):
             return quantizer(self.bits, self.granularity, scale_dtype=self.scale_dtype)
         assert isinstance(self.bits, int)
-        return LearnedStep(self.bits, granularity=self.granularity, dead_zone=False, scale_dtype=self.scale_dtype)
+        return LearnedStep(
+            self.bits, granularity=self.granularity, dead_zone=False, scale_dtype=self.scale_dtype, start=self.step_start
+        )
