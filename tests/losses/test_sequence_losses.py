@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitstill.errors import DataError
+from bitstill.errors import DataError, SpecError
 from bitstill.losses.features import AttentionScoreMSE, FeatureMSE, Pair, masked_mse
 from bitstill.losses.taps import Output
 
@@ -150,6 +150,45 @@ def test_they_are_computed_in_float32(kind):
     ours, theirs = features(kind, 3, 5).bfloat16(), features(kind, 3, 5).bfloat16()
     found = loss_of(kind, ours, theirs, mask)
     assert found.dtype == torch.float32 and torch.equal(found, loss_of(kind, ours.float(), theirs.float(), mask))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("masked", [True, False])
+def test_sequences_may_count_as_padded_to_a_length_as_in_published_code(kind, masked):
+    """Padding to 64 with equal features changes a mean over everything, but no sum."""
+    lengths = [5, 2, 4] if masked else [5, 5, 5]
+    ours, theirs, mask = features(kind, 3, 5), features(kind, 3, 5), mask_of(lengths, 5)
+    where = padding(kind, mask).expand_as(ours)
+    wide = torch.zeros(3, 64, 3) if kind == "h" else torch.zeros(3, 2, 64, 64)
+    difference = (ours - theirs).masked_fill(where, 0.0)
+    wide[(slice(None), slice(5)) if kind == "h" else (slice(None), slice(None), slice(5), slice(5))] = difference
+    loss = type(LOSSES[kind])((Pair(kind, kind),), padded_to=64)
+    ours.requires_grad_()
+    outputs = [Output(NO_LABELS, {kind: x}, mask if masked else None) for x in (ours, theirs)]
+    found = loss(*outputs, NO_LABELS, 0.0)
+    assert found.item() == pytest.approx(wide.square().mean().item(), rel=1e-5)
+    found.backward()
+    torch.testing.assert_close(ours.grad, 2 * difference.detach() / wide.numel())
+
+
+def test_scores_of_half_as_many_positions_weigh_a_quarter_as_published():
+    """Sentences of about 32 of 64 positions: the published term is 3.9 times lighter than the mean over real positions."""
+    lengths = [26, 30, 32, 34, 38]
+    ours, theirs = features("s", len(lengths), 38), features("s", len(lengths), 38)
+    outputs = [Output(NO_LABELS, {"s": x}, mask_of(lengths, 38)) for x in (ours, theirs)]
+    mean, published = (float(AttentionScoreMSE(SCORES.pairs, length)(*outputs, NO_LABELS, 0.0)) for length in (None, 64))
+    assert mean / published == pytest.approx(len(lengths) * 64**2 / sum(n**2 for n in lengths), rel=1e-5)
+    assert mean / published == pytest.approx(3.9, abs=0.05)
+
+
+def test_lengths_to_count_as_padded_to():
+    with pytest.raises(SpecError, match="FeatureMSE: wanted padded_to from 1 to 1,000,000,000, got 0"):
+        FeatureMSE(HIDDEN.pairs, padded_to=0)
+    for loss in (FeatureMSE(HIDDEN.pairs, 4), AttentionScoreMSE(SCORES.pairs, 4)):
+        kind = loss.pairs[0].student
+        output = Output(NO_LABELS, {kind: features(kind, 2, 5)}, mask_of([5, 2], 5))
+        with pytest.raises(DataError, match="sequences of at most 4 positions, got 5"):
+            loss(output, output, NO_LABELS, 0.0)
 
 
 def test_masked_mean_by_hand():

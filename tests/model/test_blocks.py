@@ -49,6 +49,10 @@ TABLE = [
     (5, 2, "skip", (1, 4)),
     (3, 3, "skip", (0, 1, 2)),
     (1, 1, "skip", (0,)),
+    (12, 5, "paper", (2, 4, 6, 8, 10)),
+    (12, 6, "paper", (1, 3, 5, 7, 9, 11)),
+    (6, 3, "paper", (1, 3, 5)),
+    (5, 2, "paper", (1, 3)),
     (12, 3, "top", (9, 10, 11)),
     (12, 3, "bottom", (0, 1, 2)),
     (4, 4, "top", (0, 1, 2, 3)),
@@ -66,7 +70,7 @@ def test_each_choice_takes_the_layers_of_a_table_written_by_hand(depth, keep, ch
 def test_every_choice_of_every_number_is_one_that_can_be_made():
     for depth in range(1, 25):
         for keep in range(1, depth + 1):
-            for choice in ("skip", "top", "bottom"):
+            for choice in ("skip", "paper", "top", "bottom"):
                 layers = choose(depth, keep, choice)
                 assert len(layers) == keep
                 check_choice(layers, depth)

@@ -46,16 +46,18 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     return (maps[0] - maps[1]).square().sum(1).mean()
 
 
-def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor | None, count: int | None = None) -> Tensor:
     """Mean of squared differences over the elements that `mask` keeps; no gradient to `teacher`.
 
     Args:
         student, teacher: tensors of equal shape.
         mask: bool, broadcastable to that shape; None keeps all.
+        count: number of elements to divide by; None is that of the elements kept.
     """
     if mask is None:
-        return F.mse_loss(student.float(), teacher.float())
-    value: Tensor = _MaskedMSE.apply(student.float(), teacher.float(), mask)  # type: ignore[no-untyped-call]
+        mean = F.mse_loss(student.float(), teacher.float())
+        return mean if count is None else mean * (student.numel() / count)
+    value: Tensor = _MaskedMSE.apply(student.float(), teacher.float(), mask, count)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -63,19 +65,20 @@ class _MaskedMSE(Function):
     """Masked mean squared error in few passes over memory: its tensors are the largest of a step after the weights."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor, count: int | None) -> Tensor:
         # Filled with zeros after the subtraction: values at padding may be infinite, and infinity times zero is NaN.
         difference = (student - teacher).masked_fill_(~mask, 0.0)
         ctx.save_for_backward(difference)
-        ctx.count = mask.sum() * (difference.numel() // mask.numel())  # the mask is broadcast
+        # The mask is broadcast.
+        ctx.count = mask.sum() * (difference.numel() // mask.numel()) if count is None else count
         flat = difference.flatten()
         value: Tensor = torch.dot(flat, flat) / ctx.count
         return value
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (difference,) = ctx.saved_tensors
-        return difference * (2.0 * grads[0] / ctx.count), None, None
+        return difference * (2.0 * grads[0] / ctx.count), None, None, None
 
 
 def attention_relations(x: Tensor, relation_heads: int, real: Tensor | None) -> Tensor:
@@ -133,10 +136,20 @@ class AttentionTransfer:
 
 @dataclass(frozen=True)
 class FeatureMSE:
-    """`masked_mse` of layer outputs of equal shape, summed over pairs; padding is excluded from the mean."""
+    """`masked_mse` of layer outputs of equal shape, summed over pairs; padding is excluded from the mean.
+
+    Args:
+        pairs: layers of student and teacher.
+        padded_to: divide the sum over unpadded positions by this length instead of by their number, as a mean over sequences
+            padded to it does (code of BinaryBERT and XTC, which also compares the features at padding). None takes the mean.
+    """
 
     pairs: tuple[Pair, ...]
+    padded_to: Count | None = None
     needs_teacher = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
         assert target is not None
@@ -151,7 +164,12 @@ class FeatureMSE:
             )
             real = student.positions
             fits = real is not None and student_output.ndim == 3 and student_output.shape[:2] == real.shape
-            losses.append(masked_mse(student_output, teacher_output, real.unsqueeze(-1) if real is not None and fits else None))
+            count = None
+            if self.padded_to is not None and student_output.ndim == 3:
+                batch, positions, width = student_output.shape
+                count = batch * _padded(self.padded_to, positions, "FeatureMSE") * width
+            mask = real.unsqueeze(-1) if real is not None and fits else None
+            losses.append(masked_mse(student_output, teacher_output, mask, count))
         return torch.stack(losses).sum()
 
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -164,10 +182,20 @@ class AttentionScoreMSE:
     """`masked_mse` of attention scores before the softmax (batch, heads, queries, keys), summed over pairs.
 
     Queries and keys at padding are excluded from the mean. (The code of Wu et al. 2022 includes them, with the mask.)
+
+    Args:
+        pairs: attention layers of student and teacher.
+        padded_to: divide the sum over unpadded pairs by the square of this length instead of by their number, as a mean over
+            sequences padded to it does whose masked scores are set to zero (code of BinaryBERT, lengths 64 and 128; it also
+            compares the rows of padded queries). Sequences of n of L positions then weigh n^2 / L^2. None takes the mean.
     """
 
     pairs: tuple[Pair, ...]
+    padded_to: Count | None = None
     needs_teacher = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
         assert target is not None
@@ -178,7 +206,11 @@ class AttentionScoreMSE:
             student_scores, teacher_scores = _matched(
                 pair, student, target, "AttentionScoreMSE", "Pair layers with equally many heads."
             )
-            losses.append(masked_mse(student_scores, teacher_scores, mask))
+            count = None
+            if self.padded_to is not None:
+                batch, heads, positions, _ = student_scores.shape
+                count = batch * heads * _padded(self.padded_to, positions, "AttentionScoreMSE") ** 2
+            losses.append(masked_mse(student_scores, teacher_scores, mask, count))
         return torch.stack(losses).sum()
 
     def taps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -225,6 +257,18 @@ class AttentionRelation:
 def _mean_over(values: Tensor, real: Tensor) -> Tensor:
     """Mean of (batch, heads, positions) over unpadded positions."""
     return values.masked_fill(~real.unsqueeze(1), 0.0).sum() / (real.sum() * values.shape[1])
+
+
+def _padded(length: int, positions: int, loss: str) -> int:
+    """The length to which sequences count as padded.
+
+    Raises:
+        DataError: they are longer than that.
+    """
+    if positions > length:
+        fix = "Set padded_to to the task's longest sequence, or cut its texts."
+        raise DataError(f"sequences of at most {length} positions", given=str(positions), where=f"padded_to of {loss}", fix=fix)
+    return length
 
 
 def _matched(pair: Pair, student: Output, target: Output, loss: str, fix: str) -> tuple[Tensor, Tensor]:

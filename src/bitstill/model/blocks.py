@@ -16,7 +16,7 @@ from bitstill.errors import MatchError, SpecError
 from bitstill.model.copies import copy_model
 from bitstill.model.swap import swap
 
-Choice = Literal["skip", "top", "bottom"]
+Choice = Literal["skip", "paper", "top", "bottom"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ def choose(depth: int, keep: int, choice: Choice) -> tuple[int, ...]:
     Args:
         depth: how many there are.
         keep: how many stay.
-        choice: "skip" takes every (depth / keep)-th, ending with the last, as Wu et al. (2022) do; "top" the ones nearest the
-            output, "bottom" the ones nearest the input.
+        choice: "skip" takes every (depth / keep)-th, ending with the last; "paper" the same where `keep` divides `depth`, else
+            equal steps from neither end, so that 5 of 12 are (2, 4, 6, 8, 10) as in Wu et al.'s (2022) tables and not
+            (1, 3, 6, 8, 11); "top" the ones nearest the output, "bottom" the ones nearest the input.
 
     Raises:
         SpecError: more blocks than there are, or none.
@@ -97,6 +98,8 @@ def choose(depth: int, keep: int, choice: Choice) -> tuple[int, ...]:
         return tuple(range(depth - keep, depth))
     if choice == "bottom":
         return tuple(range(keep))
+    if choice == "paper" and depth % keep:
+        return tuple((index + 1) * depth // (keep + 1) for index in range(keep))
     return tuple((index + 1) * depth // keep - 1 for index in range(keep))
 
 

@@ -78,7 +78,8 @@ class BinaryBERT:
         importance: criterion for these heads and neurons: "gradient", the effect of removal on the loss on the labels (paper,
             as in DynaBERT), or "magnitude" of their weights; always the latter for a given student.
         layers: the teacher's layers that the student keeps: a number, or a list of indices from 0; None keeps all (paper).
-        choice: which ones, where `layers` is a number: "skip" (every other one), "top" or "bottom".
+        choice: which ones, where `layers` is a number: "skip" (evenly, ending with the last), "paper" (that of XTC), "top" or
+            "bottom".
         layer_map: "last" matches the student's last layer with the teacher's last, "paper" with the one it was copied from.
         hidden_weight: weight of the squared error of hidden states, mean over unpadded positions and hidden size, summed over
             layers (paper: 1).
@@ -88,6 +89,8 @@ class BinaryBERT:
         relation_heads: compare relations within queries, keys and values, regrouped into this many heads, instead of attention
             scores (MiniLMv2); numbers of heads may then differ, and all models learn from the teacher itself. None compares
             scores (paper).
+        padded_to: sum both errors over unpadded positions and divide as if sequences were padded to this length (paper: 64 or
+            128); short texts then weigh less, scores by the square. None takes the means.
         logit_weight: weight of the soft cross-entropy with the teacher, or the objective's loss of that family, in Stage II
             (paper: 1).
         joint: merge both stages into one, with their total duration and the learning rate of Stage II (paper: no).
@@ -98,7 +101,9 @@ class BinaryBERT:
         steps: duration of each stage in optimizer steps instead of epochs.
         float_lr, ternary_lr, binary_lr: peak learning rates of Stage II (paper: 1e-5 ternary, 5e-5 binary).
         feature_lr_scale: learning rate of Stage I, as a multiple of that of Stage II (paper: 2.5).
-        batch_size, weight_decay, warmup, clip_norm: AdamW, linear warm-up over that fraction of a stage, then linear decay.
+        batch_size, weight_decay, warmup, clip_norm: AdamW, linear warm-up over that fraction of a stage, then linear decay
+            (paper: batches of 16 for CoLA and MRPC, else 32; gradients clipped per tensor).
+        bias_correction: bias correction of AdamW; without it early steps are longer (paper: BertAdam, without).
         dropout: dropout of the student in training; None keeps the teacher's.
         validations: evaluations of the delivered form per stage; the next stage starts from the best latent weights, which may
             be the stage's initial ones.
@@ -129,6 +134,7 @@ class BinaryBERT:
     hidden_weight: NonNegative = 1.0
     attention_weight: NonNegative = 1.0
     relation_heads: Count | None = None
+    padded_to: Count | None = None
     logit_weight: NonNegative = 1.0
     joint: bool = False
     reduction: Reduction = "mean"
@@ -144,6 +150,7 @@ class BinaryBERT:
     weight_decay: NonNegative = 0.01
     warmup: FractionBelowOne = 0.1
     clip_norm: Positive | None = 1.0
+    bias_correction: bool = True
     dropout: FractionBelowOne | None = 0.0
     validations: Count = 10
     augment: bool = True
@@ -258,7 +265,8 @@ class BinaryBERT:
     ) -> _Parts:
         """Terms by name of the stage."""
         weight = self.attention_weight if attention else 0.0
-        features = feature_terms(source_layers, depth, self.layer_map, self.hidden_weight, weight, teacher, self.relation_heads)
+        weights, others = (self.hidden_weight, weight), (self.relation_heads, self.padded_to)
+        features = feature_terms(source_layers, depth, self.layer_map, *weights, teacher, *others)
         logits = logit_terms(self.logit_weight, objective, self.reduction, teacher)
         if not features:
             fix = "Set hidden_weight above 0."
@@ -285,7 +293,8 @@ class BinaryBERT:
 
     def _optimizer(self, lr: float) -> AdamW:
         schedule = WarmupLinear(lr, warmup=self.warmup)
-        return AdamW(schedule, weight_decay=self.weight_decay, learned_lr_scale=self.learned_lr / lr)
+        scale = self.learned_lr / lr
+        return AdamW(schedule, weight_decay=self.weight_decay, learned_lr_scale=scale, bias_correction=self.bias_correction)
 
     def _compress(self, bits: Bits, models: Models) -> tuple[Action, ...]:
         weights = Compress("student", self._rules(bits, models))

@@ -42,8 +42,8 @@ class PQK:
         schedule: schedule of the sparsity: "cubic" (DCIL), "linear", or "one-shot", all at once at the end of the ramp.
         ramp: fraction of phase 1 during which the sparsity grows; masks are fixed afterwards (open).
         every: steps between two updates of the masks (DCIL: 16).
-        step_start: start of learned steps: "error", where the squared error is least, or "mean", LSQ's published start, which at
-            2 bits is no better than zeros (open).
+        step_start: start of learned steps: "error", where the squared error is least, or "mean", LSQ's published start, which
+            at 2 bits is no better than zeros (open).
         float_epochs: epochs of the dense float network before masks and quantizer, on its own cosine (open).
         epochs: epochs of phase 1; four fifths of the total, similar to DCIL. With half of the total for phase 2, and pruned in
             half the time, the network loses more than it learns from its dense view (benchmarks/pqk.py).

@@ -176,15 +176,17 @@ def feature_terms(
     attention: float,
     teacher: str = "teacher",
     relation_heads: int | None = None,
+    padded_to: int | None = None,
 ) -> tuple[Term, ...]:
     """Terms for hidden states and attention, with their weights; a weight of 0 omits a term.
 
-    The attention term compares scores, or with `relation_heads` relations within queries, keys and values.
+    The attention term compares scores, or with `relation_heads` relations within queries, keys and values. `padded_to` is that
+    of `FeatureMSE` and `AttentionScoreMSE`.
     """
-    scores: Loss = AttentionScoreMSE(score_pairs(source_layers))
+    scores: Loss = AttentionScoreMSE(score_pairs(source_layers), padded_to)
     relations: Loss | None = None if relation_heads is None else AttentionRelation(head_pairs(source_layers), relation_heads)
     losses: tuple[tuple[Loss, float], ...] = (
-        (FeatureMSE(hidden_pairs(source_layers, depth, layer_map)), hidden),
+        (FeatureMSE(hidden_pairs(source_layers, depth, layer_map), padded_to), hidden),
         (relations or scores, attention),
     )
     return tuple(Term(loss, teacher=teacher, weight=weight) for loss, weight in losses if weight)

@@ -55,7 +55,8 @@ class XTC:
         learned_scales: train the scales of binary and ternary matrices along with the weights (paper: no).
         progressive: intermediate bits, such as (8, 4, "ternary"); each gets an equal share of the epochs (paper: none).
         layers: the teacher's layers that the student keeps: a number, or a list of indices from 0; None keeps all.
-        choice: which ones, where `layers` is a number: "skip" (paper: every other one), "top" or "bottom".
+        choice: which ones, where `layers` is a number: "skip" (evenly, ending with the last), "paper" (the same for 6 of 12,
+            but 2, 4, 6, 8 and 10 for 5 of 12), "top" or "bottom".
         layer_map: "last" matches the student's last layer with the teacher's last, "paper" with the one it was copied from.
         schedule: "single" (paper: all terms at once); "two": hidden states and attention, then logits; "three": the same with
             all terms in between. The parts share the epochs equally.
@@ -67,6 +68,8 @@ class XTC:
             unpadded positions, summed over layers (paper: 1, padding included).
         relation_heads: compare relations within queries, keys and values, regrouped into this many heads, instead of attention
             scores (MiniLMv2; paper: no).
+        padded_to: sum both errors over unpadded positions and divide as if sequences were padded to this length (paper: 128);
+            short texts then weigh less, scores by the square. None takes the means.
         label_weight: weight of the loss on the labels (paper: 0).
         reduction: reduction of the soft cross-entropy: "mean" also divides by the number of classes (paper), "batchmean" does
             not.
@@ -74,6 +77,7 @@ class XTC:
             up to 18 epochs, 36 with fewer layers; lr 2e-5 to 5e-4; warm-up of one epoch).
         steps: duration of each trained stage in optimizer steps instead of epochs.
         float_epochs, float_lr: of the student in float before quantization; None is `epochs` if layers were removed, else 0.
+        bias_correction: bias correction of AdamW; without it early steps are longer (BertAdam).
         dropout: dropout of the student in training; None keeps the teacher's.
         validations: evaluations of the delivered form on the validation split per stage; the best weights are kept (paper:
             every 1,000 steps).
@@ -100,6 +104,7 @@ class XTC:
     hidden_weight: NonNegative = 1.0
     attention_weight: NonNegative = 1.0
     relation_heads: Count | None = None
+    padded_to: Count | None = None
     label_weight: NonNegative = 0.0
     reduction: Reduction = "mean"
     epochs: Epochs = 6
@@ -110,6 +115,7 @@ class XTC:
     warmup: FractionBelowOne = 0.1
     float_epochs: Epochs | None = None
     float_lr: Positive = 1e-4
+    bias_correction: bool = True
     dropout: FractionBelowOne | None = None
     validations: Count = 20
     clip_norm: Positive | None = 1.0
@@ -181,7 +187,8 @@ class XTC:
         """Terms by name of the stage's part."""
         logits = logit_terms(self.logit_weight, objective, self.reduction)
         weights = (self.hidden_weight, self.attention_weight)
-        features = feature_terms(source_layers, depth, self.layer_map, *weights, relation_heads=self.relation_heads)
+        others = (self.relation_heads, self.padded_to)
+        features = feature_terms(source_layers, depth, self.layer_map, *weights, "teacher", *others)
         labels = (Term(label_loss(objective), weight=self.label_weight),) if self.label_weight else ()
         together = (*logits, *features, *labels)
         return {
@@ -198,13 +205,17 @@ class XTC:
             epochs=epochs if self.steps is None else None,
             steps=self.steps,
             batch_size=self.batch_size,
-            optimizer=AdamW(WarmupLinear(lr, warmup=self.warmup), weight_decay=self.weight_decay),
+            optimizer=self._optimizer(lr),
             clip_norm=self.clip_norm,
             augment=self.augment,
             validations=self.validations,
         )
         judged = ("", "logits")  # the other parts do not train the task's outputs
         return in_parts(whole, {p: {"terms": t, "keep": "best" if p in judged else "last"} for p, t in parts.items()})
+
+    def _optimizer(self, lr: float) -> AdamW:
+        schedule = WarmupLinear(lr, warmup=self.warmup)
+        return AdamW(schedule, weight_decay=self.weight_decay, bias_correction=self.bias_correction)
 
     def _rules(self, bits: Bits, models: Models) -> tuple[Compression, ...]:
         student = models.get("student", models["teacher"])
