@@ -19,7 +19,9 @@ RESULTS = Path(__file__).parent / "results"
 PICTURE = RESULTS.parents[1] / "docs" / "images" / "accuracy-against-bytes.svg"
 FLOAT, POST, TRAINED = "float32", "quantized after training", "trained by bitstill"
 STYLES = {FLOAT: (INK, "*"), POST: (SERIES[2], "s"), TRAINED: (SERIES[1], "o")}
-DARK = {INK: "#e6e9ee", MUTED: "#9aa6b4", RULE: "#39424e", CARD: "#1b2027"}
+DARK = {
+    INK: "#e6e9ee", MUTED: "#9aa6b4", RULE: "#39424e", CARD: "#1b2027", SERIES[1]: "#6ea3f5", SERIES[2]: "#f08a5d",
+}  # fmt: skip
 """Colours of a dark page, by those of a light one."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 import runpy
 from pathlib import Path
@@ -16,7 +17,8 @@ from bitstill.recipes.by_name import RECIPES
 from . import pages
 from .pages import PAGES, ROOT
 
-QUICK = {"arithmetic.md", "choose-bits.md", "export.md", "file-format.md", "own-network.md"}
+RESULTS = ("cifar10", "native_runtime", "onnx_runtime", "xtc")
+QUICK = {"arithmetic.md", "choose-bits.md", "errors.md", "export.md", "file-format.md", "own-network.md"}
 """Pages that run within some seconds; the others do in `make test-all`."""
 RUNNABLE = [page for page in PAGES if any(block.language in ("python", "console") for block in pages.blocks(page))]
 
@@ -57,6 +59,25 @@ def test_tables_are_the_committed_results() -> None:
     assert len(tables) >= 9
     for page, path, table in tables:
         assert table == (ROOT / path).read_text(), page
+
+
+def test_headline_figures_are_the_committed_ones() -> None:
+    """The table of README.md, from the result files that its links lead to."""
+    results = {name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in RESULTS}
+    xtc, cifar, onnx = results["xtc"]["rows"], results["cifar10"]["rows"], results["onnx_runtime"]["rows"]
+    teacher, latency = xtc["sst2-teacher-0"], results["native_runtime"]["networks"]["MiniLM-L6"]["rows"]
+    ours, int8 = (latency[name]["points"]["1 x 128"]["ms"] for name in ("bitstill.runtime, 1 bit", "ONNX Runtime int8"))
+    student, floating = cifar["student-1-qd-2"], cifar["student-1-float"]
+    readme = (ROOT / "README.md").read_text()
+    for row in (xtc["sst2-1 bit, 6 layers-0"], xtc["sst2-ternary, 6 layers-0"]):
+        size = f"{row['file_bytes'] / 1e6:.2f} MB of {teacher['file_bytes'] / 1e6:.1f} MB"
+        assert f"{row['value']:.2f} % of {teacher['value']:.2f} % | {size}" in readme
+    size = f"{student['file_bytes'] / 1e6:.2f} MB of {floating['file_bytes'] / 1e6:.2f} MB"
+    assert f"{student['test']:.2f} % of {floating['test']:.2f} % | {size}" in readme
+    bytes_of = [row["file_bytes"] / 1e6 for row in (xtc["sst2-1 bit, 6 layers-0"], onnx["int8, by ONNX Runtime"])]
+    assert f"{ours:.1f} ms; ONNX Runtime int8 {int8:.1f} ms | {bytes_of[0]:.2f} MB; {bytes_of[1]:.1f} MB" in readme
+    spoken = (ROOT / "benchmarks/results/pqk.md").read_text()
+    assert "| res8-narrow | 4 | 80% | 99.00 | 16.33 | 99.00 |" in spoken and "| 99.00 % of 99.00 % | 9.6 kB |" in readme
 
 
 def test_make_targets_that_pages_name_exist() -> None:
