@@ -121,7 +121,7 @@ def test_another_optimizer_is_refused(optimizer: SGD) -> None:
 
 
 def test_iterations_are_needed() -> None:
-    with pytest.raises(SpecError, match="at least 1 of the iterations that are loss-aware"):
+    with pytest.raises(SpecError, match="at least 1 of the loss-aware iterations"):
         Ternary(loss_aware=True)
 
 

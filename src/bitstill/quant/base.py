@@ -1,8 +1,8 @@
-"""The contract of a weight quantizer, and what most methods share: gradient rules and dtypes of scales.
+"""The contract of a weight quantizer, and shared parts of most methods: gradient rules and dtypes of scales.
 
-A method is a frozen dataclass derived from `Quantizer`, inside this package or outside of it: settings, a name, a formula, a
-gradient rule where straight-through is not enough, and the tensors that it keeps between steps. Training, freezing, packing,
-artifacts and exports ask it through this contract alone.
+A method is a frozen dataclass derived from `Quantizer`, inside or outside of this package: settings, a name, a formula, a
+gradient rule if straight-through is not enough, and its state between steps. Training, freezing, packing, artifacts and exports
+use it only through this contract.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Role = Literal["number", "weight", "buffer"]
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A tensor that a quantizer keeps beside a weight from step to step; it is in every checkpoint, and never delivered.
+    """A tensor of a quantizer's state for one weight; it is part of every checkpoint, and never delivered.
 
     Args:
-        value: where it starts.
-        role: "number" is trained and never decays (a scale, a step, a point); "weight" is a further latent weight, which is
-            trained and decays as the first one does; "buffer" is set by `after_step`, and equal in all processes.
-        per_row: whether its first dimension runs over the rows of the weight, so that a few rows can be quantized alone.
+        value: initial value.
+        role: "number" is trained and never decays (a scale, a step, a point); "weight" is a further latent weight, trained and
+            decayed like the first one; "buffer" is set by `after_step`, and equal in all processes.
+        per_row: whether its first dimension runs over the rows of the weight, so that single rows can be quantized.
     """
 
     value: Tensor
@@ -43,12 +43,12 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class OptimizerStep:
-    """What an optimizer has just done to a latent weight.
+    """The state of a latent weight after an optimizer step.
 
     Args:
         layer: name of the layer, for messages.
         optimizer: name of the optimizer's class, for messages.
-        gradient: of the latent weight, in its shape; None where it took no part in the step.
+        gradient: gradient of the latent weight, in its shape; None if it took no part in the step.
         second_moment: running mean of the squared gradient as Adam keeps it, in the same shape; None under other optimizers.
     """
 
@@ -59,7 +59,7 @@ class OptimizerStep:
 
 
 class Quantizer(ABC):
-    """How one weight is quantized: settings, formula, gradient, and what is kept between steps.
+    """A method of weight quantization: settings, formula, gradient, and state between steps.
 
     Subclasses are frozen dataclasses with at least these two fields; `name` and `quantize` must be written.
 
@@ -73,7 +73,7 @@ class Quantizer(ABC):
 
     @property
     def torch_scale_dtype(self) -> torch.dtype:
-        """`scale_dtype` as torch names it."""
+        """`scale_dtype` as a torch dtype."""
         return SCALE_DTYPES[self.scale_dtype]
 
     @property
@@ -85,58 +85,58 @@ class Quantizer(ABC):
     def quantize(
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
-        """The quantized weight. Called without gradient, in float32 whatever autocast says.
+        """Quantize a weight. Called without gradient, in float32 regardless of autocast.
 
         Args:
             weight: latent, of any shape.
             mask: bool of the same shape, False where pruned; pruned weights take no part in any statistic.
-            state: the tensors of `initial_state` as they are now, by name, float32; for some rows of the weight alone where
+            state: current values of the tensors of `initial_state`, by name, float32; restricted to some rows of the weight if
                 all of them are `per_row`.
-            training: lets what acts in training alone (stochastic rounding) act.
+            training: enables behaviour that is limited to training (stochastic rounding).
         """
 
     def with_gradient(
         self, weight: Tensor, quantized: Quantized, effective: Tensor, state: Mapping[str, Tensor], passes: Tensor | None
     ) -> Tensor:
-        """`effective`, bit for bit, with a gradient to `weight` and to what is trained in `state`; straight through here.
+        """Attach a gradient to `effective`, whose values stay the same bit for bit; straight-through by default.
 
         Args:
-            weight: latent.
-            quantized: what `quantize` made of it.
+            weight: latent weight, which receives a gradient, as do trained tensors in `state`.
+            quantized: result of `quantize`.
             effective: `quantized`, dequantized, without gradient, in the shape and dtype of `weight`.
             state: as for `quantize`.
-            passes: bool of the same shape, False where no gradient shall reach the weight; None lets it pass everywhere.
+            passes: bool of the same shape, False where no gradient may reach the weight; None passes it everywhere.
         """
         return straight_through(weight, effective, passes)
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
-        """The tensors to keep beside a weight, by name, as they are at the start; none here."""
+        """Initial state for a weight, by name; empty by default."""
         return {}
 
     def after_step(self, state: Mapping[str, Tensor], step: OptimizerStep) -> None:  # noqa: B027 (most methods keep nothing)
-        """Change `state` in place after an optimizer's step; nothing here.
+        """Update `state` in place after an optimizer step; does nothing by default.
 
         Raises:
             SpecError: the method needs another optimizer.
         """
 
     def never_updated(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether buffers in `state` are still what they were at the start, so that the weight cannot be frozen yet."""
+        """Whether buffers in `state` still have their initial values, so that the weight cannot be frozen yet."""
         return False
 
     def latent(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """The float weight that all latent weights together stand for."""
+        """Float weight represented by all latent weights together."""
         return weight
 
 
 @dataclass(frozen=True, eq=False)
 class SplitWeight:
-    """A weight that has been split into two planes.
+    """A weight split into two planes.
 
     Args:
-        quantizer: of what is there now.
+        quantizer: quantizer of the two planes.
         weight: the first latent weight.
-        state: what the new quantizer keeps, the second latent weight among it.
+        state: state of that quantizer, including the second latent weight.
     """
 
     quantizer: Quantizer
@@ -145,11 +145,11 @@ class SplitWeight:
 
 
 class Splittable(Quantizer):
-    """A quantizer whose weights can be split exactly into two binary ones that are added up (Bai et al. 2021)."""
+    """A quantizer whose weights can be split exactly into a sum of two binary ones (Bai et al. 2021)."""
 
     @abstractmethod
     def split(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], layer: str) -> SplitWeight:
-        """The two binary weights with the same quantized sum.
+        """Split a weight into two binary ones with the same quantized sum.
 
         Args:
             weight, mask, state: as for `quantize`.
@@ -161,19 +161,19 @@ class Splittable(Quantizer):
 
     @abstractmethod
     def one_plane(self) -> Quantizer:
-        """The binary quantizer with the same settings, for weights that are not worth two planes."""
+        """Binary quantizer with the same settings, for weights that are not split."""
 
 
 class CountedLevels(Quantizer):
-    """A quantizer whose number of levels may differ from weight to weight, and change while training."""
+    """A quantizer whose number of levels may differ between weights, and change in training."""
 
     @abstractmethod
     def count_of(self, state: Mapping[str, Tensor]) -> int:
-        """How many levels a weight with this state has."""
+        """Number of levels of a weight with this state."""
 
     @abstractmethod
     def with_count(self, weight: Tensor, mask: Tensor | None, count: int) -> dict[str, State]:
-        """Fresh state of a weight with `count` levels."""
+        """Initial state of a weight with `count` levels."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Binary(Quantizer):
         return "binary"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
-        """The scales (rows, groups) float32, where they are learned: those the formula gives at the start."""
+        """Learned scales (rows, groups) float32, initialized by the formula; empty if scales are not learned."""
         if not self.learned_scale:
             return {}
         return {"scale": State(self.quantize(weight, mask, {}).planes[0].scale_RG.clone())}
@@ -50,7 +50,7 @@ class Binary(Quantizer):
     def quantize(
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
-        """`weight` on its two levels."""
+        """Quantize `weight` to its two levels."""
         dtype = self.torch_scale_dtype
         clipped, scale_RG = clip(weight, self.gradient), state.get("scale")
         return binary(clipped, mask, granularity=self.granularity, scale_dtype=dtype, scale_RG=scale_RG)
@@ -90,7 +90,7 @@ def binary(
     """
     grid = grid_of(weight.shape, granularity)
     w_RGK = to_groups(weight.float(), grid)
-    # copysign and not torch.where, which takes six times as long on a CPU and shows in a training step.
+    # copysign, since torch.where takes six times as long on a CPU, which is noticeable in a training step.
     signs_RGK = set_pruned(w_RGK, mask, grid, 1.0)
     if scale_RG is None:
         scale_RG = stored_scale(group_mean(w_RGK.abs(), group_mask(mask, grid, weight.device)), scale_dtype)

@@ -9,7 +9,7 @@ from bitstill.quant.layouts import TRITS_PER_BYTE, Layout, bits_for
 
 
 def pack(codes_RN: Tensor, levels: int, layout: Layout) -> Tensor:
-    """uint8 codes (rows, N), each < `levels`, to packed bytes (rows, `packed_length`)."""
+    """Pack uint8 codes (rows, N), each < `levels`, into bytes (rows, `packed_length`)."""
     if layout == "bytes":
         return codes_RN.contiguous()
     if layout == "trits":
@@ -25,7 +25,7 @@ def pack(codes_RN: Tensor, levels: int, layout: Layout) -> Tensor:
 
 
 def unpack(packed_RB: Tensor, length: int, levels: int, layout: Layout) -> Tensor:
-    """Packed bytes (rows, `packed_length`) to uint8 codes (rows, `length`): the inverse of `pack`."""
+    """Unpack bytes (rows, `packed_length`) into uint8 codes (rows, `length`), the inverse of `pack`."""
     if layout == "bytes":
         return packed_RB
     if layout == "trits":

@@ -1,8 +1,7 @@
-"""Gradient rules that several quantizers share: what backward pretends while forward returns Q(w) itself.
+"""Gradient rules shared by several quantizers: forward returns Q(w) itself, backward substitutes a gradient.
 
-The forward of each function returns the quantized tensor that it receives, untouched. The common spelling
-`w + (Q(w) - w).detach()` is not used: it rounds twice and differs from Q(w) in the last bit, so that what is trained would
-not be what is delivered.
+The forward of each function returns its quantized input unchanged. The common form `w + (Q(w) - w).detach()` is not used: it
+rounds twice and differs from Q(w) in the last bit, so that the trained weights would differ from the delivered ones.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class _ThroughScale(Function):
 
 
 def apply_function(function: type[Function], *arguments: object) -> Tensor:
-    """What `function` returns, for type checkers, which cannot know."""
+    """Apply `function`, with a return type for type checkers."""
     apply: Callable[..., Tensor] = function.apply
     return apply(*arguments)
 
@@ -61,7 +60,7 @@ def straight_through(weight: Tensor, effective: Tensor, passes: Tensor | None = 
     Args:
         weight: the latent weight.
         effective: Q(weight), same shape, no gradient.
-        passes: bool of the same shape, False where no gradient shall pass; None passes all.
+        passes: bool of the same shape, False where no gradient may pass; None passes all.
     """
     return apply_function(_StraightThrough, weight, effective, passes)
 

@@ -1,4 +1,4 @@
-"""Which weights share one scale.
+"""Granularity: the weights that share a scale.
 
 A weight of any shape is first read as a matrix of *rows*, then each row is cut into groups:
 
@@ -8,9 +8,9 @@ A weight of any shape is first read as a matrix of *rows*, then each row is cut 
     PerGroup(k)     out x (numel / out)        k in a row     (out, ceil(row length / k))
     Bucket(k)       1 x numel                  k, flat        (1, ceil(numel / k))
 
-`PerGroup` is the default for anything that will be exported: its groups never cross an output row. `Bucket` is Polino's
-(2018) flat bucket, which does. A row that does not divide is padded; the padding takes no part in any statistic.
-This file knows shapes only: no tensors, no torch.
+`PerGroup` is the default for exports: its groups never cross an output row. `Bucket` is the flat bucket of Polino et al.
+(2018), which does. A row that does not divide evenly is padded; padding is excluded from all statistics.
+This file handles only shapes: no tensors, no torch.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Granularity = PerTensor | PerChannel | PerGroup | Bucket
 
 @dataclass(frozen=True)
 class Grid:
-    """The plan by which a tensor is cut into groups: `rows` rows of `length`, each in `groups` groups of `size`."""
+    """Division of a tensor into groups: `rows` rows of `length`, each in `groups` groups of `size`."""
 
     rows: int
     length: int
@@ -70,7 +70,7 @@ class Grid:
 
     @property
     def padding(self) -> int:
-        """Elements added at the end of each row so that its groups are full."""
+        """Padding elements at the end of each row."""
         return self.groups * self.size - self.length
 
     @property
@@ -80,7 +80,7 @@ class Grid:
 
 
 def grid_of(shape: Sequence[int], granularity: Granularity) -> Grid:
-    """The grid of a weight of `shape` under `granularity`.
+    """Grid of a weight of `shape` under `granularity`.
 
     Raises:
         SpecError: if the shape is empty or has a zero dimension.

@@ -1,8 +1,8 @@
-"""A weight seen as groups that share a scale, and the statistics of each group over the weights that count.
+"""Weights in groups that share a scale, and statistics of each group.
 
 Legend: R rows, G groups per row, K weights per group. Grouped tensors are (R, G, K); statistics are (R, G).
-Padding and pruned weights never count: `keep` (R, G, K) is False there, or None when every element counts, which is
-the common case and costs nothing.
+Padding and pruned weights are excluded from statistics: `keep` (R, G, K) is False there, or None when nothing is excluded,
+the common case.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bitstill.quant.granularity import Grid
 def to_groups(x: Tensor, grid: Grid) -> Tensor:
     """Cut `x` (any shape with rows * length elements) into (R, G, K), padding each row's end with zeros.
 
-    Contiguous, because the order in which a sum adds up, and so its last bit, follows the strides: a transposed weight would
-    otherwise get other scales than an equal one that is not.
+    The result is contiguous, because the order of summation, and so the last bit of a sum, follows the strides: a transposed
+    weight would otherwise get other scales than an equal contiguous one.
     """
     x = x.reshape(grid.rows, grid.length).contiguous()
     if grid.padding:
@@ -29,12 +29,12 @@ def to_groups(x: Tensor, grid: Grid) -> Tensor:
 
 
 def from_groups(x: Tensor, grid: Grid, shape: torch.Size) -> Tensor:
-    """Undo `to_groups`: (R, G, K) -> `shape`, dropping the padding."""
+    """Inverse of `to_groups`: (R, G, K) -> `shape`, without padding."""
     return x.reshape(grid.rows, -1)[:, : grid.length].reshape(shape)
 
 
 def group_mask(mask: Tensor | None, grid: Grid, device: torch.device) -> Tensor | None:
-    """Which elements of the groups count, (R, G, K) bool; None when all do.
+    """Elements of the groups included in statistics, (R, G, K) bool; None for all.
 
     Args:
         mask: bool, the weight's shape, False where pruned; or None.
@@ -47,24 +47,24 @@ def group_mask(mask: Tensor | None, grid: Grid, device: torch.device) -> Tensor 
 
 
 def _count(x_RGK: Tensor, keep: Tensor | None) -> Tensor:
-    """How many elements of each group count, at least 1 so that it can divide: (R, G) float32."""
+    """Number of included elements of each group, at least 1 to allow division: (R, G) float32."""
     if keep is None:
         return torch.full(x_RGK.shape[:2], float(x_RGK.shape[2]), device=x_RGK.device)
     return keep.sum(-1).clamp(min=1).float()
 
 
 def _total(x_RGK: Tensor, keep: Tensor | None) -> Tensor:
-    """Sum of each group over the elements that count: (R, G)."""
+    """Sum of each group over the included elements: (R, G)."""
     return (x_RGK if keep is None else torch.where(keep, x_RGK, 0.0)).sum(-1)
 
 
 def group_mean(x_RGK: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean of each group over the elements that count, 0 for a group without any: (R, G)."""
+    """Mean of each group over the included elements, 0 for a group without any: (R, G)."""
     return _total(x_RGK, keep) / _count(x_RGK, keep)
 
 
 def group_extremes(x_RGK: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Smallest and largest element of each group among those that count; (0, 0) for a group without any: two (R, G)."""
+    """Min and max of each group over the included elements, (0, 0) for a group without any: two (R, G)."""
     if keep is None:
         return x_RGK.amin(-1), x_RGK.amax(-1)  # torch.aminmax is several times slower on a CPU
     low = torch.where(keep, x_RGK, math.inf).amin(-1)
@@ -74,5 +74,5 @@ def group_extremes(x_RGK: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def set_pruned(values_RGK: Tensor, mask: Tensor | None, grid: Grid, level: float) -> Tensor:
-    """`values_RGK` with `level` where `mask` prunes, so that the codes of pruned weights are all alike."""
+    """`values_RGK` with `level` where `mask` prunes, so that all pruned weights have the same code."""
     return values_RGK if mask is None else torch.where(to_groups(mask, grid), values_RGK, level)

@@ -1,6 +1,6 @@
 """Quantizers of activations, their settings and formulas: dynamic ranges, learned clipping, learned steps.
 
-The value that a layer then sees is the dequantized one, so that training sees what an integer kernel would compute.
+Layers receive the dequantized values, so that training computes what an integer kernel would.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from bitstill.quant.scales import usable_scale
 
 @dataclass(frozen=True)
 class QuantizeInput:
-    """How a layer's input is quantized.
+    """Quantization of a layer's input.
 
     Args:
-        bits: 2 to 8; 8 and 4 are what hardware computes.
+        bits: 2 to 8; hardware supports 8 and 4.
         symmetric: signed codes; else unsigned with a zero point (per tensor at 8 bits: ONNX `DynamicQuantizeLinear`).
         per: one range per "token" (last dimension), "sample" or "tensor"; learned ranges are per tensor.
-        range: "dynamic" (min and max of what comes in), "clip" (PACT: learned bounds) or "step" (LSQ: learned step).
+        range: "dynamic" (min and max of the input), "clip" (PACT: learned bounds) or "step" (LSQ: learned step).
     """
 
     bits: Annotated[int, Range(least=2, most=8)] = 8
@@ -53,11 +53,11 @@ class QuantizeInput:
 
 @dataclass(frozen=True)
 class QuantizeAttention:
-    """How the operands of a transformer's two attention products are quantized (Bai et al. 2021).
+    """Quantization of the operands of a transformer's two attention products (Bai et al. 2021).
 
     Args:
         products: queries and keys before their product, and values before theirs.
-        probabilities: after the softmax, before the product with the values; they are not negative.
+        probabilities: after the softmax, before the product with the values; non-negative.
     """
 
     products: QuantizeInput = QuantizeInput()
@@ -70,7 +70,7 @@ class QuantizeAttention:
 
 
 def shared_dims(x: Tensor, per: str) -> tuple[int, ...]:
-    """The dimensions of `x` over which one range is taken: per "token" the last, per "sample" all but the first."""
+    """Dimensions of `x` over which a range is computed: per "token" the last, per "sample" all but the first."""
     match per:
         case "token":
             return (x.ndim - 1,)
@@ -90,7 +90,7 @@ def dynamic_symmetric(x: Tensor, *, bits: int, per: str) -> Tensor:
     top = 2 ** (bits - 1) - 1
     with torch.no_grad():
         dims = shared_dims(x, per)
-        largest = torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True))  # |x| would be another large tensor
+        largest = torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True))  # avoids the large tensor |x|
         scale = usable_scale(largest.float() / top)
         quantized = (x.float() / scale).round_().mul_(scale).to(x.dtype)
     return straight_through(x, quantized)
@@ -100,8 +100,8 @@ def dynamic_asymmetric(x: Tensor, *, bits: int, per: str) -> Tensor:
     """Unsigned codes with a zero point, as ONNX `DynamicQuantizeLinear` defines them (at 8 bits per tensor, exactly).
 
     low = min(0, min x), high = max(0, max x), s = (high - low) / (2^bits - 1), z = round(-low / s),
-    q = clamp(round(x / s) + z, 0, 2^bits - 1), value = (q - z) s. Zero is always exact. Gradient straight through: the clamp
-    only cuts what rounding of the zero point pushes over the edge, and no gradient is lost to it.
+    q = clamp(round(x / s) + z, 0, 2^bits - 1), value = (q - z) s. Zero is always exact. The gradient is straight-through: the
+    clamp only acts where rounding of the zero point exceeds the range, and does not block the gradient.
     """
     top = 2**bits - 1
     dims = shared_dims(x, per)
@@ -151,7 +151,7 @@ def learned_step(x: Tensor, step: Tensor, *, bits: int, symmetric: bool) -> Tens
 
 
 def initial_step(x: Tensor, *, bits: int, symmetric: bool) -> Tensor:
-    """LSQ's start from the first batch: 2 mean|x| / sqrt(p), or 4 mean|x| / sqrt(p) when not symmetric; shape ()."""
+    """Initial step of LSQ from the first batch: 2 mean|x| / sqrt(p), or 4 mean|x| / sqrt(p) when not symmetric; shape ()."""
     top = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
     return ((2.0 if symmetric else 4.0) * x.detach().float().abs().mean() / math.sqrt(top)).clamp(min=1e-8)
 

@@ -1,4 +1,4 @@
-"""Learned step size quantization: evenly spaced levels at a distance that is trained beside the weights (LSQ).
+"""Learned step size quantization (LSQ): evenly spaced levels whose step is trained along with the weights.
 
 Legend: R rows, G groups per row, K weights per group.
 """
@@ -26,20 +26,20 @@ StepStart = Literal["mean", "error"]
 STARTS = 64
 """How many steps are tried for the one of least error."""
 SMALLEST_STEP = 1e-8
-"""A learned step stays above it."""
+"""Lower bound of a learned step."""
 
 
 @dataclass(frozen=True)
 class LearnedStep(Quantizer):
-    """Evenly spaced levels at a distance that is learned beside the weights (Esser et al. 2020, LSQ).
+    """Evenly spaced levels whose step is trained along with the weights (Esser et al. 2020, LSQ).
 
-    The levels are -2^(bits-1) .. 2^(bits-1) - 1 steps, zero among them, so that pruned weights need no mask on disk.
+    The levels are -2^(bits-1) .. 2^(bits-1) - 1 steps, including zero, so that pruned weights need no mask on disk.
 
     Args:
         bits: 2 to 8.
         granularity: which weights share a step (paper: `PerTensor()`).
         dead_zone: weights within half a step of zero become zero (paper); without it only pruned weights are zero, so that the
-            sparsity of what is delivered is exactly the one that was asked for.
+            delivered sparsity is exactly the requested one.
         scale_dtype: precision of steps, in training and on disk.
         start: where steps begin: "mean", at 2 mean|w| / sqrt(2^(bits-1) - 1) (paper), or "error", where the squared error is
             least. None is the former with a dead zone and the latter without: there, at 2 bits, the paper's start has a
@@ -72,7 +72,7 @@ class LearnedStep(Quantizer):
     def quantize(
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
-        """`weight` on its levels."""
+        """Quantize `weight` to its levels."""
         step_RG, dtype = state["step"].abs().clamp(min=SMALLEST_STEP), self.torch_scale_dtype
         return uniform_step(
             weight,
@@ -126,12 +126,12 @@ def uniform_step(
 
 
 def step_levels(bits: int) -> tuple[int, int]:
-    """The smallest and the largest level of `uniform_step`."""
+    """Smallest and largest level of `uniform_step`."""
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
 def initial_steps(weight: Tensor, mask: Tensor | None, *, bits: int, granularity: Granularity) -> Tensor:
-    """LSQ's start, 2 mean|w| / sqrt(2^(bits-1) - 1) of each group (Esser et al. 2020, section 2.1): (R, G), positive."""
+    """Initial steps of LSQ, 2 mean|w| / sqrt(2^(bits-1) - 1) per group (Esser et al. 2020, section 2.1): (R, G), positive."""
     grid = grid_of(weight.shape, granularity)
     w_RGK = to_groups(weight.detach().float(), grid)
     largest = step_levels(bits)[1]

@@ -1,4 +1,4 @@
-"""Which weights are kept: exact counts, deterministic ties."""
+"""Pruning masks by magnitude, with exact counts and deterministic ties."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitstill.errors import SpecError
 def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
     """Keep the weights of largest magnitude so that round(sparsity * numel) of them are pruned, exactly.
 
-    Among equal magnitudes the one that comes first in memory is kept.
+    Ties are resolved in favour of the first element in memory.
 
     Args:
         weight: float tensor of any shape.
@@ -29,13 +29,13 @@ def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
 
 
 def global_masks(weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
-    """As `magnitude_mask`, with one ranking over all of `weights`: round(sparsity * all) are pruned, wherever they are.
+    """Like `magnitude_mask`, with one ranking over all of `weights`, of which round(sparsity * all) are pruned.
 
-    Among equal magnitudes those of earlier tensors are kept.
+    Ties are resolved in favour of earlier tensors.
 
     Args:
         weights: float tensors of any shapes.
-        sparsity: fraction of zeros of them together, 0 to 1.
+        sparsity: fraction of zeros over all of them, 0 to 1.
 
     Returns:
         For each, bool of its shape, True where kept.
@@ -48,7 +48,7 @@ def global_masks(weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     pruned = round(sparsity * magnitude.numel())
     if pruned == 0:
         return [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
-    # A selection instead of a sort: masks move every few steps.
+    # Selection instead of sorting: masks are recomputed every few steps.
     limit = magnitude.kthvalue(pruned).values
     keep = magnitude > limit
     equal = (magnitude == limit).nonzero().flatten()
@@ -60,10 +60,10 @@ def global_masks(weights: Sequence[Tensor], sparsity: float) -> list[Tensor]:
 def even_mask(weight: Tensor, sparsity: float, within: int) -> Tensor:
     """Prune round(sparsity * within) of every `within` consecutive weights of a row: N:M sparsity (Zhou et al. 2021).
 
-    Among equal magnitudes the one that comes first is kept.
+    Ties are resolved in favour of the first element.
 
     Args:
-        weight: float tensor, rows first; the rest of its dimensions are one row.
+        weight: float tensor, rows first; the other dimensions form a row.
         sparsity: fraction of zeros, 0 to 1.
         within: M; must divide the length of a row.
 

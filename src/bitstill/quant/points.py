@@ -1,6 +1,6 @@
-"""Learned quantization points: levels placed anywhere in [0, 1] of each group's range, shared by the whole tensor.
+"""Learned quantization points: levels at arbitrary positions in [0, 1] of each group's range, shared by the whole tensor.
 
-Differentiable quantization (Polino, Pascanu, Alistarh 2018, section 4) trains the points and leaves the weights alone.
+Differentiable quantization (Polino, Pascanu, Alistarh 2018, section 4) trains the points and keeps the weights fixed.
 The number of points need not be a power of two.
 
 Legend: R rows, G groups per row, K weights per group, L points.
@@ -51,27 +51,27 @@ class Points(CountedLevels):
         return f"{self.count} points"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
-        """The points, (count,) float32."""
+        """Initial points, (count,) float32."""
         return self.with_count(weight, mask, self.count)
 
     def count_of(self, state: Mapping[str, Tensor]) -> int:
-        """The number of points."""
+        """Number of points."""
         return state["points"].numel()
 
     def with_count(self, weight: Tensor, mask: Tensor | None, count: int) -> dict[str, State]:
-        """As `initial_state`, with `count` points."""
+        """Like `initial_state`, with `count` points."""
         quantiles = self.init == "quantiles"
         points = initial_points(weight, mask, count=count, granularity=self.granularity, quantiles=quantiles)
         return {"points": State(points, per_row=False)}
 
     def after_step(self, state: Mapping[str, Tensor], step: OptimizerStep) -> None:
-        """Put the points back in ascending order."""
+        """Sort the points in ascending order."""
         state["points"].copy_(state["points"].sort().values)
 
     def quantize(
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
-        """`weight` on its nearest points."""
+        """Quantize `weight` to the nearest points."""
         dtype = self.torch_scale_dtype
         return nearest_points(weight, mask, points_L=state["points"], granularity=self.granularity, scale_dtype=dtype)
 
@@ -90,7 +90,7 @@ def nearest_points(
     granularity: Granularity,
     scale_dtype: torch.dtype = torch.float32,
 ) -> Quantized:
-    """Each weight, scaled to [0, 1] by its group's range, goes to the nearest point (a tie goes to the lower one).
+    """Round each weight, scaled to [0, 1] by its group's range, to the nearest point (a tie goes to the lower one).
 
     w -> min + (max - min) * nearest point (Polino et al. 2018, section 4.1).
 
@@ -113,7 +113,7 @@ def nearest_points(
 
 
 def initial_points(weight: Tensor, mask: Tensor | None, *, count: int, granularity: Granularity, quantiles: bool) -> Tensor:
-    """Initial points: quantiles of the scaled weights, so that each serves as many, or evenly spaced.
+    """Initial points: quantiles of the scaled weights, for equal shares of weights, or evenly spaced.
 
     Returns:
         float32 (count,), sorted.
@@ -127,7 +127,7 @@ def initial_points(weight: Tensor, mask: Tensor | None, *, count: int, granulari
     flat = (w_RGK if keep is None else w_RGK[keep]).flatten().sort().values
     if flat.numel() == 0:
         return fractions
-    # torch.quantile refuses more than 16 million elements; interpolating by hand has no such limit.
+    # torch.quantile refuses more than 16 million elements; this interpolation has no such limit.
     position = fractions.double() * (flat.numel() - 1)
     below = position.floor().long()
     above = (below + 1).clamp(max=flat.numel() - 1)
@@ -137,12 +137,12 @@ def initial_points(weight: Tensor, mask: Tensor | None, *, count: int, granulari
 def share_points(counts: Sequence[int], gradient_norms: Sequence[float]) -> list[int]:
     """Redistribute the same total number of points: more go to tensors with larger gradients.
 
-    Each tensor keeps half of its points, rounded down; the rest is dealt in proportion to the norm of its mean gradient
-    and rounded; what rounding leaves over is taken from the tensor with most points, what is missing goes to the one with
-    fewest (Polino et al. 2018, section 4.2, and their code). 2 points per tensor and 256 are the limits.
+    Each tensor keeps half of its points, rounded down; the rest is distributed in proportion to the norm of its mean gradient
+    and rounded; an excess from rounding is taken from the tensor with most points, a shortage is added to the one with fewest
+    (Polino et al. 2018, section 4.2, and their code). Each tensor has 2 to 256 points.
 
     Args:
-        counts: points of each tensor now.
+        counts: current points of each tensor.
         gradient_norms: one norm per tensor, not all zero.
 
     Returns:

@@ -1,12 +1,12 @@
-"""What every quantizer returns: level values, scales and offsets, and the one rule that turns them into weights.
+"""The result of every quantizer: level values, scales and offsets, and the one rule that turns them into weights.
 
     weight = sum over planes of (level * scale + offset),   and exactly 0 where the mask prunes
 
 A *level* is one of a short sorted list of numbers: 0..2^b-1 for affine, -n..n for symmetric, -1, +1 for binary,
 -1, 0, +1 for ternary, anything in [0, 1] for learned points. A *code* is the index of a level; codes are what is stored.
-Training keeps the level values (floats that hold the same numbers exactly), because turning them into codes and back
-would cost a gather; `codes()` makes them when the weight is frozen. Both ways end in the same multiplication and the same
-addition on the same float32 numbers, hence the invariant: fake-quantized == frozen == packed == reloaded, bit for bit.
+Training keeps the level values (floats that represent the same numbers exactly), because converting them to codes and back
+would cost a gather; `codes()` computes codes when the weight is frozen. Both paths end in the same multiplication and the same
+addition of the same float32 numbers, hence the invariant: fake-quantized == frozen == packed == reloaded, bit for bit.
 
 Legend: R rows, G groups per row, K weights per group.
 """
@@ -49,10 +49,10 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class SignPlane:
-    """A `Plane` of the levels -1 and +1 that holds the products alone: a training step has no use for the levels.
+    """A `Plane` of the levels -1 and +1 that holds only the products, since a training step does not need the levels.
 
     Args:
-        signed_RGK: +scale or -scale, float32; scales are not negative, but zero has a sign.
+        signed_RGK: +scale or -scale, float32; scales are non-negative, but zero is signed.
         scale_RG: float32.
     """
 
@@ -81,11 +81,11 @@ class SignPlane:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A quantized weight of `shape`: one or more planes that are added up, and a mask.
+    """A quantized weight of `shape`: a sum of one or more planes, and a mask.
 
     Args:
         planes: at least one; two for a split ternary weight.
-        grid: how the weight is cut into groups.
+        grid: division of the weight into groups.
         shape: the weight's shape.
         mask: bool of `shape`, False where the weight is pruned to exactly 0; None when nothing is.
     """
@@ -103,7 +103,7 @@ class Quantized:
         return apply_mask(from_groups(groups, self.grid, self.shape), self.mask)
 
     def equals(self, other: Quantized) -> bool:
-        """Whether both are stored as the same bytes."""
+        """Whether both have the same stored form."""
         return (
             (self.grid, self.shape, len(self.planes)) == (other.grid, other.shape, len(other.planes))
             and _equal(self.mask, other.mask)
@@ -117,12 +117,12 @@ class Quantized:
         )
 
     def codes(self) -> tuple[Tensor, ...]:
-        """For each plane, the codes as uint8 of `shape`."""
+        """Codes of each plane, uint8 of `shape`."""
         return tuple(from_groups(plane.codes_RGK(), self.grid, self.shape) for plane in self.planes)
 
 
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other if one is None or other is None else torch.equal(one, other)
+def _equal(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is second if first is None or second is None else torch.equal(first, second)
 
 
 def dequantize_levels(values_RGK: Tensor, scale_RG: Tensor, offset_RG: Tensor | None) -> Tensor:
@@ -132,5 +132,5 @@ def dequantize_levels(values_RGK: Tensor, scale_RG: Tensor, offset_RG: Tensor | 
 
 
 def apply_mask(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """`weight`, and exactly +0 where `mask` is False."""
+    """`weight` with exactly +0 where `mask` is False."""
     return weight if mask is None else torch.where(mask, weight, 0.0)

@@ -1,4 +1,4 @@
-"""What is to be done to which modules, as data: frozen, validated, comparable, without a tensor in it."""
+"""Compression rules as data: frozen, validated, comparable, without tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bitstill.quant.ternary import Ternary
 from bitstill.quant.uniform import Fit, Uniform
 
 UNTRAINED_ITERATIONS = 10
-"""Alternating steps that fit a ternary scale where nothing trains."""
+"""Alternating steps that fit a ternary scale without training."""
 
 Bits = Annotated[int, Range(least=1, most=8)] | Literal["ternary"]
 
@@ -31,10 +31,10 @@ class Prune:
         sparsity: fraction of zeros, 0 to below 1.
         scope: "layer" prunes that fraction of each layer, "global" that fraction of all layers of the rule together, so that
             layers whose weights are large keep more.
-        within: place the zeros evenly: sparsity * within of every `within` consecutive weights of a row; N:M sparsity 2:4 is
-            sparsity=0.5, within=4. None leaves their places free.
-        gradient: "masked" gives pruned weights none, so that only the important ones learn; "dense" lets all learn
-            (Lin et al. 2020), so that pruned weights come back more readily where masks move.
+        within: N:M sparsity: sparsity * within zeros in every `within` consecutive weights of a row; 2:4 is sparsity=0.5,
+            within=4. None does not constrain their positions.
+        gradient: "masked" gives pruned weights no gradient, so that only important ones learn; "dense" gives all weights one
+            (Lin et al. 2020), so that pruned weights return more readily when masks move.
     """
 
     sparsity: FractionBelowOne
@@ -58,12 +58,12 @@ class Prune:
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:
-    """What to do to which modules.
+    """A compression rule for a set of modules.
 
     Args:
-        weight: the weight quantizer; without one nothing would be smaller.
+        weight: weight quantizer.
         targets: patterns over module names ("encoder.*"), or roles ("role:stem", "role:classifier"); each must match.
-        ignore: patterns or roles left alone, even if `targets` match them; each must match something too.
+        ignore: patterns or roles excluded from `targets`; each must match, too.
         input: the input quantizer, or None to keep inputs in float.
         prune: magnitude pruning of the same weights, or None.
     """
@@ -91,7 +91,7 @@ def quantizer(
 
     Args:
         bits, granularity, scale_dtype, learned_scale: of that quantizer.
-        untrained: nothing will train the weights any more: scales and offsets have the least squared error.
+        untrained: without further training: scales and offsets minimise the squared error.
 
     Raises:
         SpecError: learned scales for `Uniform`, whose ranges follow the weights.

@@ -1,4 +1,4 @@
-"""Scales as they will be stored, and as they may divide."""
+"""Rounding of scales to their storage dtype, and scales safe for division."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`scale` rounded to `dtype`, returned as float32, so that training already sees what the file will hold.
+    """`scale` rounded to `dtype`, as float32, so that training uses the stored values.
 
     Values beyond the range of `dtype` become its largest finite value rather than infinity.
     """
@@ -18,5 +18,5 @@ def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def usable_scale(scale: Tensor) -> Tensor:
-    """`scale` where it can divide, 1 where it is zero or subnormal: a zero group then quantizes to zero, not to NaN."""
+    """`scale`, or 1 where it is zero or subnormal, for division: a zero group then quantizes to zero, not to NaN."""
     return torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)

@@ -1,4 +1,4 @@
-"""Weights split into two binary ones: the quantizer of two planes, and the exact split of a ternary weight.
+"""Sums of two binary weights: their quantizer, and the exact split of a ternary weight.
 
 Ternary weight splitting: Bai et al. (2021), section 3.2. Legend: R rows, G groups per row, K weights per group.
 """
@@ -24,16 +24,16 @@ from bitstill.quant.quantized import Quantized
 SECOND = "second"
 """Name of the second latent weight in the state of `SplitBinary`."""
 ROOM = 0.99
-"""Of a mean magnitude that a scale allows: the signs of the two halves of a zero differ by what is left."""
+"""Fraction of a scale that the mean magnitude may reach; the rest separates the signs of the two halves of a zero."""
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
 class SplitBinary(Quantizer):
-    """Two binary planes that are added up, each with a latent weight of its own: 2 bits per weight.
+    """Sum of two binary planes, each with its own latent weight: 2 bits per weight.
 
-    Made of ternary weights without changing them (Bai et al. 2021, ternary weight splitting: `Ternary.split`). On other weights
-    the second plane starts as what the first leaves over.
+    Usually split from ternary weights without changing them (Bai et al. 2021, ternary weight splitting: `Ternary.split`). On
+    other weights the second plane starts as the residual of the first.
 
     Args: as for `Binary`.
     """
@@ -50,13 +50,13 @@ class SplitBinary(Quantizer):
         return "split binary"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
-        """The second latent weight, of the first one's shape."""
+        """The second latent weight, in the shape of the first."""
         return {SECOND: State(weight.float() - self._plane(weight, mask).dequantize(), "weight")}
 
     def quantize(
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
-        """`weight` and the second latent weight, each on its two levels."""
+        """Quantize `weight` and the second latent weight, each to its two levels."""
         first, second = self._plane(weight, mask), self._plane(state[SECOND], mask)
         return Quantized((*first.planes, *second.planes), first.grid, first.shape, mask)
 
@@ -67,7 +67,7 @@ class SplitBinary(Quantizer):
         return to_both(weight, state[SECOND], effective, passes)
 
     def latent(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """The sum of both."""
+        """Sum of both latent weights."""
         return weight + state[SECOND]
 
     def _plane(self, weight: Tensor, mask: Tensor | None) -> Quantized:
@@ -83,17 +83,17 @@ def split_ternary(weight: Tensor, quantized: Quantized, *, loss_aware: bool = Fa
 
         b = (n alpha - S) / (2 z)            a = 1/2 + (S_second - S_first) / (2 S_nonzero)
 
-    S_first and S_second are the magnitudes of the zeros that the first and the second receive. The paper deals them by sign;
-    a then leaves (0, 1) where zeros of one sign weigh more than all that is not zero, and signs would flip. Here they are
-    dealt in turn, by magnitude, so that a is as near 1/2 as can be, and always inside. Computed in float64.
+    S_first and S_second are sums of magnitudes of the zeros assigned to the first and the second weight. The paper assigns them
+    by sign; a then leaves (0, 1) where zeros of one sign outweigh all non-zeros, and signs would flip. Here they are assigned
+    alternately, by magnitude, so that a is as close to 1/2 as possible, and always inside. Computed in float64.
 
-    b is above 0 as long as alpha exceeds the mean magnitude S / n, which a loss-aware scale need not: magnitudes of the halves
-    add up to S at least, and to S where nothing is zero. In such a group w is first multiplied by a number, so that S / n is a
-    little below alpha, or equals it; the quantized sum is then still exact, and the latent one is w times that number.
+    b is positive if alpha exceeds the mean magnitude S / n, which a loss-aware scale may not: the magnitudes of the halves add
+    up to at least S, and to S where nothing is zero. In such a group w is first scaled, so that S / n is slightly below alpha,
+    or equal to it; the quantized sum stays exact, and the latent sum is the scaled w.
 
     Args:
         weight: latent, of any shape.
-        quantized: its ternary form, scales in float32; the magnitudes of weights that its mask prunes count nowhere.
+        quantized: its ternary form, scales in float32; pruned weights are excluded from all sums.
         loss_aware: whether its scales are weighed by a curvature, so that they may be below the mean magnitude.
 
     Returns:
@@ -116,7 +116,7 @@ def split_ternary(weight: Tensor, quantized: Quantized, *, loss_aware: bool = Fa
     large_sum = (magnitude * large).sum(-1)
     b_RG = (n_RG * alpha_RG - (magnitude * counts).sum(-1)) / (2 * z_RG.clamp(min=1))
     to_first = _dealt(magnitude, zeros)
-    difference = (magnitude * (zeros - 2 * to_first)).sum(-1)  # what the second receives, minus what the first does
+    difference = (magnitude * (zeros - 2 * to_first)).sum(-1)  # magnitudes assigned to the second minus the first
     a_RG = 0.5 + difference / (2 * large_sum).where(large_sum > 0, 1.0)
 
     sign = torch.where(w_RGK < 0, -1.0, 1.0)
@@ -129,7 +129,7 @@ def split_ternary(weight: Tensor, quantized: Quantized, *, loss_aware: bool = Fa
 
 
 def to_both(first: Tensor, second: Tensor, effective: Tensor, passes: Tensor | None = None) -> Tensor:
-    """As `straight_through`, for a sum of two quantized weights: each latent weight receives the gradient of the sum.
+    """Like `straight_through`, for a sum of two quantized weights: each latent weight receives the gradient of the sum.
 
     Args:
         first, second: the latent weights, of one shape.
@@ -155,7 +155,7 @@ class _ToBoth(Function):
 
 
 def _dealt(magnitude: Tensor, zeros: Tensor) -> Tensor:
-    """1.0 for the zeros that the first weight receives: every other one by magnitude, float64 (R, G, K)."""
+    """1.0 for the zeros assigned to the first weight, every other one by magnitude, float64 (R, G, K)."""
     order = torch.where(zeros > 0, magnitude, torch.inf).argsort(dim=-1, stable=True)
     turn = torch.zeros_like(magnitude)
     turn[..., ::2] = 1.0

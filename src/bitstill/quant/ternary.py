@@ -35,7 +35,7 @@ from bitstill.quant.split import SECOND, SplitBinary, split_ternary
 CURVATURE = "curvature"
 """Name of the curvature of the loss in the state of a loss-aware `Ternary`."""
 SMALLEST_CURVATURE = 1e-8
-"""Added, so that a row whose gradients have all been zero has means; as in Adam's denominator."""
+"""Added as in Adam's denominator, so that means exist for a row whose gradients have all been zero."""
 THRESHOLD = 0.7
 """Delta = 0.7 mean|w|: the approximate optimum for normal and uniform weights (Li, Zhang, Liu 2016, eq. 6)."""
 
@@ -46,11 +46,10 @@ class Ternary(Splittable):
 
     Args:
         granularity, gradient, scale_dtype, learned_scale: as for `Binary`.
-        iterations: alternating steps that fit levels and scale to the weights from there (10 in Bai et al.'s 2021 code).
-        loss_aware: these steps weigh each weight by the curvature of the loss, for which the root of Adam's second moment
-            stands (Hou and Kwok 2018, loss-aware ternarization): where the loss feels a weight more, its error counts more. The
-            curvature is kept beside the weight while it trains. A training loop of your own calls
-            `bitstill.train.after_optimizer_step`.
+        iterations: alternating steps that then fit levels and scale to the weights (10 in the code of Bai et al. 2021).
+        loss_aware: weigh each weight in these steps by the curvature of the loss, estimated by the root of Adam's second moment
+            (Hou and Kwok 2018, loss-aware ternarization). The curvature is part of the quantizer's state; your own training
+            loop must call `bitstill.train.after_optimizer_step`.
     """
 
     granularity: Granularity = field(default_factory=PerChannel)
@@ -64,7 +63,7 @@ class Ternary(Splittable):
         check_fields(self)
         if self.loss_aware and not self.iterations:
             given, fix = str(self.iterations), "The published number is 10."
-            raise SpecError("at least 1 of the iterations that are loss-aware", given=given, where="Ternary", fix=fix)
+            raise SpecError("at least 1 of the loss-aware iterations", given=given, where="Ternary", fix=fix)
 
     @property
     def name(self) -> str:
@@ -72,7 +71,7 @@ class Ternary(Splittable):
         return "ternary"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
-        """Scales (rows, groups) float32, where they are learned, at those of the formula; the curvature, at 1 everywhere."""
+        """Learned scales (rows, groups) float32, initialized by the formula, and the curvature, initialized to 1, if used."""
         state: dict[str, State] = {}
         if self.learned_scale:
             state["scale"] = State(self.quantize(weight, mask, {}).planes[0].scale_RG.clone())
@@ -83,7 +82,7 @@ class Ternary(Splittable):
     def quantize(
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
-        """`weight` on its three levels."""
+        """Quantize `weight` to its three levels."""
         dtype = self.torch_scale_dtype
         return ternary(
             clip(weight, self.gradient),
@@ -162,14 +161,14 @@ def ternary(
 ) -> Quantized:
     """Ternary weight network: alpha sign(w) where |w| > 0.7 mean|w|, else 0; alpha = mean|w| over the former.
 
-    Li, Zhang, Liu (2016), eqs. 5 and 6. A group of zeros has no weight above the threshold: its scale is 0.
+    Li, Zhang, Liu (2016), eqs. 5 and 6. A group of zeros has no weight above the threshold, and scale 0.
 
     Args:
         weight, mask, granularity, scale_dtype, scale_RG: those of `binary`.
-        iterations: steps of alternating least squares that follow, each choosing the weights above half the scale (the nearest
-            level) and then their mean.
-        curvature: of the loss, not negative, of the shape of `weight`; means weigh each weight by it. With it the iterations
-            are loss-aware ternarization (Hou and Kwok 2018); None is a curvature of 1 everywhere.
+        iterations: further steps of alternating least squares, each selecting the weights above half the scale (the nearest
+            level) and then computing their mean.
+        curvature: curvature of the loss, non-negative, in the shape of `weight`, as the weight of each element in means. With
+            it the iterations are loss-aware ternarization (Hou and Kwok 2018); None is a curvature of 1 everywhere.
 
     Returns:
         As `binary`, with levels -1, 0, +1.
@@ -185,14 +184,14 @@ def ternary(
         large = _above(magnitude, _mean_of(magnitude, large, curvature_RGK) / 2, keep)
     if scale_RG is None:
         scale_RG = _mean_of(magnitude, large, curvature_RGK)
-    values = torch.copysign(large, w_RGK).add_(0.0)  # no -0.0, which a stored code could not bring back
+    values = torch.copysign(large, w_RGK).add_(0.0)  # no -0.0, which a stored code cannot represent
     levels = torch.tensor([-1.0, 0.0, 1.0], device=weight.device)
     return Quantized((Plane(values, levels, stored_scale(scale_RG, scale_dtype)),), grid, weight.shape, mask)
 
 
 def _above(magnitude: Tensor, threshold_RG: Tensor, keep: Tensor | None) -> Tensor:
-    """1.0 where a magnitude that counts is above its group's threshold, else 0.0: (R, G, K)."""
-    # In floats: comparing and choosing are several times slower than arithmetic on a CPU, and show in a training step.
+    """1.0 where an included magnitude is above its group's threshold, else 0.0: (R, G, K)."""
+    # In floats: comparison and selection are several times slower than arithmetic on a CPU, noticeable in a training step.
     large = (magnitude - threshold_RG.unsqueeze(-1)).sign_().clamp_(min=0.0)
     return large if keep is None else large * keep
 

@@ -1,7 +1,7 @@
 """Uniform quantization: evenly spaced levels, over the range of each group or of least squared error, affine or symmetric.
 
-Legend: R rows, G groups per row, K weights per group. All arithmetic is float32, whatever autocast says.
-Adding 0.0 turns the -0.0 that rounding can leave into +0.0, which is what the stored code will decode to.
+Legend: R rows, G groups per row, K weights per group. All arithmetic is float32, regardless of autocast.
+Adding 0.0 turns a -0.0 from rounding into +0.0, to which the stored code decodes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bitstill.quant.scales import stored_scale, usable_scale
 from bitstill.quant.zero_level import holds_zero, level_at_zero
 
 Fit = Literal["range", "least-squares"]
-"""How scales and offsets follow from weights."""
+"""Rule by which scales and offsets are computed from weights."""
 
 SMALLEST_RANGE = 1e-10
 """A group whose range is smaller counts as constant (the guard of Polino et al.'s code)."""
@@ -40,8 +40,8 @@ class Uniform(Quantizer):
         bits: 1 to 8 (symmetric: 2 to 8).
         symmetric: levels -n..n about zero; else from the group's minimum to its maximum.
         granularity: which weights share a scale.
-        rounding: "stochastic" acts while training; what is frozen is always rounded to nearest.
-        gradient: what backward does.
+        rounding: "stochastic" applies in training only; freezing always rounds to nearest.
+        gradient: gradient rule.
         scale_dtype: precision of scales and offsets, in training and on disk.
         fit: "range" spreads the levels over all weights of a group. "least-squares" chooses scale and offset of least squared
             error, which cuts the largest weights off: much better at 2 to 4 bits where nothing is trained afterwards, and much
@@ -80,7 +80,7 @@ class Uniform(Quantizer):
     def quantize(
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
-        """`weight` on its levels; `training` lets stochastic rounding act."""
+        """Quantize `weight` to its levels; `training` enables stochastic rounding."""
         function = uniform_symmetric if self.symmetric else uniform_affine
         return function(
             clip(weight, self.gradient),
@@ -165,8 +165,8 @@ def uniform_symmetric(
 ) -> Quantized:
     """Quantization to the 2^bits - 1 levels -n..n with n = 2^(bits-1) - 1: q = round(w / step), step = max|w| / n.
 
-    The narrow-range convention (Zhang et al. 2020, TernaryBERT): zero is a level and +max is not clipped, so a pruned
-    weight needs no place in a mask on disk. At 2 bits the three levels are -max, 0, max.
+    The narrow-range convention (Zhang et al. 2020, TernaryBERT): zero is a level and +max is not clipped, so that pruned
+    weights need no mask on disk. At 2 bits the three levels are -max, 0, max.
 
     Args, returns: as `uniform_affine`, with bits from 2 to 8, signed levels and no offset.
     """
@@ -187,7 +187,7 @@ def uniform_symmetric(
 
 
 def exact_scale(weight: Tensor, quantized: Quantized, effective: Tensor, passes: Tensor | None = None) -> Tensor:
-    """As `straight_through`, plus the exact derivative through each group's minimum and maximum.
+    """Like `straight_through`, plus the exact derivative through each group's min and max.
 
     With v the scaled weight and q its rounded value, c = sum_j g_j (q_j - v_j): the gradient at the largest weight of a
     group gains c and at the smallest loses c (chain rule through alpha and beta; Polino et al.'s "complicated" rule).
@@ -210,7 +210,7 @@ class _ExactScale(Function):
 
 
 def _add_range_gradient(grad: Tensor, weight: Tensor, effective: Tensor, keep: Tensor | None, grid: Grid) -> Tensor:
-    """Chain rule through the minimum and the maximum of each group: q - v is (effective - weight) / range."""
+    """Chain rule through the min and max of each group: q - v is (effective - weight) / range."""
     w_RGK, g_RGK = to_groups(weight.float(), grid), to_groups(grad.float(), grid)
     error_RGK = to_groups(effective.float(), grid) - w_RGK
     counts = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep

@@ -1,4 +1,4 @@
-"""Affine groups that hold exact zeros: a level lies at zero there, so that what was pruned before stays zero.
+"""Affine groups that contain exact zeros: one level is zero there, so that pruned weights stay zero.
 
 Legend: R rows, G groups per row, K weights per group.
 """
@@ -16,7 +16,7 @@ _LARGEST = 2.0**15
 
 
 def holds_zero(w_RGK: Tensor, keep: Tensor | None) -> Tensor:
-    """Whether a weight that counts is exactly zero: bool (R, G)."""
+    """Whether an included weight is exactly zero: bool (R, G)."""
     magnitude = w_RGK.abs()
     if keep is not None:
         magnitude = torch.where(keep, magnitude, 1.0)
@@ -48,12 +48,12 @@ def level_at_zero(step_RG: Tensor, low_RG: Tensor, top: int, scale_dtype: torch.
 
 
 def _largest_code(top: int) -> int:
-    """The largest code up to `top` of so few significant bits as the code of zero may have."""
+    """Largest code up to `top` with the significant bits allowed for the code of zero."""
     unused = 1 << max(0, top.bit_length() - _ZERO_BITS)
     return top // unused * unused
 
 
 def _significant(x: Tensor, bits: int) -> Tensor:
-    """`x` rounded to so many significant bits."""
+    """`x` rounded to `bits` significant bits."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent)
