@@ -1,7 +1,7 @@
-"""Quantized operands of a transformer's attention products: finding the layers that compute them, and a module for each.
+"""Quantized operands of a transformer's attention products: detection of the attention layers, and a module for each.
 
-The products are not layers with a weight, so nothing is swapped: the attention function (`hf.attention_scores`) looks for an
-`AttentionTransform` in the layer that calls it, while training as in the delivered model.
+The products are not layers with a weight, so no layer is swapped: the attention function (`hf.attention_scores`) looks for an
+`AttentionTransform` in the layer that calls it, both in training and in the delivered model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bitstill.quant.inputs import QuantizeAttention, QuantizeInput
 ATTRIBUTE = "attention_transform"
 """Name under which a layer carries its transform."""
 SCORES = "_bitstill_scores"
-"""The attribute of an attention layer under which its attention function finds where to leave its scores."""
+"""Attribute of an attention layer with the receiver of its scores."""
 HEADS = "_bitstill_heads"
 """The same for its queries, keys and values."""
 
@@ -57,16 +57,16 @@ def remove_transforms(model: nn.Module) -> None:
 
 
 def attention_record(model: nn.Module) -> dict[str, Any]:
-    """What `restore_transforms` needs: settings by the name of the attention layer; empty where nothing is quantized."""
+    """Record for `restore_transforms`: settings by the name of the attention layer; empty if nothing is quantized."""
     transforms = {name: module for name, module in model.named_modules() if isinstance(module, AttentionTransform)}
     return {name.rpartition(".")[0]: asdict(transform.spec) for name, transform in transforms.items()}
 
 
 def restore_transforms(model: nn.Module, record: Mapping[str, Any] | None) -> None:
-    """Undo `attention_record` on a float model.
+    """Add the transforms of an `attention_record` to a float model.
 
     Raises:
-        ArtifactError: the record names no layer of the model, or has settings that mean nothing.
+        ArtifactError: the record names no layer of the model, or has invalid settings.
     """
     modules = dict(model.named_modules())
     try:
@@ -82,18 +82,18 @@ def restore_transforms(model: nn.Module, record: Mapping[str, Any] | None) -> No
 
 
 def quantize_attention(model: nn.Module, spec: QuantizeAttention, run_once: RunOnce) -> tuple[str, ...]:
-    """Let every attention layer of `model` quantize the operands of its two products, in place.
+    """Quantize the operands of both products in every attention layer of `model`, in place.
 
     Args:
-        model: a transformer whose attention is computed by `hf.attention`.
-        spec: how.
-        run_once: runs it on a small batch, by which the layers are found, and seen to quantize.
+        model: a transformer whose attention is computed by `hf.attention_scores`.
+        spec: settings of the quantization.
+        run_once: runs the model on a small batch, to detect the layers and to verify that they quantize.
 
     Returns:
-        The names of the layers.
+        Names of the layers.
 
     Raises:
-        MatchError: some block computes attention in a way of its own, which would go on in float without a word.
+        MatchError: a block computes its attention otherwise, and would silently stay in float.
     """
     depth, names = len(blocks(model)), _attention_layers(model, run_once)
     add_transforms(model, names, spec)
@@ -116,7 +116,7 @@ def _note(used: set[str], name: str, *_arguments: object) -> None:
 
 
 def _attention_layers(model: nn.Module, run_once: RunOnce) -> tuple[str, ...]:
-    """Names of the modules whose attention function hands out scores."""
+    """Names of the modules whose attention function provides scores."""
     layers: dict[str, None] = {}
     inside = {id(part) for block in blocks(model).modules for part in block.modules()}
     asked = {name: module for name, module in model.named_modules() if id(module) in inside}

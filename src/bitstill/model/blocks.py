@@ -1,7 +1,7 @@
-"""The repeated blocks of a network (a transformer's layers), and keeping some of them.
+"""The repeated blocks of a network (a transformer's layers), and layer reduction.
 
-They are found by structure, so that BERT, RoBERTa, DistilBERT, ELECTRA, DeBERTa, ViT and any other network need no table of
-names: the `nn.ModuleList` whose members are of one class and hold most of the parameters.
+They are detected by structure, as the `nn.ModuleList` whose members are of one class and hold most of the parameters, so that
+BERT, RoBERTa, DistilBERT, ELECTRA, DeBERTa, ViT and any other network need no table of names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Blocks:
 
     Args:
         name: dotted name of their list.
-        modules: the blocks in the order in which they run.
+        modules: the blocks in the order of execution.
     """
 
     name: str
@@ -39,8 +39,8 @@ def blocks(model: nn.Module) -> Blocks:
     """The repeated blocks of `model`.
 
     Raises:
-        MatchError: if there are none, if one block runs several times (ALBERT), so that there are none to choose from, or if
-            there are two lists of them side by side (an encoder and a decoder).
+        MatchError: there are none, one block runs several times (ALBERT), or there are two lists of blocks (an encoder and a
+            decoder).
     """
     lists = {
         name: tuple(module)
@@ -80,14 +80,14 @@ def blocks(model: nn.Module) -> Blocks:
 
 
 def choose(depth: int, keep: int, choice: Choice) -> tuple[int, ...]:
-    """Which `keep` of `depth` blocks stay, from 0.
+    """Choose `keep` of `depth` blocks; indices are from 0.
 
     Args:
-        depth: how many there are.
-        keep: how many stay.
-        choice: "skip" takes every (depth / keep)-th, ending with the last; "paper" the same where `keep` divides `depth`, else
-            equal steps from neither end, so that 5 of 12 are (2, 4, 6, 8, 10) as in Wu et al.'s (2022) tables and not
-            (1, 3, 6, 8, 11); "top" the ones nearest the output, "bottom" the ones nearest the input.
+        depth: number of blocks.
+        keep: number of blocks to keep.
+        choice: "skip" takes every (depth / keep)-th, ending with the last; "paper" does the same if `keep` divides `depth`, and
+            otherwise takes equal steps from neither end, so that 5 of 12 are (2, 4, 6, 8, 10) as in the tables of Wu et al.
+            (2022) and not (1, 3, 6, 8, 11); "top" those nearest the output, "bottom" those nearest the input.
 
     Raises:
         SpecError: more blocks than there are, or none.
@@ -104,7 +104,7 @@ def choose(depth: int, keep: int, choice: Choice) -> tuple[int, ...]:
 
 
 def check_choice(layers: Sequence[int], depth: int) -> None:
-    """Refuse a list of blocks that a model of `depth` blocks cannot give.
+    """Check a list of blocks for a model of `depth` blocks.
 
     Raises:
         SpecError: out of range, repeated, not ascending, or empty.
@@ -119,11 +119,11 @@ def check_choice(layers: Sequence[int], depth: int) -> None:
 
 
 def reduced(model: nn.Module, layers: Sequence[int]) -> nn.Module:
-    """A copy of `model` with only the blocks `layers`, all else as it was; a Hugging Face config is rewritten to match.
+    """Copy `model` with only the blocks `layers`; everything else is kept, and a Hugging Face config is adapted.
 
     Args:
         model: a network with repeated blocks.
-        layers: which stay, ascending, from 0.
+        layers: indices of the blocks to keep, ascending, from 0.
 
     Raises:
         SpecError: a layer out of range.
@@ -141,21 +141,21 @@ def reduced(model: nn.Module, layers: Sequence[int]) -> nn.Module:
 
 
 def _check_alike(places: Sequence[nn.Module], remaining: Sequence[nn.Module], layers: Sequence[int]) -> None:
-    """Refuse a block that is built unlike the one whose place it takes: who rebuilds the model from its config gets another."""
+    """Check that a block is built like the one it replaces, so that the config describes the model."""
     for place, (old, new) in enumerate(zip(places, remaining, strict=True)):
-        ours, theirs = ({name: tensor.shape for name, tensor in block.state_dict().items()} for block in (new, old))
-        if ours != theirs:
-            odd = next(name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name))
+        new_shapes, old_shapes = ({name: tensor.shape for name, tensor in block.state_dict().items()} for block in (new, old))
+        if new_shapes != old_shapes:
+            odd = next(name for name in (*new_shapes, *old_shapes) if new_shapes.get(name) != old_shapes.get(name))
             raise MatchError(
-                f"a block like the one whose place it takes ({place})",
+                f"a block like the one it replaces ({place})",
                 given=f"block {layers[place]}, which differs in {odd}",
                 where="layers to keep",
-                fix="Keep the blocks that are built differently in their places, by a list such as layers=(0, 2, 4).",
+                fix="Keep differently built blocks at their positions, by a list such as layers=(0, 2, 4).",
             )
 
 
 def _renumber(student: nn.Module, remaining: Sequence[nn.Module], layers: Sequence[int], depth: int) -> None:
-    """Make the config, and the numbers that blocks keep of themselves, say what is there now."""
+    """Update the config, and the indices stored in the blocks."""
     for place, block in enumerate(remaining):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):

@@ -1,11 +1,11 @@
-"""Compressed layers: the original layer, computing with its effective weight.
+"""Compressed layers: the original layer, computed with its effective weight.
 
 Each is a subclass of the layer it replaces and takes over its parameters (the very same objects, under the same names), hooks,
-buffers, training flag and settings, so that optimizers, tied weights, checkpoints and code that looks at `layer.weight` or
+buffers, training flag and settings, so that optimizers, tied weights, checkpoints and code that uses `layer.weight` or
 `isinstance(layer, nn.Linear)` keep working. Only the forward differs.
 
-Hugging Face's `Conv1D`, a Linear whose weight is stored (in, out), is recognised by name, so that transformers need not be
-installed; its weight is quantized as (out, in), the way every other layer's is.
+Hugging Face's `Conv1D`, a Linear whose weight is stored (in, out), is recognised by name, so that transformers is not required;
+its weight is quantized as (out, in), like every other layer's.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class CompressedConv2d(nn.Conv2d):
 class CompressedEmbedding(nn.Embedding):
     """`nn.Embedding` at its effective weight: ids (...) -> (..., dim).
 
-    Where scales are per row, only the rows in use are quantized, unless `torch.compile` traces the layer.
+    If scales are per row, only the rows in use are quantized, except under `torch.compile`.
     """
 
     weight_transform: nn.Module
@@ -91,7 +91,7 @@ class CompressedEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         transform = self.weight_transform
         by_row = isinstance(transform, WeightTransform) and transform.by_row
-        if by_row and not torch.compiler.is_compiling():  # compilers want shapes that do not depend on the ids
+        if by_row and not torch.compiler.is_compiling():  # compilers need shapes that do not depend on the ids
             assert isinstance(transform, WeightTransform)
             unique, position = input.unique(return_inverse=True)
             rows = transform.rows(F.embedding(unique, self.weight), unique)
@@ -99,7 +99,7 @@ class CompressedEmbedding(nn.Embedding):
         return F.embedding(input, self.effective_weight(), self.padding_idx)
 
     def _padding_among(self, rows: Tensor) -> int | None:
-        """Where the row of padding, which does not learn, is among `rows` (sorted ids); None if it is not."""
+        """Index in `rows` (sorted ids) of the padding row, which does not learn; None if absent."""
         if self.padding_idx is None:
             return None
         place = int((rows < self.padding_idx).sum())
@@ -142,10 +142,10 @@ _ORIGINALS: dict[type[nn.Module], str] = {
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """The kind of layer that `module` is, a key of `COMPRESSED_KINDS`; None if it cannot be compressed.
+    """Kind of layer of `module`, a key of `COMPRESSED_KINDS`; None if it cannot be compressed.
 
-    The type must match exactly: a subclass may have a forward of its own, which would be dropped silently. The weight must
-    be a Parameter: where torch computes it from others before each forward (`spectral_norm`), nothing could be shared.
+    The type must match exactly: a subclass may override forward, which would silently be dropped. The weight must be a
+    Parameter: one that torch computes from others before each forward (`spectral_norm`) cannot be shared.
     """
     if not isinstance(module._parameters.get("weight"), nn.Parameter):
         return None
@@ -157,7 +157,7 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def change_class(original: nn.Module, kind: type[M]) -> M:
-    """A module of class `kind` that takes over everything `original` has, sharing its parameters and buffers."""
+    """A module of class `kind` with all attributes of `original`, sharing its parameters and buffers."""
     new = kind.__new__(kind)
     new.__dict__ = dict(original.__dict__)
     for registry in ("_parameters", "_buffers", "_modules"):
@@ -169,8 +169,9 @@ def compress_layer(original: nn.Module, kind: str, compression: Compression) -> 
     """The compressed layer for `original`, sharing its parameters.
 
     Args:
-        original: a layer for which `kind_of` gave `kind`.
-        compression: what to do to its weight and input.
+        original: a layer.
+        kind: its kind, from `kind_of`.
+        compression: rule for its weight and input.
     """
     layer = change_class(original, COMPRESSED_KINDS[kind])
     layer.original_class = type(original)

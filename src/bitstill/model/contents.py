@@ -1,4 +1,4 @@
-"""What an artifact stores of a model: codes, scales and masks of its packed layers, and everything else as it is."""
+"""The contents of an artifact of a model: codes, scales and masks of its packed layers, and leftovers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from bitstill.quant.quantized import Quantized
 
 
 def contents_of(model: nn.Module) -> Contents:
-    """The contents of an artifact of `model`, which is frozen, packed or plain float.
+    """Contents of an artifact of `model`, which is frozen, packed or plain float.
 
-    A frozen model has its codes at hand; those of a packed one are unpacked.
+    A frozen model stores its codes; those of a packed one are unpacked.
 
     Raises:
         SpecError: if the model still trains.

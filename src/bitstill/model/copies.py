@@ -1,7 +1,7 @@
-"""Copies of live models: structure and state are copied, whatever else hangs on a module is no obstacle.
+"""Copies of live models: structure and state are copied, and attributes that cannot be copied are no obstacle.
 
-A network may keep an activation of its last forward pass, a weight that old weight norm or `torch.nn.utils.prune` computes, a
-lock or an open file. `copy.deepcopy` refuses them all; none of them is needed by who freezes, delivers or compares a model.
+A network may hold an activation of its last forward pass, a weight computed by old weight norm or `torch.nn.utils.prune`, a
+lock or an open file. `copy.deepcopy` refuses all of them; freezing, delivering and comparing a model need none of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def copy_model(model: nn.Module, where: str = "copy") -> nn.Module:
-    """A copy of `model` without the wrappers around it and in it.
+    """Copy `model` without wrappers around it and inside it.
 
     Tensors with a history become plain ones; attributes that cannot be copied are shared with `model`.
 
     Args:
         model: any module.
-        where: the function that was called, for errors.
+        where: the calling function, for errors.
 
     Raises:
         SpecError: a wrapper hides its weights.
@@ -33,7 +33,7 @@ def copy_model(model: nn.Module, where: str = "copy") -> nn.Module:
 
 
 def copy_models(models: Mapping[str, nn.Module], where: str = "copy") -> dict[str, nn.Module]:
-    """Copies of several models, as `copy_model`; what they share is shared by their copies."""
+    """Copy several models like `copy_model`; their copies share what the models share."""
     networks = {name: unwrapped(model, where) for name, model in models.items()}
     try:
         return _deep_copies(networks, {})
@@ -50,7 +50,7 @@ def _deep_copies(networks: dict[str, nn.Module], memo: dict[int, Any]) -> dict[s
 
 
 def _stand_ins(networks: Mapping[str, nn.Module]) -> dict[int, Any]:
-    """By identity, what takes the place of objects that cannot be copied, as a memo of `copy.deepcopy`."""
+    """Substitutes for objects that cannot be copied, by identity, as a memo of `copy.deepcopy`."""
     modules = [module for network in networks.values() for module in network.modules()]
     stand_ins: dict[int, Any] = {}
     for buffer in (buffer for module in modules for buffer in module._buffers.values()):
@@ -67,7 +67,7 @@ def _stand_ins(networks: Mapping[str, nn.Module]) -> dict[int, Any]:
 
 
 def _note(value: Any, copied_elsewhere: Mapping[int, Any], stand_ins: dict[int, Any], seen: set[int]) -> None:
-    """Add to `stand_ins` the objects within `value` that cannot be copied."""
+    """Add the objects within `value` that cannot be copied to `stand_ins`."""
     if id(value) in seen:
         return
     seen.add(id(value))

@@ -1,10 +1,10 @@
-"""The dense view: a second module tree over a pruned model's weights, with the pruned ones back in it.
+"""The dense view: a second module tree over a pruned model's weights that includes the pruned ones.
 
     w_teacher = stop_gradient(Q(w, m)) + spare * (1 - m)
 
-The important weights are the student's own, as quantized as it uses them, and receive no gradient here; the spare ones are
-Parameters of the view, in full precision. The view owns its norm layers (their statistics are those of another network) and
-its classifier; everything else (biases, the first layer) is the student's, read at each forward pass.
+The important weights are the student's own, quantized as in the student, and receive no gradient here; the spare ones are
+Parameters of the view, in full precision. The view has its own norm layers (with the statistics of a different network) and
+its own classifier; everything else (biases, the first layer) is the student's, read at each forward pass.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class DenseView(nn.Module):
 
     Args:
         student: prepared, with masks. It is not a submodule: its parameters are neither trained, saved nor counted here.
-        skeleton: the same network made of ordinary layers, with the latent weights; it becomes part of the view. Its weights of
+        skeleton: the same network of ordinary layers, with the latent weights; it becomes part of the view. Its weights of
             pruned layers become the spare weights, 0 where the weight is important.
-        own: names of modules of the skeleton whose parameters and buffers are the view's own.
+        own: names of modules of the skeleton whose parameters and buffers belong to the view.
 
     Raises:
         SpecError: no layer of `student` prunes.
@@ -61,13 +61,13 @@ class DenseView(nn.Module):
                 latent.mul_(~self._mask(name))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the skeleton computes with the weights of the view."""
+        """Run the skeleton with the weights of the view."""
         tensors = {name: self._shared(name) for name in self.shared}
         tensors |= {f"{name}.weight": self.weight(name) for name in self.pruned}
         return functional_call(self.skeleton, tensors, args, kwargs)
 
     def weight(self, name: str) -> Tensor:
-        """The weight of the layer `name` in the view, of the skeleton's shape; gradients reach spare weights alone."""
+        """Weight of the layer `name` in the view, in the skeleton's shape; gradients reach only spare weights."""
         layer = self._layer(name)
         transform = layer.weight_transform
         assert isinstance(transform, WeightTransform)
@@ -79,7 +79,7 @@ class DenseView(nn.Module):
         return (important.T if flip else important) + spare * ~self._mask(name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DenseView:
-        # Wherever the view goes, the weights that it reads must go.
+        # The student's weights must move along with the view.
         self.student._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -102,7 +102,7 @@ class DenseView(nn.Module):
         return mask.T if isinstance(layer, CompressedTransposedLinear) else mask
 
     def _shared(self, name: str) -> Tensor:
-        """A parameter of the student; for a layer that is quantized without a mask, its effective weight."""
+        """A parameter of the student, or the effective weight of a layer that is quantized without a mask."""
         owner, _, leaf = name.rpartition(".")
         module = self.student.get_submodule(owner)
         if leaf == "weight" and is_compressed(module):

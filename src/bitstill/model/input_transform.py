@@ -1,4 +1,4 @@
-"""Input quantization as a module: the same one while training and in the delivered model."""
+"""Input quantization as a module, the same in training and in the delivered model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from bitstill.quant import inputs
 from bitstill.quant.rules import QuantizeInput
 
 PACT_BOUND = 2.5
-"""Where learned clipping bounds start (Bai et al. 2021)."""
+"""Initial learned clipping bound (Bai et al. 2021)."""
 
 
 class InputTransform(nn.Module):
-    """Quantizes what enters a layer, by `spec`.
+    """Quantizer of a layer's input by `spec`.
 
-    Learned bounds (`low`, `high`) and steps (`step`) are Parameters of shape (); a step takes its first value from the first
-    batch that passes in training mode.
+    Learned bounds (`low`, `high`) and steps (`step`) are Parameters of shape (); a step is initialized from the first batch in
+    training mode.
     """
 
     ready: Tensor | None

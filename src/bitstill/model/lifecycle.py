@@ -1,9 +1,9 @@
 """prepare -> freeze -> pack -> unpack: the life of a compressed model.
 
-    prepare(model, compression)   in place: layers train at their effective weights; a report names every parameter
-    freeze(model)                 a copy whose weights *are* the effective weights, with their codes beside them
-    pack(frozen)                  a copy that holds packed bits only
-    unpack(packed)                a copy made of ordinary torch layers in float32, for any tool that wants those
+    prepare(model, compression)   in place: layers train at their effective weights; a report lists every parameter
+    freeze(model)                 a copy whose weights *are* the effective weights, along with their codes
+    pack(frozen)                  a copy with packed bits only
+    unpack(packed)                a copy of ordinary torch layers in float32, for other tools
 
 Each step gives the same outputs as the one before, bit for bit in float32 (leftovers, the parameters that stay in float,
 may be cast to float16 by `freeze`, and only there).
@@ -45,7 +45,7 @@ from bitstill.quant.rules import Compression
 
 @dataclass(frozen=True)
 class Touched:
-    """What happened to one parameter.
+    """Treatment of one parameter.
 
     Args:
         parameter: its name in the model.
@@ -62,7 +62,7 @@ class Touched:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """Every parameter of a prepared model, so that nothing is missed silently."""
+    """All parameters of a prepared model and their treatment."""
 
     rows: tuple[Touched, ...]
 
@@ -75,13 +75,13 @@ class PrepareReport:
 def prepare(
     model: nn.Module, compression: Compression | Sequence[Compression], *, run_once: RunOnce | None = None
 ) -> PrepareReport:
-    """Swap compressed layers into `model`, in place; parameters stay the same objects under the same names.
+    """Replace layers of `model` by compressed ones, in place; parameters stay the same objects under the same names.
 
     Args:
-        model: any module; its Linear, Embedding, Conv1d, Conv2d and Hugging Face Conv1D layers can be compressed. Of what
-            torch.compile has returned, the network inside is prepared.
-        compression: one rule, or several that must not name the same layer.
-        run_once: runs the model on a small batch; needed where a rule names a role ("role:classifier").
+        model: any module; its Linear, Embedding, Conv1d, Conv2d and Hugging Face Conv1D layers can be compressed. A compiled
+            model is prepared inside its wrapper.
+        compression: one rule, or several for different layers.
+        run_once: runs the model on a small batch; needed if a rule names a role ("role:classifier").
 
     Returns:
         A report on every parameter.
@@ -126,7 +126,7 @@ def prepare(
 
 
 def report(model: nn.Module) -> PrepareReport:
-    """What happened to every parameter of a compressed model."""
+    """Treatment of every parameter of a compressed model."""
     reasons: dict[int, tuple[str, str]] = {}
     for module in model.modules():
         if is_compressed(module) and isinstance(module.weight_transform, WeightTransform):
@@ -143,18 +143,18 @@ def report(model: nn.Module) -> PrepareReport:
 
 
 def freeze(model: nn.Module, leftovers: ScaleDtype = "float32") -> nn.Module:
-    """A copy of `model` whose weights are the effective ones, for good. The copy is in eval mode and needs no gradient.
+    """Copy `model` with its effective weights as weights. The copy is in eval mode and needs no gradient.
 
-    Stochastic rounding ends here: frozen weights are rounded to nearest.
+    Frozen weights are rounded to nearest, even after stochastic rounding in training.
 
     Args:
         model: a prepared (or plain float) model.
-        leftovers: the dtype in which everything that is not quantized will be stored. Values are rounded to it, but kept in
-            float32 so that the frozen model computes as the reloaded one will.
+        leftovers: storage dtype of everything that is not quantized. Values are rounded to it, but kept in float32, so that
+            the frozen model computes like the reloaded one.
 
     Raises:
         DataError: a weight is NaN or infinite, or too large for `leftovers` or for scales in float16.
-        SpecError: quantizers follow an optimizer (loss-aware ones), and none has ever done so.
+        SpecError: loss-aware quantizers have never been updated after an optimizer step.
     """
     _check_updated(model)
     frozen = copy_model(model, "freeze").eval().requires_grad_(False)
@@ -174,7 +174,7 @@ def freeze(model: nn.Module, leftovers: ScaleDtype = "float32") -> nn.Module:
 
 
 def pack(frozen: nn.Module) -> nn.Module:
-    """A copy of a frozen model with packed layers: codes in bits, and no float weight beside them.
+    """Copy a frozen model with packed layers, which hold bits and no float weights.
 
     Raises:
         SpecError: if `frozen` still trains.
@@ -198,10 +198,10 @@ def pack(frozen: nn.Module) -> nn.Module:
 
 
 def unpack(packed: nn.Module) -> nn.Module:
-    """A copy of a packed model made of ordinary torch layers with float32 weights.
+    """Copy a packed model with ordinary torch layers and float32 weights.
 
     Raises:
-        SpecError: if a layer quantizes its input, which an ordinary layer cannot.
+        SpecError: a layer quantizes its input, which an ordinary layer cannot.
     """
     plain = copy_model(packed, "unpack")
     weights: dict[int, nn.Parameter] = {}
@@ -229,9 +229,9 @@ def unpack(packed: nn.Module) -> nn.Module:
 
 
 def uncompressed(model: nn.Module) -> nn.Module:
-    """A copy of a prepared model made of the layers it had before, with their latent weights: the float architecture.
+    """Copy a prepared model with its original layers and latent weights: the float architecture.
 
-    Of a weight with several latent ones it is the one that they stand for: of a split weight the sum.
+    Several latent weights are combined: those of a split weight are summed.
     """
     plain = copy_model(model, "uncompressed")
     replacements: dict[nn.Module, nn.Module] = {}
@@ -254,7 +254,7 @@ def uncompressed(model: nn.Module) -> nn.Module:
 
 
 def _check_trainable(model: nn.Module) -> None:
-    """Refuse parameters that were made under `torch.inference_mode`, which no gradient can ever reach."""
+    """Check that no parameter was created under `torch.inference_mode`, where gradients cannot reach it."""
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             fix = "Build or load the model outside of torch.inference_mode()."
@@ -273,16 +273,16 @@ def _compressed(name: str, module: nn.Module, kind: str, rule: Compression) -> C
 
 
 def _check_updated(model: nn.Module) -> None:
-    """Refuse quantizers that follow an optimizer where none has ever done so: they would be others than they are called."""
+    """Check that quantizers with state from an optimizer have been updated at least once."""
     following = [m for m in model.modules() if isinstance(m, WeightTransform) and m.buffer_names]
     if following and all(transform.never_updated for transform in following):
         given = f"{following[0].quantizer.name} ones that never have"
-        fix = "In a loop of your own, call bitstill.train.after_optimizer_step(model, optimizer) after each step."
+        fix = "In your own loop, call bitstill.train.after_optimizer_step(model, optimizer) after each step."
         raise SpecError("quantizers that have followed an optimizer", given=given, where="freeze", fix=fix)
 
 
 def _join_latents(module: nn.Module) -> None:
-    """Make the weight of a layer the float weight that all its latent weights stand for."""
+    """Replace the weight of a layer by the float weight of all its latent weights."""
     transform = module.weight_transform
     if isinstance(transform, WeightTransform) and transform.latents:
         assert isinstance(module.weight, Tensor)
@@ -293,7 +293,7 @@ def _join_latents(module: nn.Module) -> None:
 
 
 def _freeze_layer(name: str, module: CompressedLayer, tied: CompressedLayer | None) -> None:
-    """Freeze one layer; with `tied`, a frozen layer that had the same latent weight, it shares what became alike."""
+    """Freeze one layer; equal results are shared with `tied`, a frozen layer that had the same latent weight."""
     transform = module.weight_transform
     assert isinstance(transform, WeightTransform)
     transposed = isinstance(module, CompressedTransposedLinear)

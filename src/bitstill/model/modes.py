@@ -1,4 +1,4 @@
-"""Running a model for a look without leaving a trace in it."""
+"""Temporary changes of a model's mode."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is in eval mode; afterwards every module is in the mode it was in.
+    """Context with the model in eval mode; afterwards every module returns to its own mode.
 
-    One by one, since a norm layer that its owner keeps in eval mode must stay there.
+    Modes are restored one by one, since single modules such as norm layers may be kept in eval mode.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

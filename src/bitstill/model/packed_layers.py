@@ -1,7 +1,7 @@
-"""Packed layers: what is delivered. Nothing but bits, scales and the leftovers; no latent weight, nothing to train.
+"""Packed layers, the delivered form: bits, scales and leftovers; no latent weights, nothing to train.
 
-A `PackedWeight` keeps its codes packed in memory and unpacks them when the layer runs: the reference path, on which every
-faster kernel is checked. It computes level * scale + offset on the same numbers and in the same order as training did.
+A `PackedWeight` keeps its codes packed in memory and unpacks them when the layer runs: the reference for every faster kernel.
+It computes level * scale + offset on the same numbers and in the same order as training.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from bitstill.quant.quantized import Quantized, apply_mask, dequantize_levels
 
 @dataclass(frozen=True)
 class PackedSpec:
-    """The shape of a packed weight, which its tensors do not tell.
+    """Shape and settings of a packed weight, which its tensors do not determine.
 
     Args:
         shape: the weight's shape, rows first.
         granularity: which weights share a scale.
-        name: of the quantizer, for reports.
+        name: name of the quantizer, for reports.
         scale_dtype: "float32" or "float16", the precision in which scales and offsets are stored.
-        pruned: whether encodings of sparse codes are tried.
+        pruned: whether to try encodings for sparse codes.
     """
 
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class PackedPlane(nn.Module):
         self.register_buffer("offset", offset)
 
     def groups(self, grid: Grid, rows: Tensor | None = None) -> Tensor:
-        """Dequantized weights (R, G, K), of all rows or of those that `rows` (ids, 1-D) names."""
+        """Dequantized weights (R, G, K), of all rows or of `rows` (ids, 1-D)."""
         codes, scale, offset = self.codes, self.scale, self.offset
         if rows is not None:
             codes, scale = codes[rows], scale[rows]
@@ -73,7 +73,7 @@ class PackedPlane(nn.Module):
 
 
 class PackedWeight(nn.Module):
-    """A weight as bits: planes that are added up, and a packed mask where the levels cannot say what is pruned."""
+    """A weight as bits: a sum of planes, and a packed mask unless a level represents pruned weights."""
 
     mask: Tensor | None
 
@@ -84,7 +84,7 @@ class PackedWeight(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
-        """The effective weight, float32 of the spec's shape, or its rows `rows` (ids, 1-D) alone."""
+        """The effective weight, float32 of the spec's shape, or only its rows `rows` (ids, 1-D)."""
         grid = self.spec.grid
         chosen = None if rows is None or grid.rows == 1 else rows
         planes = [plane.groups(grid, chosen) for plane in self.planes if isinstance(plane, PackedPlane)]
@@ -105,7 +105,7 @@ class PackedWeight(nn.Module):
         return bitpack.unpack(packed, row.numel(), 2, "bits").bool().reshape(packed.shape[0], *row)
 
     def whole_mask(self) -> Tensor | None:
-        """The mask, bool of the spec's shape; None where nothing is pruned or levels say it."""
+        """The mask, bool of the spec's shape; None if nothing is pruned or levels represent it."""
         return self._mask(None)
 
     def extra_repr(self) -> str:
@@ -113,7 +113,7 @@ class PackedWeight(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` from bits: x (..., in) -> (..., out). Serves Hugging Face's `Conv1D` too."""
+    """`nn.Linear` from bits: x (..., in) -> (..., out). Also used for Hugging Face's `Conv1D`."""
 
     kind: str
     packed: PackedWeight
@@ -185,7 +185,7 @@ PACKED_KINDS: dict[str, type[PackedLayer]] = {
 
 
 def pack_weight(quantized: Quantized, spec: PackedSpec) -> PackedWeight:
-    """Codes to bits. The mask is kept only where some plane has no level that means zero."""
+    """Pack codes into bits. The mask is stored only if some plane has no level zero."""
     planes = []
     for plane, codes in zip(quantized.planes, quantized.codes(), strict=True):
         count = plane.levels.numel()
@@ -199,7 +199,7 @@ def pack_weight(quantized: Quantized, spec: PackedSpec) -> PackedWeight:
 
 
 def packed_layer(original: nn.Module, kind: str, packed: PackedWeight, input_transform: nn.Module) -> PackedLayer:
-    """The packed layer that takes the place of `original`, keeping everything of it but its weight.
+    """Packed layer that replaces `original`, with all its attributes but the weight.
 
     Args:
         original: a layer of any stage.
@@ -225,6 +225,6 @@ def is_packed(module: nn.Module) -> bool:
 
 
 def zeros_are_levels(quantized: Quantized) -> bool:
-    """Whether every plane has a level that means zero, so that what is pruned needs no mask."""
-    # A pruned weight then decodes to 0 * scale = +0 by itself.
+    """Whether every plane has a level zero, so that pruned weights need no mask."""
+    # A pruned weight then decodes to 0 * scale = +0.
     return all(plane.offset_RG is None and bool((plane.levels == 0).any()) for plane in quantized.planes)

@@ -13,8 +13,7 @@ from bitstill.quant.masks import global_masks
 def move_masks(model: nn.Module, sparsity: float) -> None:
     """Recompute every mask of `model` from its latent weights.
 
-    Layers with `Prune(scope="global")` are ranked together, whatever rule of a compression they come from. Masks are changed
-    in place.
+    Layers with `Prune(scope="global")` are ranked together, across rules. Masks are changed in place.
 
     Args:
         model: prepared, with layers that prune.

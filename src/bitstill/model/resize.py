@@ -1,4 +1,4 @@
-"""Narrower layers, as data: what structured pruning changed, so that a network can be built anew and shrunk to it."""
+"""Records of structured pruning, by which a rebuilt network is shrunk to the same sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Record = Mapping[str, Mapping[str, Any]]
 
 
 def sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Of every module by name: its own tensors' shapes, and its settings that are whole numbers or tuples of them."""
+    """Shapes of the tensors, and integer settings, of every module by name."""
     by_name = {}
     for name, module in model.named_modules():
         tensors = {**module._parameters, **module._buffers}
@@ -25,7 +25,7 @@ def sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def changes(before: Record, after: Record) -> dict[str, dict[str, Any]]:
-    """What of `sizes` is different `after`, by module; settings that only exist on one side do not count."""
+    """Changes between two results of `sizes`, by module; settings on one side only are ignored."""
     changed: dict[str, dict[str, Any]] = {}
     for name, now in after.items():
         for kind, values in now.items():
@@ -37,14 +37,14 @@ def changes(before: Record, after: Record) -> dict[str, dict[str, Any]]:
 
 
 def resize(model: nn.Module, record: Record | None) -> None:
-    """Give the layers of `model` the sizes in `record`, in place; the numbers in them are lost. Twice does no harm.
+    """Resize the layers of `model` by `record`, in place; their values are lost. Repeating it has no effect.
 
     Args:
-        model: of the original architecture.
-        record: what `changes` returned, perhaps read from a file; None changes nothing.
+        model: a model of the original architecture.
+        record: a result of `changes`, perhaps read from a file; None changes nothing.
 
     Raises:
-        ArtifactError: the record names what the model does not have, or sizes that cannot be.
+        ArtifactError: the record names unknown modules, or has impossible sizes.
     """
     if not record:
         return

@@ -1,4 +1,4 @@
-"""From an artifact back to a model that runs, in torch."""
+"""Restoring a model in torch from an artifact."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def load_into(model: nn.Module, archive: Archive) -> nn.Module:
     """Turn `model`, a float network of the right architecture, into the delivered one, in place.
 
     Args:
-        model: its weights are thrown away.
-        archive: what `reader.read` returned.
+        model: a float network, whose weights are discarded.
+        archive: the artifact, from `artifact.reader.read`.
 
     Returns:
         `model`, packed, in eval mode, without gradients.
 
     Raises:
-        ArtifactError: if the architecture is not the one that was delivered.
+        ArtifactError: the architecture is not the delivered one.
     """
     resize(model, archive.config.get(RESIZED))
     restore_transforms(model, archive.config.get(ATTENTION))
-    model.float().cpu()  # what was delivered computes in float32 on the CPU, wherever this network was built
+    model.float().cpu()  # delivered models compute in float32 on the CPU, wherever this network was built
     swap(model, restored_layers(original_layers(model, archive), archive))
     guard_saving(model)
     _load_leftovers(model, archive)
@@ -47,7 +47,7 @@ def load_into(model: nn.Module, archive: Archive) -> nn.Module:
 
 
 def original_layers(model: nn.Module, archive: Archive) -> dict[str, nn.Module]:
-    """The float layers of `model` that the archive has packed, by name.
+    """Float layers of `model` that are packed in the archive, by name.
 
     Raises:
         ArtifactError: one is missing, of another kind or of another shape.
@@ -63,7 +63,7 @@ def original_layers(model: nn.Module, archive: Archive) -> dict[str, nn.Module]:
 
 
 def restored_layers(originals: Mapping[str, nn.Module], archive: Archive) -> dict[nn.Module, nn.Module]:
-    """The packed layers that take the places of `originals` (by name), with the archive's bits; shared weights stay shared."""
+    """Packed layers that replace `originals` (by name), with the archive's bits; shared weights stay shared."""
     weights: dict[str, PackedWeight] = {}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, original in originals.items():

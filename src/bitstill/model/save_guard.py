@@ -1,8 +1,8 @@
-"""Guards `save_pretrained` of transformers models with compressed layers: what it writes is never taken for a float model.
+"""A guard on `save_pretrained` of transformers models with compressed layers.
 
-It would write latent weights under the names of ordinary ones, of which `from_pretrained` makes a float model that answers
-otherwise. Whoever passes the state dict, as `Trainer` does, gets a checkpoint of it; its config is marked, since transformers
-refuses in any process a `quantization_config` that names no method, and resuming a `Trainer` does not look at it.
+It would write latent weights under ordinary names, from which `from_pretrained` builds a float model with different outputs. If
+the state dict is passed, as by `Trainer`, a checkpoint is written with a marked config: transformers refuses a
+`quantization_config` without a method in any process, and resuming a `Trainer` ignores it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARK = {"bitstill": "weights of compressed layers, of use to that model alone: d
 def guard_saving(model: nn.Module) -> None:
     """Guard all pretrained models within `model` that have compressed layers, `model` itself included.
 
-    Their configs become marked copies, in every module that shares one: another model may have been built from the same object.
+    Their configs become marked copies, in every module that shares one, since another model may use the same object.
     """
     for module in model.modules():
         config = _pretrained_config(module)
@@ -40,7 +40,7 @@ def guard_saving(model: nn.Module) -> None:
 
 
 def release_saving(model: nn.Module) -> None:
-    """Take away what `guard_saving` did, in a copy of the model whose layers are ordinary ones again."""
+    """Undo `guard_saving`, in a copy of the model with ordinary layers."""
     for module in model.modules():
         config = _pretrained_config(module)
         if config is not None and module.__dict__.pop("save_pretrained", None) and getattr(config, KEY, None) == MARK:
@@ -48,7 +48,7 @@ def release_saving(model: nn.Module) -> None:
 
 
 def _pretrained_config(module: nn.Module) -> Any:
-    """The config of a model of transformers; None of other modules."""
+    """Config of a model of transformers; None for other modules."""
     config = module.__dict__.get("config")
     return config if hasattr(module, "save_pretrained") and hasattr(config, "to_diff_dict") else None
 

@@ -1,12 +1,12 @@
-"""Which modules a pattern means.
+"""Selection of modules by patterns.
 
 A pattern is a dotted module name, a shell-style glob over such names ("encoder.*", "*.query"), or a role:
 
     role:stem         the first layer that runs in a forward pass
     role:classifier   the last layer that runs in a forward pass
 
-Roles are found by running the model once, not by the order in which layers were registered: a network that registers its
-output layer first would otherwise keep the wrong one in float.
+Roles are determined by running the model once, not by the order of registration: otherwise, a network that registers its
+output layer first would keep the wrong one in float.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from bitstill.model.packed_layers import PackedEmbedding
 
 ROLES = ("role:stem", "role:classifier")
 RunOnce = Callable[[nn.Module], object]
-"""Runs a model on a small batch of real inputs."""
+"""Function that runs a model on a small batch of real inputs."""
 
 
 def candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Every layer of `model` that can be compressed, by its first name; a shared module appears once."""
+    """All compressible layers of `model`, by their first name; a shared module appears once."""
     return {name: module for name, module in model.named_modules() if kind_of(module) is not None}
 
 
@@ -40,11 +40,11 @@ def select(
     Args:
         model: searched recursively.
         targets: patterns or roles; every one must match a layer.
-        ignore: patterns or roles; every one must match a layer too.
-        run_once: needed if a role is named.
+        ignore: patterns or roles; every one must match a layer, too.
+        run_once: needed for roles.
 
     Raises:
-        MatchError: if a pattern matches nothing, or nothing is left after `ignore`.
+        MatchError: a pattern matches nothing, or nothing is left after `ignore`.
     """
     layers = candidates(model)
     if not layers:
@@ -68,7 +68,7 @@ def select(
 
 
 def first_and_last_tensor(model: nn.Module) -> tuple[str, ...]:
-    """The layers whose *weight* is the first or the last parameter tensor in registration order.
+    """Layers whose *weight* is the first or the last parameter tensor in registration order.
 
     The literal rule of Polino et al.'s (2018) code, kept for comparison: in most networks the last tensor is the
     classifier's bias, so that the classifier's weight is quantized after all.
@@ -80,7 +80,7 @@ def first_and_last_tensor(model: nn.Module) -> tuple[str, ...]:
 
 
 def word_embeddings(model: nn.Module) -> str | None:
-    """Name of the table of word embeddings, for a model that says which it is (`get_input_embeddings`); None otherwise."""
+    """Name of the table of word embeddings, for a model with `get_input_embeddings`; None otherwise."""
     getter = getattr(model, "get_input_embeddings", None)
     try:
         table = getter() if callable(getter) else None
@@ -126,7 +126,7 @@ def layers_in_order(model: nn.Module, run_once: RunOnce) -> list[str]:
 def _matches(model: nn.Module, layers: dict[str, nn.Module], pattern: str, run_once: RunOnce | None, setting: str) -> set[str]:
     if pattern.startswith("role:"):
         return {_by_role(model, pattern, run_once)} & set(layers)
-    # A name that reads as a glob, such as the key "[0]" of a ModuleDict, still means its layer.
+    # A name that looks like a glob, such as the key "[0]" of a ModuleDict, still denotes its layer.
     matching = {pattern} if pattern in layers else {name for name in layers if fnmatchcase(name, pattern)}
     if not matching:
         raise MatchError(

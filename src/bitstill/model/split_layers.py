@@ -1,4 +1,4 @@
-"""Ternary weight splitting on modules: a ternary model becomes one with two binary planes per weight, and computes the same."""
+"""Ternary weight splitting on modules: a ternary model becomes an equivalent one with two binary planes per weight."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from bitstill.quant.base import Quantizer, Splittable, SplitWeight
 
 
 def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[str, ...]:
-    """Split every ternary weight of `model` into two binary ones, in place (Bai et al. 2021): outputs stay as they are.
+    """Split every ternary weight of `model` into two binary ones, in place, without changing outputs (Bai et al. 2021).
 
-    Input quantizers, biases and everything else stay too: what the published code halves or copies is here one layer with a
-    weight of two planes. Weights that layers share are split once.
+    Input quantizers, biases and everything else stay unchanged: where the published code halves or copies them, this is one
+    layer with a weight of two planes. Shared weights are split once.
 
     Args:
         model: prepared, with layers whose quantizers are `Splittable`.
-        only: names of layers to split; the other ternary ones become binary with one plane, and what they compute changes.
+        only: names of layers to split; the other ternary ones become binary with one plane, which changes their outputs.
 
     Returns:
-        The names of the layers that were split.
+        Names of the split layers.
 
     Raises:
-        SpecError: there is no such layer, or one whose scale is learned, which no two binary scales add up to.
+        SpecError: there is no such layer, or its scale is learned, so that no two binary scales add up to it.
     """
     layers = splittable_layers(model)
     if not layers:

@@ -1,4 +1,4 @@
-"""Replacing modules in place, at every name they are known by."""
+"""Replacement of modules in place, under all their names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from bitstill.errors import SpecError
 
 
 def swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Put each replacement where its original is, also where one module is shared by several parents (ALBERT).
+    """Replace modules of `model`, including modules shared by several parents (ALBERT).
 
     Raises:
-        SpecError: if `model` itself is to be replaced, which cannot be done in place.
+        SpecError: `model` itself would be replaced, which is impossible in place.
     """
     if model in replacements:
         raise SpecError(
@@ -30,9 +30,9 @@ def swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
 
 
 def _run_children(parent: nn.Module) -> None:
-    """Keep torch's encoder layer from its inference fast path, which reads `linear1.weight` and never runs `linear1`.
+    """Disable the inference fast path of torch's encoder layer, which reads `linear1.weight` and never runs `linear1`.
 
-    The latent weight would be computed with instead of the effective one, and the input never quantized.
+    It would use the latent weight instead of the effective one, without quantizing the input.
     """
     if isinstance(parent, nn.TransformerEncoderLayer):
         parent.activation_relu_or_gelu = 0

@@ -1,8 +1,8 @@
-"""From latent weight to effective weight: the core of every compressed layer.
+"""The transform from latent to effective weight, the core of every compressed layer.
 
-A `WeightTransform` owns the mask and what the quantizer keeps between steps, so both are in `state_dict` and therefore in
-every checkpoint: numbers under `learned`, further latent weights under `latents`, buffers under their own names. It is tensor
-in, tensor of the same shape out; an expert can register it as a parametrization on an odd parameter that no layer here covers.
+A `WeightTransform` owns the mask and the quantizer's state, so both are in `state_dict` and therefore in every checkpoint:
+numbers under `learned`, further latent weights under `latents`, buffers under their own names. It maps a tensor to one of the
+same shape, and can also be registered as a parametrization on a parameter that no compressed layer covers.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from bitstill.quant.quantized import Quantized
 from bitstill.quant.rules import Prune
 
 _SMALLEST_FLOAT16 = 2.0**-20
-"""Sixteen steps of the smallest numbers of float16: below it, rounding changes a scale by more than 3 %."""
+"""Sixteen times the smallest subnormal of float16: below it, rounding changes a scale by more than 3 %."""
 
 
 class WeightTransform(nn.Module):
     """Mask and quantizer of one weight.
 
     Args:
-        quantizer: of the weight.
-        weight: the latent weight, any shape; only read, to place the mask and the quantizer's state.
+        quantizer: quantizer of the weight.
+        weight: the latent weight, any shape; only read, to initialize the mask and the quantizer's state.
         prune: magnitude pruning, or None.
     """
 
@@ -79,7 +79,7 @@ class WeightTransform(nn.Module):
         return self._buffer_names
 
     def quantize(self, weight: Tensor, *, training: bool = False) -> Quantized:
-        """The quantized weight, without gradient. Computed in float32 whatever autocast says."""
+        """The quantized weight, without gradient, computed in float32 regardless of autocast."""
         return self._quantize(weight, self._float_state(), training)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -89,35 +89,35 @@ class WeightTransform(nn.Module):
 
     @property
     def by_row(self) -> bool:
-        """Whether each row is quantized on its own, so that `rows` can leave the others out."""
+        """Whether each row is quantized independently, so that `rows` can be used."""
         return isinstance(self.quantizer.granularity, (PerChannel, PerGroup)) and self._per_row and self.mask is None
 
     def rows(self, weight: Tensor, rows: Tensor) -> Tensor:
-        """The effective weight of some rows alone, where `by_row`.
+        """The effective weight of some rows, if `by_row`.
 
         Args:
             weight: these rows of the latent weight, (n, ...).
-            rows: which they are, int64 (n,).
+            rows: their indices, int64 (n,).
         """
         return self._effective(weight, {name: tensor[rows] for name, tensor in self._float_state().items()}, None)
 
     def after_step(self, step: OptimizerStep) -> None:
-        """Let the quantizer change its state after an optimizer's step."""
+        """Update the quantizer's state after an optimizer step."""
         with torch.no_grad():
             self.quantizer.after_step(self.state, step)
 
     @property
     def never_updated(self) -> bool:
-        """Whether the quantizer has buffers that are still as they were at the start."""
+        """Whether the quantizer has buffers that still have their initial values."""
         return self.quantizer.never_updated(self.state)
 
     def latent(self, weight: Tensor) -> Tensor:
-        """The float weight that `weight` and further latent weights together stand for."""
+        """Float weight represented by `weight` and further latent weights."""
         with torch.no_grad():
             return self.quantizer.latent(weight, self.state)
 
     def _float_state(self) -> dict[str, Tensor]:
-        """The state in float32: a model that was moved to another dtype computes its levels as it did."""
+        """The state in float32, so that a model moved to another dtype computes the same levels."""
         return {name: tensor.float() for name, tensor in self.state.items()}
 
     def _quantize(self, weight: Tensor, state: dict[str, Tensor], training: bool) -> Quantized:
@@ -135,24 +135,24 @@ class WeightTransform(nn.Module):
 
 
 def belongs_to_quantizer(parameter: str) -> bool:
-    """Whether the parameter of that name is a number of a quantizer (a scale, a step, a bound), and not a weight."""
+    """Whether the parameter of that name is a learned number of a quantizer (a scale, a step, a bound), not a weight."""
     owners = set(parameter.split(".")[:-1])
     return bool({"weight_transform", "input_transform", "attention_transform"} & owners) and "latents" not in owners
 
 
 def layer_mask(weight: Tensor, prune: Prune, sparsity: float) -> Tensor:
-    """The mask that `prune` places on one weight on its own, at another sparsity than its own perhaps."""
+    """Mask of a single weight by the rule `prune`, at the given sparsity."""
     if prune.within is None:
         return magnitude_mask(weight, sparsity)
     return even_mask(weight, sparsity, prune.within)
 
 
 class FrozenWeight(nn.Module):
-    """A weight that has been quantized for good: passes the effective weight through and keeps its codes.
+    """A frozen weight: passes the effective weight through and keeps its codes.
 
     Args:
-        quantized: what the latent weight became.
-        quantizer: the one that made it.
+        quantized: the quantized weight.
+        quantizer: its quantizer.
     """
 
     def __init__(self, quantized: Quantized, quantizer: Quantizer) -> None:
@@ -169,16 +169,16 @@ class FrozenWeight(nn.Module):
 
 
 def check_scales(weight: Tensor, quantized: Quantized, quantizer: Quantizer, where: str) -> None:
-    """Refuse weights that are too small or too large for scales in float16: they would become zeros, or others.
+    """Check that weights are neither too small nor too large for scales in float16.
 
     Args:
-        weight: latent.
-        quantized: what became of it.
-        quantizer: by which.
+        weight: latent weight.
+        quantized: its quantized form.
+        quantizer: its quantizer.
         where: name of the layer.
 
     Raises:
-        DataError: every scale is below 16 steps of float16, or one is beyond its range, or all weights have become zero.
+        DataError: all scales are below the precise range of float16, one is above it, or all weights have become zero.
     """
     if quantizer.scale_dtype != "float16":
         return
@@ -192,10 +192,10 @@ def check_scales(weight: Tensor, quantized: Quantized, quantizer: Quantizer, whe
 
 
 def check_finite(weight: Tensor, where: str) -> None:
-    """Refuse NaN and infinity before they become codes that look like any other.
+    """Check for NaN and infinity, which valid-looking codes would hide.
 
     Raises:
-        DataError: if `weight` has an element that is not finite.
+        DataError: `weight` has an element that is not finite.
     """
     if not bool(torch.isfinite(weight).all()):
         bad = int((~torch.isfinite(weight)).sum())

@@ -1,6 +1,6 @@
-"""Structured pruning: whole channels and neurons leave, so that a network shrinks for good and any runtime gains.
+"""Structured pruning: whole channels and neurons are removed, so that a network is smaller and faster in any runtime.
 
-Which layers must shrink together is found by Torch-Pruning (Fang et al. 2023), an optional package.
+Dependencies between layers are analysed by Torch-Pruning (Fang et al. 2023), an optional package.
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ def reduce_width(
     multiple: int = 1,
     gradients: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Remove the `fraction` of each layer's output channels whose groups of weights are least important, in place.
+    """Remove the least important `fraction` of each layer's output channels, in place.
 
-    A group is everything that goes with a channel: its filter, its norm's parameters, and what later layers do with it. In a
-    transformer whole heads leave, and the neurons between the two matrices of a feed-forward part; its hidden states, which all
-    blocks share, stay as wide as they are.
+    A channel is removed as a group: its filter, its parameters in norm layers, and the weights of later layers that read it. In
+    a transformer, whole heads and the inner neurons of feed-forward blocks are removed; the hidden size is unchanged.
 
     Args:
         model: float, not compressed.
-        run_once: runs it on a small batch.
-        fraction: of channels to remove, 0 to below 1.
-        keep: names of layers whose outputs stay as many as they are, such as the classifier.
-        multiple: widths that are left are multiples of it, as hardware likes them.
-        gradients: of a loss, by parameter; a group's importance is then what the loss would change to first order without it,
-            the sum of |weight * gradient| (Molchanov et al. 2019; for heads and neurons of BERT, Hou et al. 2020, DynaBERT).
-            None takes the size of its weights.
+        run_once: runs the model on a small batch.
+        fraction: fraction of channels to remove, 0 to below 1.
+        keep: names of layers whose number of outputs is unchanged, such as the classifier.
+        multiple: remaining widths are multiples of it, for hardware.
+        gradients: gradients of a loss, by parameter; a group's importance is then the first-order change of the loss without
+            it, the sum of |weight * gradient| (Molchanov et al. 2019; for heads and neurons of BERT, Hou et al. 2020,
+            DynaBERT). None uses the magnitude of its weights.
 
     Raises:
         SpecError: a fraction out of range, or a model that the graph tracer cannot follow.
@@ -61,7 +60,7 @@ def reduce_width(
     model.requires_grad_(True)  # the tracer follows gradients
     try:
         with evaluating(model), warnings.catch_warnings():
-            if ignored:  # what it says of a transformer's bare parameters (a ViT's positions) does not matter: they stay
+            if ignored:  # its warning about bare parameters of a transformer (positions of a ViT) is irrelevant: they are kept
                 warnings.filterwarnings("ignore", message="Unwrapped parameters")
             pruner = pruning.pruner.BasePruner(
                 model,
@@ -98,7 +97,7 @@ def reduce_width(
 
 
 def _widths(pruner: Any) -> dict[nn.Module, int]:
-    """Channels of every layer that the pruner is to narrow."""
+    """Channels of every layer that the pruner narrows."""
     graph = pruner.DG
     groups = graph.get_all_groups(ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types)
     parts = [(dependency.target.module, dependency.handler) for group in groups for dependency, _ in group]
@@ -107,10 +106,10 @@ def _widths(pruner: Any) -> dict[nn.Module, int]:
 
 
 def _check_narrower(model: nn.Module, widths: Mapping[nn.Module, int], fraction: float, multiple: int) -> None:
-    """Refuse a fraction under which some layer would have nothing left: Torch-Pruning leaves such a layer whole.
+    """Check that every layer keeps at least one channel: Torch-Pruning would leave an emptied layer unpruned.
 
     Raises:
-        MatchError: naming the layer.
+        MatchError: a layer keeps none; names the layer.
     """
     for name, module in model.named_modules():
         width = widths.get(module, 1)
@@ -133,10 +132,10 @@ def _importance(pruning: Any, model: nn.Module, gradients: Mapping[str, Tensor] 
 
 
 def check_fraction(fraction: float, multiple: int) -> None:
-    """Refuse what no network can be narrowed by.
+    """Check a fraction and a multiple.
 
     Raises:
-        SpecError: a fraction outside [0, 1), or a multiple below 1.
+        SpecError: the fraction is outside [0, 1), or the multiple is below 1.
     """
     if not 0.0 <= fraction < 1.0:
         fix = "0.5 removes every other channel."
@@ -147,11 +146,11 @@ def check_fraction(fraction: float, multiple: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """An attention module whose heads can be told apart.
+    """An attention module with separable heads.
 
     Args:
-        module: has a setting that counts its heads.
-        setting: that setting's name.
+        module: the attention module.
+        setting: name of its attribute with the number of heads.
         layers: its query, key and value matrices, of equal width.
     """
 
@@ -161,11 +160,11 @@ class Attention:
 
     @property
     def heads(self) -> int:
-        """How many there are."""
+        """Number of heads."""
         return int(getattr(self.module, self.setting))
 
     def count_again(self) -> None:
-        """After its matrices have been narrowed: set the number of heads, and their common width where it is kept."""
+        """Update the number of heads, and their total width if stored, after the matrices have been narrowed."""
         size = int(getattr(self.module, "attention_head_size", 0) or getattr(self.module, "head_dim", 0))
         width = self.layers[0].out_features
         if size:
@@ -175,7 +174,7 @@ class Attention:
 
 
 def attention_layers(model: nn.Module) -> list[Attention]:
-    """The attention modules of a transformer with separate query, key and value matrices of equal width."""
+    """Attention modules of a transformer with separate query, key and value matrices of equal width."""
     attention = []
     for module in model.modules():
         setting = next((name for name in _HEADS if isinstance(getattr(module, name, None), int)), None)
@@ -189,7 +188,7 @@ def attention_layers(model: nn.Module) -> list[Attention]:
 
 _NARROWED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _ROUNDING = 1e-9
-"""Taken off a fraction, so that 0.9 of 10 channels leaves one: 10 * (1 - 0.9) is a little below 1."""
+"""Subtracted from a fraction, so that 0.9 of 10 channels leaves one: 10 * (1 - 0.9) is slightly below 1."""
 _HEADS = ("num_attention_heads", "n_heads", "num_heads")
 _MATRICES = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj"))
 

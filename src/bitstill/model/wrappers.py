@@ -1,4 +1,4 @@
-"""Wrappers around a model (torch.compile, data parallelism, averages) are taken off; those that hide weights are refused."""
+"""Wrappers around a model: torch.compile, data parallelism and averages are removed; those that hide weights are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from bitstill.errors import SpecError
 
 COMPILED = "OptimizedModule"
-"""The class of what `torch.compile` returns; importing it would import the compiler."""
+"""Class name of compiled models; importing the class would import the compiler."""
 _INSIDE: Mapping[str, str] = {
     COMPILED: "_orig_mod",
     "DataParallel": "module",
@@ -19,7 +19,7 @@ _INSIDE: Mapping[str, str] = {
     "ModelEmaV3": "module",
     "EMA": "ema_model",  # of ema-pytorch
 }
-"""Where a wrapper keeps the model, by the name of its class."""
+"""Attribute of a wrapper that holds the model, by class name."""
 _WHOLE = "Load its full state dict into the network that it was made of."
 _REFUSED: Mapping[str, tuple[str, str]] = {
     "FullyShardedDataParallel": ("sharded parameters", _WHOLE),
@@ -27,12 +27,12 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
     "DeepSpeedEngine": ("parameters that DeepSpeed may shard", _WHOLE),
     "ScriptModule": ("a scripted or traced network", "Pass the network that it was made of."),
 }
-"""What a module of a class cannot give, and what to do."""
+"""Reason for refusing modules of a class, and the fix."""
 _ADAPTERS = ("peft",)
 
 
 def inner_model(module: nn.Module) -> nn.Module | None:
-    """The model inside a wrapper; None where `module` is none."""
+    """Model inside a wrapper; None if `module` is no wrapper."""
     for name in _class_names(module):
         inner = module._modules.get(_INSIDE.get(name, ""))
         if inner is not None:
@@ -41,7 +41,7 @@ def inner_model(module: nn.Module) -> nn.Module | None:
 
 
 def unwrapped(model: nn.Module, where: str) -> nn.Module:
-    """`model` without the wrappers around it: the very object that they hold.
+    """Remove the wrappers around `model`; the result is not a copy.
 
     Args:
         model: a network, or a wrapper around one.
@@ -60,10 +60,10 @@ def unwrapped(model: nn.Module, where: str) -> nn.Module:
 
 
 def without_compiler(model: nn.Module, where: str) -> nn.Module:
-    """The network that `torch.compile` was given, to be changed in place.
+    """The network inside a compiled model, to be changed in place.
 
     Raises:
-        SpecError: another wrapper is around it, which has noted the parameters that are about to change.
+        SpecError: another wrapper surrounds it, which has registered the parameters.
     """
     if not isinstance(model, nn.Module) or type(model).__name__ == COMPILED:
         return without_compiler(unwrapped(model, where), where)
