@@ -132,7 +132,9 @@ def save(model: nn.Module, folder: str | Path, *, storage: Storage | None = None
     with replaced_folder(Path(folder)) as beside:
         _, size = write_network(beside, model, storage or Storage())
         if tokenizer is not None:
-            tokenizer.save_pretrained(str(beside))
+            from bitstill.hf.tokenize import Tokenizer
+
+            Tokenizer(tokenizer).save(beside)
             renew_digests(beside)
         write_file(beside / REPORT, json.dumps({"size": to_json(size), **environment()}, indent=1, sort_keys=True).encode())
     return size

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from bitstill._version import __version__
-from bitstill.artifact.config_keys import ATTENTION, RESIZED, TRANSFORMERS_WEIGHTS
+from bitstill.artifact.config_keys import ATTENTION, RESIZED, TRANSFORMERS_WEIGHTS, without_code
 from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import CONFIG, TOKENIZER_FILES, WEIGHTS
 from bitstill.artifact.hub import resolve_folder
@@ -100,7 +100,7 @@ def export(
     with replaced_folder(target) as beside:
         notes = _TARGETS[to].write(archive, beside, options)
         own_keys = ("quantization_config", ATTENTION, TRANSFORMERS_WEIGHTS)
-        config = {key: value for key, value in archive.config.items() if key not in own_keys}
+        config = {key: value for key, value in without_code(archive.config).items() if key not in own_keys}
         if "quantization_config" in notes:
             config["quantization_config"] = notes.pop("quantization_config")
         write_file(beside / CONFIG, json.dumps(config, indent=2).encode())

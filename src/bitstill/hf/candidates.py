@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from bitstill.data.augmentation import Word
-from bitstill.errors import DataError, one_line
+from bitstill.errors import BitstillError, DataError, one_line
 from bitstill.hf.quiet import quiet
+from bitstill.hf.read_config import read_config
 from bitstill.hf.tokenize import load_tokenizer
 from bitstill.model.state import stored_tensors
 
@@ -209,9 +210,12 @@ def whole_words(tokenizer: Any) -> dict[str, int]:
 def _load(auto: Any, source: str, expected: str, fix: str) -> Any:
     try:
         with quiet():
+            config = read_config(source)
             model, report = auto.from_pretrained(
-                source, dtype="float32", output_loading_info=True, use_safetensors=True, trust_remote_code=False
+                source, config=config, dtype="float32", output_loading_info=True, use_safetensors=True, trust_remote_code=False
             )
+    except BitstillError:
+        raise
     except Exception as error:  # transformers raises many kinds for damaged or missing files
         raise DataError(expected, given=one_line(error), where=source, fix=fix) from error
     missing = [name for name in report["missing_keys"] if ".pooler." not in f".{name}"]

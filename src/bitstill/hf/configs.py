@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 from torch import nn
 
-from bitstill.artifact.config_keys import POOLER, TRANSFORMERS_WEIGHTS
+from bitstill.artifact.config_keys import POOLER, TRANSFORMERS_WEIGHTS, without_code
 from bitstill.errors import ArtifactError, one_line
 from bitstill.hf import attention_scores
 from bitstill.hf.auto_classes import is_known
@@ -28,7 +28,7 @@ def config_of(model: nn.Module) -> dict[str, Any] | None:
     if not is_known(type(model).__name__):
         return None
     assert config is not None
-    content: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
+    content = without_code(json.loads(config.to_json_string(use_diff=True)))
     content.pop("quantization_config", None)  # set by `model.save_guard`; the writer of the artifact adds its own
     content |= {"architectures": [type(model).__name__], "dtype": "float32", TRANSFORMERS_WEIGHTS: REFUSAL}
     if getattr(model, "pooler", model) is None:  # an argument of the class that is not part of transformers' configs
@@ -42,7 +42,8 @@ def from_config(config: dict[str, Any]) -> nn.Module:
     Raises:
         ArtifactError: transformers does not know the architecture.
     """
-    settings = {key: value for key, value in config.items() if key not in ("quantization_config", TRANSFORMERS_WEIGHTS)}
+    ours = ("quantization_config", TRANSFORMERS_WEIGHTS)
+    settings = {key: value for key, value in without_code(config).items() if key not in ours}
     try:
         model = _build(settings)
     except Exception as error:  # each architecture has its own ways to fail on an invalid config

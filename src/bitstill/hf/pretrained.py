@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from bitstill.data.task import Task
 from bitstill.errors import BitstillError, DataError, one_line
 from bitstill.hf import attention_scores
 from bitstill.hf.auto_classes import auto_class_for
 from bitstill.hf.quiet import quiet
+from bitstill.hf.read_config import read_config
 from bitstill.rng import derive
 
 _LOADING: dict[str, Any] = {
@@ -57,14 +58,15 @@ def load_pretrained(source: str, task: Task, role: str, seed: int = 0) -> Pretra
         return load_encoder(source, role, seed)
     head = auto_class_for(task)
     with _loading("a pretrained model", source, role, seed):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        # The objective overrides the problem type of a model trained for another task.
+        settings = {"problem_type": None, **task.objective.head()}
+        config = read_config(source)
         if config.model_type not in head.classes:
             fix = f"Valid: {', '.join(sorted(head.classes)[:12])} and others."
             raise DataError(f"an encoder for {head.purpose}", given=config.model_type, where=source, fix=fix)
         _check_labels(config, task, source)
-        # The objective overrides the problem type of a model trained for another task.
-        settings = {"problem_type": None, **task.objective.head()}
-        model, report = head.auto.from_pretrained(source, ignore_mismatched_sizes=True, **_LOADING, **settings)
+        config = read_config(source, **settings)
+        model, report = head.auto.from_pretrained(source, config=config, ignore_mismatched_sizes=True, **_LOADING)
     _check_complete(model, report, task, f"{role} {source!r}")
     attention_scores.use(model)
     return Pretrained(model, tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])))
@@ -88,11 +90,10 @@ def load_encoder(source: str, role: str, seed: int = 0) -> Pretrained:
         raise DataError("a pretrained encoder", given="a folder without weights", where=f"{role} {source!r}", fix=fix)
     with _loading("a pretrained encoder", source, role, seed):
         if untrained:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            model = AutoModel.from_config(read_config(source), trust_remote_code=False)  # type: ignore[no-untyped-call]
             new, unused = [name for name, _ in model.named_parameters()], []
         else:
-            model, report = AutoModel.from_pretrained(source, **_LOADING)
+            model, report = AutoModel.from_pretrained(source, config=read_config(source), **_LOADING)
             new, unused = [], sorted(report["unexpected_keys"])
     if not untrained:
         missing = [name for name in sorted(report["missing_keys"]) if not name.startswith("pooler.")]
@@ -104,7 +105,8 @@ def load_encoder(source: str, role: str, seed: int = 0) -> Pretrained:
 def load_float_classifier(folder: Path) -> nn.Module:
     """Load the float text classifier in a folder by transformers itself, without changes."""
     with quiet():
-        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(str(folder), local_files_only=True)
+        config = read_config(str(folder))
+        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(str(folder), config=config, local_files_only=True)
     return model.eval()
 
 

@@ -72,7 +72,15 @@ class BitstillQuantizer(HfQuantizer):
         return torch.float32
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Remove the entry that makes transformers refuse the folder; this is the first hook with access to the config."""
+        """Remove the entry that makes transformers refuse the folder; this is the first hook with access to the config.
+
+        Raises:
+            ArtifactError: attention is to be computed by code from the hub.
+        """
+        name = getattr(config, "_attn_implementation", None)
+        if isinstance(name, str) and "/" in name:
+            fix = "Nothing was fetched. Leave attn_implementation out; if config.json names it, deliver the model again."
+            raise ArtifactError("attention of transformers itself", given=name[:100], where="attn_implementation", fix=fix)
         if hasattr(config, TRANSFORMERS_WEIGHTS):
             delattr(config, TRANSFORMERS_WEIGHTS)
         return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
+from bitstill.artifact.config_keys import without_code
 from bitstill.data.task import Batch, Forward, Split, Task
 from bitstill.data.text import TextOptions, TextSplit, TextTask
 from bitstill.errors import DataError, SpecError, one_line
@@ -29,8 +31,13 @@ class Tokenizer:
     tokenizer: Any
 
     def save(self, folder: Path) -> None:
-        """Write its files into `folder`, for `AutoTokenizer.from_pretrained`."""
+        """Write its files into `folder`, for `AutoTokenizer.from_pretrained`, without keys that would fetch code."""
         self.tokenizer.save_pretrained(str(folder))
+        path = folder / "tokenizer_config.json"
+        if path.is_file():
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            if without_code(settings) != settings:
+                path.write_text(json.dumps(without_code(settings), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def load_tokenizer(source: str | Path) -> Any:
