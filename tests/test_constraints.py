@@ -40,10 +40,11 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "ReduceWidth": {"model": "student", "fraction": 0.5}, "SetDropout": {"model": "student", "probability": 0.1},
     "SharePoints": {"model": "student"}, "Linear": {"start": 0.0, "end": 1.0}, "Cubic": {"start": 0.0, "end": 1.0},
     "Cosine": {"start": 1.0}, "Constant": {"value": 1.0}, "WarmupLinear": {"peak": 1.0}, "PerGroup": {"size": 128},
-    "Classification": {"classes": 3}, "SplitWithin": {"model": "student", "budget": 9, "terms": ()},
+    "Classification": {"classes": 3}, "ChooseTernary": {"model": "student", "budget": 9, "terms": ()},
     "Term": {"loss": CrossEntropy()}, "MultiLabel": {"label_names": ("a", "b")}, "AttentionRelation": {"pairs": ()},
     "AddProjection": {"name": "projection", "student": 4, "teacher": 8}, "Compress": {"model": "a", "compression": ()},
     "ReduceLayers": {"source": "a", "name": "b", "layers": (0,)}, "Variants": {"model": "mlm"},
+    "AttentionScoreMSE": {"pairs": ()}, "FeatureMSE": {"pairs": ()},
     "ConvNetConfig": {"blocks": ((4,),), "kernel": 3, "hidden": ()}, "RunFile": {"recipe": "xtc", "task": "digits"},
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from bitstill.recipes.recipe import RunContext
 from bitstill.recipes.transformer_stages import encoder_rules
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, Copy, ReduceLayers, ReduceWidth, SetDropout, SplitTernary
-from bitstill.train.adaptive import SplitWithin
+from bitstill.train.adaptive import ChooseTernary
 from bitstill.train.optim import AdamW
 from tests.hf import tiny
 
@@ -322,17 +322,18 @@ def test_every_term_of_a_regression_has_a_gradient():
 
 
 def test_a_budget_decides_what_is_split(tmp_path):
-    (*_, stage, _) = stages(BinaryBERT(budget=0.5))
-    (action,) = stage.begin
-    assert isinstance(action, SplitWithin) and action.budget == 500_000
+    (_, _, stage, _, binary, _) = stages(BinaryBERT(budget=0.5))
+    (*_, action) = stage.begin
+    assert stage.name == "ternary I" and binary.begin == (SplitTernary("student", optional=True),)
+    assert isinstance(action, ChooseTernary) and action.budget == 500_000
     assert [(t.loss, t.teacher) for t in action.terms] == [*features("small"), *logits("small")]
     recipe = BinaryBERT(**SHORT, budget=BUDGET)
     result = bitstill.compress(recipe, task(), {"teacher": bert()}, settings=QUIET, out=tmp_path / "out")
     layers = result.report["size"]["layers"]
     assert {layer["quantizer"] for layer in layers} == {"binary", "split binary"}
     assert sum(layer["bytes"]["codes"] + layer["bytes"]["scales"] for layer in layers) <= 1600
-    (decided,) = [entry["decided"]["SplitWithin"] for entry in result.report["history"] if "decided" in entry]
-    assert set(decided["split"]) == {layer["name"] for layer in layers if layer["quantizer"] == "split binary"}
+    (decided,) = [entry["decided"]["ChooseTernary"] for entry in result.report["history"] if "decided" in entry]
+    assert set(decided["ternary"]) == {layer["name"] for layer in layers if layer["quantizer"] == "split binary"}
     with pytest.raises(SpecError, match="one bit for each weight"):
         bitstill.compress(replace(recipe, budget=0.001), task(), {"teacher": bert()}, settings=QUIET)
 

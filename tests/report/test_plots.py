@@ -100,5 +100,5 @@ def test_the_step_that_was_kept_is_told_and_not_drawn_as_a_loss() -> None:
     assert [key.name for key in figure.legend] == ["loss", "KL ← t", "CE"]
     assert curves("a", history, "accuracy", "salt").note == "Ends at 82.00 % validation accuracy."
     two = [{"stage": "a", "step": step, "loss": 2.0, "student/KL": 1.5, "student/MSE": 0.5} for step in (1, 2)]
-    decided = {"stage": "a", "step": 0, "decided": {"SplitWithin": {"split": ["words"]}}}
+    decided = {"stage": "a", "step": 0, "decided": {"ChooseTernary": {"ternary": ["words"]}}}
     assert [key.name for key in curves("a", [decided, *two], "accuracy", "salt").legend] == ["loss", "KL", "MSE"]

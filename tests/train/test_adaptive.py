@@ -15,7 +15,8 @@ from bitstill.losses.logits import MeanSquaredError
 from bitstill.model.lifecycle import freeze, pack, prepare
 from bitstill.quant.granularity import PerGroup
 from bitstill.quant.rules import Binary, Compression, SplitBinary, Ternary
-from bitstill.train.adaptive import SplitWithin
+from bitstill.train.actions import SplitTernary
+from bitstill.train.adaptive import ChooseTernary
 from bitstill.train.stage import Term
 
 
@@ -46,7 +47,7 @@ def packed_bytes(model: nn.Module) -> int:
 
 def test_the_gain_is_what_the_loss_rises_when_one_matrix_alone_becomes_binary():
     models, task = networks(), data()
-    action = SplitWithin("student", 10_000, TERMS, batches=2, batch_size=32)
+    action = ChooseTernary("student", 10_000, TERMS, batches=2, batch_size=32)
     found = action.decide(models, task, 0)["units"]
     assert {name: unit["bytes"] for name, unit in found.items()} == BYTES
     x = task.train.inputs["x"]  # two batches of 32 are all of it
@@ -67,21 +68,24 @@ def test_the_gain_is_what_the_loss_rises_when_one_matrix_alone_becomes_binary():
 @pytest.mark.parametrize("budget", [SMALLEST, SMALLEST + BYTES["4"], SMALLEST + BYTES["2"] + 20, 2 * SMALLEST])
 def test_what_is_chosen_fits_and_is_the_best_that_does(budget):
     models, task = networks(), data()
-    action = SplitWithin("student", budget, TERMS)
+    action = ChooseTernary("student", budget, TERMS)
     decision = action.decide(models, task, 0)
     gains = {name: unit["gain"] for name, unit in decision["units"].items()}
     subsets = [[name for place, name in enumerate(BYTES) if bits >> place & 1] for bits in range(8)]
     fitting = [subset for subset in subsets if SMALLEST + sum(BYTES[name] for name in subset) <= budget]
-    assert sum(gains[n] for n in decision["split"]) == pytest.approx(max(sum(gains[n] for n in s) for s in fitting))
+    assert sum(gains[n] for n in decision["ternary"]) == pytest.approx(max(sum(gains[n] for n in s) for s in fitting))
     action.repeat(models, decision)
     for name in BYTES:
-        wanted = SplitBinary() if name in decision["split"] else Binary()
+        wanted = Ternary() if name in decision["ternary"] else Binary()
         assert models["student"].get_submodule(name).weight_transform.quantizer == wanted
+    SplitTernary("student", optional=True).apply(models, task, 0)
     assert packed_bytes(models["student"]) <= budget
+    planes = {name: type(models["student"].get_submodule(name).weight_transform.quantizer) for name in BYTES}
+    assert planes == {name: SplitBinary if name in decision["ternary"] else Binary for name in BYTES}
 
 
 def test_a_budget_below_one_bit_for_each_weight_is_refused_before_anything_is_trained():
-    action = SplitWithin("student", SMALLEST - 1, TERMS)
+    action = ChooseTernary("student", SMALLEST - 1, TERMS)
     for attempt in (lambda: action.decide(networks(), data(), 0), lambda: action.replay(networks(), data())):
         with pytest.raises(SpecError, match=f"at least {SMALLEST:,} bytes"):
             attempt()
@@ -97,5 +101,5 @@ def test_layers_that_share_a_weight_are_one_choice():
     task = Task(
         "tied", part, part, part, Classification(8), lambda model, batch: model["out"](model["words"](batch["ids"]).mean(1))
     )
-    decision = SplitWithin("student", 10_000, TERMS).decide(models, task, 0)
-    assert set(decision["units"]) == {"words"} and decision["split"] in ([], ["words", "out"])
+    decision = ChooseTernary("student", 10_000, TERMS).decide(models, task, 0)
+    assert set(decision["units"]) == {"words"} and decision["ternary"] in ([], ["words", "out"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 from torch import nn
 
@@ -13,7 +11,7 @@ from bitstill.model.weight_transform import WeightTransform
 from bitstill.quant.base import Quantizer, Splittable, SplitWeight
 
 
-def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[str, ...]:
+def split_model(model: nn.Module) -> tuple[str, ...]:
     """Split every ternary weight of `model` into two binary ones, in place, without changing outputs (Bai et al. 2021).
 
     Input quantizers, biases and everything else stay unchanged: where the published code halves or copies them, this is one
@@ -21,7 +19,6 @@ def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[
 
     Args:
         model: prepared, with layers whose quantizers are `Splittable`.
-        only: names of layers to split; the other ternary ones become binary with one plane, which changes their outputs.
 
     Returns:
         Names of the split layers.
@@ -34,13 +31,9 @@ def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[
         fix = "Compress it to ternary first: bits='ternary'."
         raise SpecError("a model with ternary layers", given="none", where=f"splitting {type(model).__name__}", fix=fix)
     done: dict[nn.Parameter, tuple[Quantizer, SplitWeight, WeightTransform]] = {}
-    chosen = tuple(name for name in layers if only is None or name in only)
     for name, (layer, transform) in layers.items():
         quantizer = transform.quantizer
         assert isinstance(quantizer, Splittable) and isinstance(layer.weight, nn.Parameter)
-        if name not in chosen:
-            transform.set_quantizer(quantizer.one_plane(), {})
-            continue
         if layer.weight not in done:
             done[layer.weight] = (quantizer, _split(name, layer, transform, quantizer), transform)
             continue
@@ -52,7 +45,7 @@ def split_model(model: nn.Module, only: Collection[str] | None = None) -> tuple[
         transform.set_quantizer(split.quantizer, split.state)
         for latent, parameter in first.latents.items():
             transform.latents[latent] = parameter
-    return chosen
+    return tuple(layers)
 
 
 def splittable_layers(model: nn.Module) -> dict[str, tuple[CompressedLayer, WeightTransform]]:

@@ -39,7 +39,7 @@ from bitstill.recipes.transformer_stages import (
 )
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, CompressAttention, Copy, Importance, ReduceWidth, SplitTernary
-from bitstill.train.adaptive import SplitWithin
+from bitstill.train.adaptive import ChooseTernary
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Action, Stage, Term
 
@@ -56,7 +56,7 @@ class BinaryBERT:
         split: build the binary model by splitting the ternary one (paper); otherwise binarize the float student directly, with
             one plane, which is the paper's baseline.
         budget: most megabytes (10^6 bytes) for codes and scales of the binary model: only the matrices that gain most per byte
-            are split, the others keep one plane (adaptive splitting); None splits all.
+            become ternary and are split later, the others are binary from the start (adaptive splitting); None splits all.
         granularity: which weights of a matrix share a scale (paper: `PerTensor()`).
         scale_dtype: precision of scales on disk and in training (paper: "float32").
         ternary_iterations: 0 sets the ternary threshold by its formula (TWN, paper); 10 fits threshold and scale to the weights
@@ -250,15 +250,13 @@ class BinaryBERT:
         """Train the ternary form, then split it into two binary planes."""
         if not start.ternary:
             chain.act(*self._compress("ternary", start.models))
+        if self.budget is not None:
+            together = tuple(dict.fromkeys(term for part in terms.values() for term in part))
+            chain.act(ChooseTernary("student", round(1e6 * self.budget), together, batch_size=self.batch_size))
         if self.ternary_epochs:
             chain.train(*self._run("ternary", terms, self.ternary_epochs, self.ternary_lr))
         if self.bits == 1:
-            chain.act(self._splitting(tuple(dict.fromkeys(term for part in terms.values() for term in part))))
-
-    def _splitting(self, terms: tuple[Term, ...]) -> Action:
-        if self.budget is None:
-            return SplitTernary("student")
-        return SplitWithin("student", round(1e6 * self.budget), terms, batch_size=self.batch_size)
+            chain.act(SplitTernary("student", optional=self.budget is not None))
 
     def _terms(
         self, source_layers: tuple[int, ...], depth: int, teacher: str, objective: Objective, *, attention: bool

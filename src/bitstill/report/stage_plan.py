@@ -9,7 +9,7 @@ from typing import Any
 from bitstill.quant.rules import Compression
 from bitstill.schedules import Constant, at
 from bitstill.train import actions
-from bitstill.train.adaptive import SplitWithin
+from bitstill.train.adaptive import ChooseTernary
 from bitstill.train.pruning import Pruning
 from bitstill.train.stage import Stage, Term, source_name
 
@@ -130,8 +130,8 @@ def _action(action: Any) -> tuple[str, ...]:
             return (f"{model}: back to float",)
         case actions.SplitTernary(model):
             return (f"{model}: each ternary weight becomes two binary ones",)
-        case SplitWithin(model, budget):
-            return (f"{model}: ternary weights become two binary ones within {budget / 1e6:g} MB",)
+        case ChooseTernary(model, budget):
+            return (f"{model}: those matrices stay ternary that gain most within {budget / 1e6:g} MB, others become binary",)
         case actions.SetDropout(model, probability):
             return (f"{model}: dropout {probability:g}",)
         case actions.SharePoints(model):

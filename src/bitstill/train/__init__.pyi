@@ -18,7 +18,7 @@ from bitstill.train.actions import SetDropout as SetDropout
 from bitstill.train.actions import SharePoints as SharePoints
 from bitstill.train.actions import SplitTernary as SplitTernary
 from bitstill.train.actions import Uncompress as Uncompress
-from bitstill.train.adaptive import SplitWithin as SplitWithin
+from bitstill.train.adaptive import ChooseTernary as ChooseTernary
 from bitstill.train.optim import SGD as SGD
 from bitstill.train.optim import AdamW as AdamW
 from bitstill.train.optim import Optimizer as Optimizer

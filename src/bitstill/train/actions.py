@@ -23,7 +23,7 @@ from bitstill.model.dense_view import DenseView
 from bitstill.model.lifecycle import prepare, uncompressed
 from bitstill.model.modes import evaluating
 from bitstill.model.select import first_and_last_tensor, layers_in_order, norms
-from bitstill.model.split_layers import split_model
+from bitstill.model.split_layers import split_model, splittable_layers
 from bitstill.model.weight_transform import WeightTransform
 from bitstill.model.width import check_fraction, reduce_width
 from bitstill.quant.base import CountedLevels
@@ -214,13 +214,21 @@ class Uncompress:
 
 @dataclass(frozen=True)
 class SplitTernary:
-    """Split a ternary model into an equivalent binary one: `bitstill.model.split_layers.split_model` (Bai et al. 2021)."""
+    """Turn a ternary model into a binary one that computes the same: `model.split_layers.split_model` (Bai et al. 2021).
+
+    Args:
+        model: its name.
+        optional: whether a model without ternary layers stays as it is, as where a budget left none; else that is an error.
+    """
 
     model: str
+    optional: bool = False
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
         """Split it in place."""
-        split_model(_named(models, self.model))
+        model = _named(models, self.model)
+        if not self.optional or splittable_layers(model):
+            split_model(model)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from bitstill.data.shuffle import permutation
 from bitstill.data.task import Task
 from bitstill.errors import SpecError, TrainingError
 from bitstill.model.modes import evaluating
-from bitstill.model.split_layers import split_model, splittable_layers
+from bitstill.model.split_layers import splittable_layers
 from bitstill.model.weight_transform import WeightTransform
 from bitstill.quant.base import Splittable
 from bitstill.quant.granularity import grid_of
@@ -25,11 +26,12 @@ from bitstill.train.teachers import Teachers
 
 
 @dataclass(frozen=True)
-class SplitWithin:
-    """Split the ternary matrices that gain most per byte; the others become binary with one plane.
+class ChooseTernary:
+    """Keep the matrices ternary that gain most per byte when they are split; the others become binary with one plane.
 
     The gain of a matrix is the increase of the loss, on a part of the training data, when it alone becomes binary and the
-    others stay ternary. The choice is a 0/1 knapsack over gains and bytes.
+    others stay ternary. The choice is a 0/1 knapsack over gains and bytes. It is made before the ternary form trains, so that
+    every matrix trains in the form that it keeps until the ternary ones are split.
 
     Args:
         model: its name.
@@ -49,23 +51,23 @@ class SplitWithin:
         check_fields(self)
 
     def apply(self, models: dict[str, nn.Module], task: Task, seed: int) -> None:
-        """Decide, and split the model in place."""
+        """Decide, and change the model in place."""
         self.repeat(models, self.decide(models, task, seed))
 
     def replay(self, models: dict[str, nn.Module], task: Task) -> None:
-        """Split whatever fits, in the order of the model: about the bytes to be delivered, whatever the gains will be."""
+        """Keep whatever fits, in the order of the model: about the bytes to be delivered, whatever the gains will be."""
         model = models[self.model]
         left = self.budget - self._smallest(model)
-        split: list[str] = []
+        chosen: list[str] = []
         for names in _units(model):
             cost = _plane_bytes(*splittable_layers(model)[names[0]])
             if cost <= left:
                 left -= cost
-                split += names
-        split_model(model, only=split)
+                chosen += names
+        _keep_ternary(model, chosen)
 
     def decide(self, models: dict[str, nn.Module], task: Task, seed: int) -> Any:
-        """Names of the layers to split, and the gain and cost of every candidate.
+        """Names of the layers to keep ternary, and the gain and cost of every candidate.
 
         Raises:
             SpecError: the matrices exceed the budget even with one plane each.
@@ -90,11 +92,11 @@ class SplitWithin:
             raise TrainingError("a finite loss", given="NaN or infinity", where="splitting within a budget", fix=fix)
         chosen = knapsack(gains, costs, spare)
         table = {unit[0]: {"gain": gain, "bytes": cost} for unit, gain, cost in zip(units, gains, costs, strict=True)}
-        return {"split": [name for index in chosen for name in units[index]], "units": table}
+        return {"ternary": [name for index in chosen for name in units[index]], "units": table}
 
     def repeat(self, models: dict[str, nn.Module], decision: Any) -> None:
-        """Split the chosen layers."""
-        split_model(models[self.model], only=decision["split"])
+        """Make all layers binary but those that were decided on."""
+        _keep_ternary(models[self.model], decision["ternary"])
 
     def _smallest(self, model: nn.Module) -> int:
         layers = splittable_layers(model)
@@ -120,6 +122,13 @@ class SplitWithin:
                 batch = {k: v.to(device) for k, v in task.train.take(order[start : start + self.batch_size]).items()}
                 total += float(step(batch, teachers(batch), 0.0, False)[0])
         return total / self.batches
+
+
+def _keep_ternary(model: nn.Module, chosen: Collection[str]) -> None:
+    for name, (_, transform) in splittable_layers(model).items():
+        if name not in chosen:
+            assert isinstance(transform.quantizer, Splittable)
+            transform.set_quantizer(transform.quantizer.one_plane(), {})
 
 
 def _units(model: nn.Module) -> list[tuple[str, ...]]:
