@@ -12,6 +12,7 @@ from bitstill.errors import MatchError, SpecError
 from bitstill.losses.features import Pair
 from bitstill.quant.granularity import PerGroup
 from bitstill.recipes import PQK, DifferentiableQuantization, PostTraining, QuantizedDistillation
+from bitstill.report.stage_plan import planned_stages
 from bitstill.run.dry_run import dry_run
 from bitstill.run.job import Job
 
@@ -26,6 +27,8 @@ def test_stages_and_their_steps_with_the_teachers_where_it_has_to_be_trained():
     found = plan(recipe, teacher="digits-teacher", student="digits-student")
     wanted = [("teacher", 24), ("float student", 4), ("quantized distillation", 16)]
     assert [(stage["name"], stage["steps"]) for stage in found["stages"]] == wanted
+    headings = [plan.heading for plan in planned_stages(found["stages"])]
+    assert headings[:2] == ["3 epochs (24 steps) on the task", "0.5 epochs (4 steps) on the task"]
     given = plan(recipe, teacher=build("digits-teacher"), student="digits-student")
     assert [stage["name"] for stage in given["stages"]] == ["float student", "quantized distillation"]
     assert [stage["steps"] for stage in plan(PostTraining(), student="digits-student")["stages"]] == [0]

@@ -71,10 +71,14 @@ def compress(
     force: ForceFlag = False,
     resume: ResumeFlag = False,
     assignments: Assignments = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show bits and bytes of every layer without training.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the stages, and bits and bytes of every layer, without training.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a compressed model and deliver it as an artifact: a folder with packed weights."""
+    from bitstill.report.stage_plan import planned_stages
+    from bitstill.report.stage_text import stage_text
     from bitstill.report.tables import size_table
     from bitstill.run.compress import compress as run
     from bitstill.run.dry_run import dry_run as look
@@ -99,6 +103,7 @@ def compress(
         if as_json:
             print_json(planned)
         else:
+            typer.echo(stage_text(planned_stages(planned["stages"])))
             out.print(size_table(planned))
         return
     if spec.out is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from bitstill.decode import decode
 from bitstill.quant.rules import Compression
 from bitstill.schedules import Constant, at
 from bitstill.train import actions
@@ -71,6 +72,15 @@ class StagePlan:
 def stage_plans(stages: Sequence[Stage]) -> tuple[StagePlan, ...]:
     """Every stage in words."""
     return tuple(_plan(stage) for stage in stages)
+
+
+def planned_stages(entries: Sequence[Mapping[str, Any]]) -> tuple[StagePlan, ...]:
+    """The stages of a dry run, with their steps beside durations in epochs."""
+    plans = [decode(StagePlan, {key: entry[key] for key in entry if key != "steps"}, "stages") for entry in entries]
+    return tuple(
+        replace(plan, duration=f"{plan.duration} ({entry['steps']:,} steps)") if "epoch" in plan.duration else plan
+        for plan, entry in zip(plans, entries, strict=True)
+    )
 
 
 def _plan(stage: Stage) -> StagePlan:

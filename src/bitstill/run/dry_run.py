@@ -12,6 +12,7 @@ from bitstill.artifact.writer import write
 from bitstill.decode import encode
 from bitstill.model.contents import contents_of
 from bitstill.model.lifecycle import freeze, report
+from bitstill.report.stage_plan import stage_plans
 from bitstill.run.driver import prepare_run
 from bitstill.run.job import Job
 from bitstill.train.run import data_for
@@ -24,7 +25,7 @@ def dry_run(job: Job) -> dict[str, Any]:
     bytes are an estimate. A corpus is tokenized into a temporary folder.
 
     Returns:
-        Stages with their steps, every parameter with its treatment, and the size report.
+        Stages in words (`report.stage_plan`) with their steps, every parameter with its treatment, and the size report.
 
     Raises:
         BitstillError: as `compress` before training, except that an untrained student is allowed: its bytes are the same.
@@ -39,7 +40,10 @@ def dry_run(job: Job) -> dict[str, Any]:
     return {
         "recipe": encode(job.recipe),
         "task": run.task.name,
-        "stages": [{"name": stage.name, "steps": stage.total_steps(samples[stage.name])} for stage in run.stages],
+        "stages": [
+            {**encode(plan), "steps": stage.total_steps(samples[stage.name])}
+            for stage, plan in zip(run.stages, stage_plans(run.stages), strict=True)
+        ],
         "parameters": [encode(row) for row in report(student).rows],
         "size": to_json(size),
     }
