@@ -1,1 +1,1 @@
-"""What is delivered on disk: write it, read it back with or without torch, and account for every byte."""
+"""The artifact: the file format, writing and reading without torch, and accounting for every byte."""

@@ -10,8 +10,8 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
     """A model card in Markdown with the Hub's metadata block.
 
     Args:
-        report: the contents of report.json.
-        name: of the artifact.
+        report: contents of report.json.
+        name: name of the artifact.
     """
     size, delivered = report["size"], report["delivered"]
     rows = [

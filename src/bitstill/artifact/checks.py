@@ -1,4 +1,4 @@
-"""What holds of every tensor in an artifact, checked once for all readers: shapes, finite numbers, codes below levels."""
+"""Checks of all tensors in an artifact, done once for all readers: shapes, finite numbers, valid codes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from bitstill.quant.layouts import Layout, bits_for, packed_length
 Array = npt.NDArray[Any]
 DAMAGED = "The file is damaged; deliver the model again."
 _MOST_TRITS = 3**5 - 1
-"""The largest byte of five ternary codes."""
+"""Largest byte of five ternary codes."""
 _CHUNK = 2**18
-"""Bytes looked at in one go, few enough for the processor's cache."""
+"""Bytes checked at a time, few enough for the processor's cache."""
 
 
 def check_layer(layer: LayerRecord, tensors: Mapping[str, Array]) -> None:
-    """Every tensor of a packed layer is there, with the type and shape that its record says.
+    """Check that all tensors of a packed layer exist, with the type and shape in its record.
 
     Raises:
-        ArtifactError: one is not, or the record claims more weights than its codes can stand for.
+        ArtifactError: one does not, or the record claims more weights than its codes can represent.
     """
     expected = {name: layer.grid.scale_shape for name, kind in layer.tensors().items() if kind in ("scale", "offset")}
     if layer.mask:
@@ -48,7 +48,7 @@ def check_layer(layer: LayerRecord, tensors: Mapping[str, Array]) -> None:
 
 
 def check_values(layer: LayerRecord, tensors: Mapping[str, Array]) -> None:
-    """Scales, offsets and levels are finite, and codes that are not coded further are below their number of levels.
+    """Check that scales, offsets and levels are finite, and that codes without entropy coding are valid.
 
     Raises:
         ArtifactError: they are not.
@@ -63,10 +63,10 @@ def check_values(layer: LayerRecord, tensors: Mapping[str, Array]) -> None:
 
 
 def check_codes(packed: Array, levels: int, layout: Layout, name: str) -> None:
-    """Packed codes (rows, bytes) are below `levels`, those in unused bits at the ends of rows as well.
+    """Check that packed codes (rows, bytes) are below `levels`, also in unused bits at the ends of rows.
 
     Raises:
-        ArtifactError: a code is not.
+        ArtifactError: they are not.
     """
     highest = _highest_code(np.atleast_2d(packed), levels, layout)
     if highest >= levels:
@@ -74,7 +74,7 @@ def check_codes(packed: Array, levels: int, layout: Layout, name: str) -> None:
 
 
 def check_leftover(name: str, tensor: Array) -> None:
-    """A tensor that was not compressed holds finite numbers, and one of variances none below zero.
+    """Check that a leftover holds finite numbers, and variances are non-negative.
 
     Raises:
         ArtifactError: it does not.
@@ -85,7 +85,7 @@ def check_leftover(name: str, tensor: Array) -> None:
 
 
 def check_finite(name: str, tensor: Array) -> None:
-    """No number is NaN or infinite.
+    """Check that no number is NaN or infinite.
 
     Raises:
         ArtifactError: one is.
@@ -103,10 +103,10 @@ def check_finite(name: str, tensor: Array) -> None:
 
 
 def check_shared(layers: Mapping[str, LayerRecord]) -> None:
-    """Layers that share their tensors read them alike: whatever decodes a weight may do so once for all of them.
+    """Check that layers with shared tensors have equal records, so that their weight is decoded once.
 
     Raises:
-        ArtifactError: two of them differ.
+        ArtifactError: two records differ.
     """
     owners: dict[str, LayerRecord] = {}
     for layer in layers.values():
@@ -117,7 +117,7 @@ def check_shared(layers: Mapping[str, LayerRecord]) -> None:
 
 
 def _highest_code(packed: Array, levels: int, layout: Layout) -> int:
-    """The highest code, or one that is no smaller and below `levels` all the same."""
+    """An upper bound of the codes that is below `levels` exactly if the highest code is."""
     bits = bits_for(levels)
     if not packed.size or (layout == "bits" and levels == 1 << bits):
         return 0
@@ -130,7 +130,7 @@ def _highest_code(packed: Array, levels: int, layout: Layout) -> int:
 
 
 def _highest_bits(packed: Array, bits: int) -> int:
-    """The highest code of `bits` bits: several in each byte, or eight in as many bytes as each has bits."""
+    """Highest code of `bits` bits: several per byte, or eight per `bits` bytes."""
     if 8 % bits == 0:
         return max(int((packed & ((1 << bits) - 1) << place).max()) >> place for place in range(0, 8, bits))
     padded = np.pad(packed, ((0, 0), (0, -packed.shape[1] % bits)))

@@ -1,6 +1,6 @@
-"""Codes packed densely into bytes and back, with numpy alone; `quant.layouts` describes the layouts.
+"""Dense packing of codes into bytes with numpy; `quant.layouts` describes the layouts.
 
-`quant.bitpack` does the same with torch, on the device where a model is.
+`quant.bitpack` does the same with torch, on the model's device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _POWERS_OF_THREE = 3 ** np.arange(TRITS_PER_BYTE, dtype=np.uint8)
 
 
 def pack(codes: Array, levels: int, layout: Layout) -> Array:
-    """Codes (rows, length), uint8, each below `levels`, to packed bytes (rows, `packed_length`)."""
+    """Pack codes (rows, length), uint8, each below `levels`, into bytes (rows, `packed_length`)."""
     if layout == "bytes":
         return np.ascontiguousarray(codes)
     if layout == "trits":
@@ -31,7 +31,7 @@ def pack(codes: Array, levels: int, layout: Layout) -> Array:
 
 
 def unpack(packed: Array, length: int, levels: int, layout: Layout) -> Array:
-    """Packed bytes (rows, `packed_length`) to codes (rows, length), uint8: the inverse of `pack`."""
+    """Unpack bytes (rows, `packed_length`) into codes (rows, length), uint8, the inverse of `pack`."""
     if layout == "bytes":
         return packed
     if layout == "trits":

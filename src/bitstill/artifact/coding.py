@@ -1,4 +1,4 @@
-"""Entropy-coded storage of codes, by Zstandard, where it makes them smaller.
+"""Entropy coding of codes by Zstandard.
 
 Codes of a trained low-bit layer are far from equally frequent: the outer levels of a min-max quantizer are rare. Zstandard's
 literal stage is a Huffman coder over bytes, so packed bytes (several codes each) come close to the entropy of the codes.
@@ -11,21 +11,21 @@ import zstandard
 from bitstill.errors import ArtifactError
 
 LEVEL = 19
-"""Zstandard's strongest ordinary setting; decoding is as fast as with any other."""
+"""Zstandard's strongest regular level; decoding speed does not depend on it."""
 
 
 def compress(data: bytes) -> bytes:
-    """`data` as one Zstandard frame, whose checksum notices damage that would still decode."""
+    """Compress `data` into one Zstandard frame, with a checksum to detect damage that would still decode."""
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True, write_checksum=True)
     compressed: bytes = compressor.compress(data)
     return compressed
 
 
 def decompress(data: bytes, expected: int, where: str) -> bytes:
-    """Undo `compress`, knowing how many bytes must come out, so that a damaged frame cannot ask for more memory.
+    """Decompress a frame of known size, so that a damaged one cannot allocate more memory.
 
     Raises:
-        ArtifactError: if the frame is damaged or of another size.
+        ArtifactError: the frame is damaged or of another size.
     """
     try:
         size = zstandard.get_frame_parameters(data).content_size

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 RESIZED = "bitstill_resized"
-"""Layers that pruning made narrower than the configuration says; a model in torch carries its record under the same name."""
+"""Layers that pruning made narrower than the configuration says; a model in torch has its record under the same name."""
 ATTENTION = "bitstill_attention"
 """Rules for the operands of attention products."""
 POOLER = "bitstill_pooler"
-"""False where an encoder was built without its pooler."""
+"""False for an encoder built without its pooler."""
 TRANSFORMERS_WEIGHTS = "transformers_weights"
-"""Where transformers reads the name of the file of weights. What an artifact says there is no file name, so that transformers
+"""Key under which transformers reads the name of the weights file. An artifact holds no file name there, so that transformers
 refuses the folder, and prints what to do, unless `bitstill.hf` is imported; see `hf.quantizer`."""
 CODE = frozenset({
     "auto_map", "custom_pipelines", "trust_remote_code", "attn_implementation", "_attn_implementation",

@@ -1,6 +1,6 @@
-"""Digests of an artifact's small files: of `config.json` as a whole, of the recipe and of what prepares inputs.
+"""Digests of an artifact's small files: `config.json`, the recipe, and files for the preparation of inputs.
 
-They notice damage and mixed files, not malice: whoever changes a file can make them anew.
+They detect damage and mixed files, not malice: an attacker could recompute them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _FIX = "The file was edited or damaged; copy or deliver the folder again."
 
 
 def with_digests(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """`config` with digests of itself and of the files that are in `folder` now.
+    """Add digests of `config` itself and of the files in `folder`.
 
     Args:
         config: the whole of `config.json`; older digests in it are replaced.
-        folder: the artifact's.
+        folder: folder of the artifact.
     """
     present = (name for name in DIGESTED_FILES if (folder / name).is_file())
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in present}
@@ -33,21 +33,21 @@ def with_digests(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def renew_digests(folder: Path) -> None:
-    """Write the digests anew, once every file of an artifact is in place."""
+    """Rewrite the digests, once all files of an artifact are in place."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     write_file(folder / CONFIG, json.dumps(with_digests(config, folder), indent=1).encode())
 
 
 def check_digests(config: Mapping[str, Any], folder: Path, *, complete: bool = True) -> None:
-    """Compare `config.json` and the files beside it with their digests, where the artifact has them (from version 3 on).
+    """Check `config.json` and the files next to it against their digests (from version 3 on).
 
     Args:
         config: the whole of `config.json`.
         folder: the artifact's.
-        complete: whether every file must be there; where a library fetches one file at a time, some come later.
+        complete: whether all files must exist; False if a library fetches one file at a time.
 
     Raises:
-        ArtifactError: one differs, is missing, or was added to those of a tokenizer.
+        ArtifactError: a file differs or is missing, or a tokenizer file was added.
     """
     settings = config[SETTINGS]
     digests = settings.get(DIGESTS)
@@ -70,13 +70,13 @@ def check_digests(config: Mapping[str, Any], folder: Path, *, complete: bool = T
 
 
 def digested_files(config: Mapping[str, Any]) -> list[str]:
-    """Names of the small files whose digests an artifact carries; none for those that versions 1 and 2 wrote."""
+    """Names of the small files with digests in an artifact; none for versions 1 and 2."""
     digests = config[SETTINGS].get(DIGESTS)
     return [] if digests is None else [CONFIG, *digests["files"]]
 
 
 def _config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of `config.json`, whatever its spacing and order, without what may be edited and without itself."""
+    """SHA-256 of `config.json`, independent of spacing and order, without editable keys and the digest itself."""
     settings = config[SETTINGS]
     digests = {name: value for name, value in settings.get(DIGESTS, {}).items() if name != "config"}
     content = {name: value for name, value in config.items() if name not in EDITABLE_KEYS}

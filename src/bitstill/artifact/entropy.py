@@ -1,6 +1,6 @@
-"""How many bits codes are worth: Shannon entropy and Huffman's mean code length, from counts alone.
+"""Information content of codes: Shannon entropy and mean length of a Huffman code, from counts.
 
-Reported, never stored: what a file stores entropy-coded is coded by Zstandard (`artifact.coding`).
+For reports only; files are entropy-coded by Zstandard (`artifact.coding`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def shannon_bits(counts: Sequence[int]) -> float:
 def huffman_bits(counts: Sequence[int]) -> float:
     """Mean length in bits of a Huffman code (Huffman 1952) for symbols that occur `counts` times.
 
-    The mean length is the sum of all internal nodes' weights over the total; one symbol alone takes 1 bit.
+    The mean length is the sum of all internal nodes' weights over the total; a single symbol takes 1 bit.
     """
     heap = [n for n in counts if n]
     whole = sum(heap)

@@ -1,4 +1,4 @@
-"""Writing files and folders so that a crash leaves either the old one or the new one, never half of it."""
+"""Atomic writing of files and folders: a crash leaves either the old or the new one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from bitstill.artifact.format import CONFIG, FILES
 from bitstill.errors import ArtifactError, SpecError
 
 _PARTIAL = ".partial"
-"""Ends the names of what is being written; what a killed process leaves under such a name is removed by the next run."""
+"""Suffix of unfinished files and folders; those of a killed process are removed by the next run."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def write_file(path: Path, *parts: bytes | memoryview) -> None:
-    """Write `parts`, one after the other, beside `path`, flush them to disk, and rename the file into place.
+    """Write `parts`, in order, to a temporary file next to `path`, flush it to disk, and rename it into place.
 
-    The temporary name cannot be predicted, and is never one that is there already, so that no link is followed.
+    The temporary name is unpredictable and must not exist, so that no link is followed.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
     beside = Path(name)
@@ -45,7 +45,7 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed deliveries to `target` have left beside it, and killed writes of files of that name."""
+    """Remove the unfinished files and folders that killed deliveries to `target` have left next to it."""
     scratch = (*target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}"),)
     for path in scratch:
         if path.is_dir() and not path.is_symlink():
@@ -56,10 +56,10 @@ def remove_leftovers(target: Path) -> None:
 
 @contextlib.contextmanager
 def only_writer(target: Path) -> Iterator[None]:
-    """Within the block no other process on this machine may write to `target`.
+    """Lock `target` against other processes on this machine inside the block.
 
     Raises:
-        ArtifactError: another one does, or the place cannot be written.
+        ArtifactError: another process holds the lock, or the place cannot be written.
     """
     path = target.with_name(f".{target.name}.lock")
     try:
@@ -80,12 +80,12 @@ def only_writer(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; when the block ends well it takes `target`'s place, else it vanishes.
+    """Yield an empty folder next to `target`, which replaces `target` if the block succeeds, and is removed otherwise.
 
     On Linux the exchange with an older artifact is one system call; elsewhere it is two renames.
 
     Raises:
-        ArtifactError: if the place cannot be written, is full, or holds something that is not an artifact.
+        ArtifactError: the place cannot be written, the disk is full, or it holds something that is not an artifact.
     """
     check_target(target)
     try:
@@ -105,10 +105,10 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filled_folder(folder: Path) -> Iterator[None]:
-    """`folder`, made where it is not there yet, for a block that fills it bit by bit.
+    """Create `folder` if needed, for a block that fills it in steps.
 
     Raises:
-        ArtifactError: it cannot be made, written, or filled any further.
+        ArtifactError: it cannot be created or written, or the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,10 +129,10 @@ def _writing(target: Path) -> Iterator[None]:
 
 
 def check_target(target: Path) -> None:
-    """Refuse a place where writing an artifact would destroy something else, or cannot succeed.
+    """Check that an artifact can be written to `target` without destroying anything else.
 
     Raises:
-        ArtifactError: if `target` is a file, a folder with other things, or inside a folder that cannot be written.
+        ArtifactError: `target` is a file, a folder with other contents, or inside a folder that cannot be written.
     """
     if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or _is_artifact(target))):
         raise ArtifactError(
@@ -147,11 +147,11 @@ def check_target(target: Path) -> None:
 
 
 def check_new(target: Path) -> None:
-    """Refuse a place where anything is, for what is never replaced.
+    """Check that `target` is new or empty, for outputs that never replace anything.
 
     Raises:
-        SpecError: there is something.
-        ArtifactError: as `check_target`.
+        SpecError: it is not.
+        ArtifactError: as for `check_target`.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         fix = "Choose another --out, so that nothing of yours is overwritten."
@@ -160,17 +160,17 @@ def check_new(target: Path) -> None:
 
 
 def _is_artifact(folder: Path) -> bool:
-    # A config.json alone says little: every Hugging Face model has one, and it may be the only copy.
+    # Not every folder with a config.json: every Hugging Face model has one, and it may be the only copy.
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        ours = config["quantization_config"]["quant_method"] == "bitstill"
-        return bool(ours and all(entry.name in FILES for entry in folder.iterdir()))
+        written_by_us = config["quantization_config"]["quant_method"] == "bitstill"
+        return bool(written_by_us and all(entry.name in FILES for entry in folder.iterdir()))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def unwritable(target: Path, error: OSError) -> ArtifactError:
-    """The error for a place that cannot be written, or has no room left."""
+    """Error for a place that cannot be written, or a full disk."""
     return ArtifactError(
         "a folder that can be written",
         given=error.strerror or str(error),
@@ -197,7 +197,7 @@ def _move_into_place(beside: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step where the system can; False where it cannot."""
+    """Swap two folders atomically; False if the system does not support it."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -207,7 +207,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the names in `folder` to disk, where the system can: a rename is lost without it when power fails."""
+    """Flush the entries of `folder` to disk, if the system supports it: otherwise a power failure may undo a rename."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,27 +1,27 @@
-"""The packed format, versions 1 to 3: what the files of an artifact say. No torch, no tensors.
+"""The packed format, versions 1 to 3: names and records in the files of an artifact. No torch, no tensors.
 
 A folder holds `model.safetensors` (tensors), `config.json` (the architecture, and `quantization_config` with one record per
 packed layer), `recipe.yaml`, `report.json`, `report.html`, `README.md` and the preprocessor's files. A packed layer `L`
 has the tensors
 
-    L.codes     uint8   packed codes (rows, bytes per row), or (bytes,) when coded further
+    L.codes     uint8   packed codes (rows, bytes per row), or (bytes,) under entropy coding
     L.scale     float   (rows, groups per row)
     L.offset    float   the same shape; absent where levels are symmetric
     L.levels    float32 (levels,); only for learned points, since all other levels are consecutive integers
-    L.mask      uint8   one bit per weight; only where no level means zero
+    L.mask      uint8   one bit per weight; only if no level is zero
 
 and, for a second plane, `L.codes_1`, `L.scale_1` and so on. Every other tensor is a leftover under its own name.
-Version 2 adds the field `stored_as` to a layer's record: the name that takes the place of `L` in the names above. Layers that
-share one weight share its tensors, and so that name; and where a leftover already has one of these names (a user's own buffer
-called `scale`), the packed layer is stored as `L.packed`.
+Version 2 adds the field `stored_as` to a layer's record: the name that replaces `L` in the names above. Layers that share a
+weight share its tensors, and so this name; and if a leftover already has one of these names (a user's buffer called `scale`),
+the packed layer is stored as `L.packed`.
 Codes of pruned layers may be coded as a bitmap: one bit per weight in memory order, low bits first, set where the level is
 not zero, in whole bytes; then, as one packed row, the codes of those weights counted without the level zero.
-`config.json` holds the SHA-256 of `model.safetensors`, so that files of two artifacts are never mixed and a flipped bit is
-noticed; the metadata of `model.safetensors` hold the SHA-256 of the layers' records, so that an edited record is noticed too.
+`config.json` holds the SHA-256 of `model.safetensors`, so that mixed files and flipped bits are detected; the metadata of
+`model.safetensors` hold the SHA-256 of the layers' records, so that an edited record is detected, too.
 Version 3 adds `quantization_config.digests`: "files" with the SHA-256 of the recipe and of each file that prepares inputs, and
 "config" with that of `config.json` as canonical JSON (keys sorted, no spaces), without that entry itself and without the keys
 in `EDITABLE_KEYS`. The report, its page and the model card may be edited. Versions 1 and 2 are read without such digests.
-No tensor of codes stands for more weights than `most_weights` says, so that a small file cannot ask for much memory.
+The number of weights per tensor of codes is limited by `most_weights`, so that a small file cannot allocate much memory.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from bitstill.quant.granularity import Bucket, Granularity, Grid, PerChannel, Pe
 from bitstill.quant.layouts import Layout
 
 FORMAT_VERSIONS = (1, 2, 3)
-"""Those that can be read; the last one is written."""
+"""Readable versions; the last one is written."""
 SETTINGS, DIGESTS = "quantization_config", "digests"
-"""Keys of `config.json`, and within that."""
+"""Key of `config.json`, and a key within that."""
 EDITABLE_KEYS = ("_name_or_path",)
-"""Keys of `config.json` that its digest leaves out: they say where a model lies, not what it computes."""
+"""Keys of `config.json` excluded from its digest: they describe the location of a model, not its outputs."""
 METADATA = "bitstill_layers_sha256"
 """The one metadata key of `model.safetensors`."""
 WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD = (
@@ -54,12 +54,12 @@ TOKENIZER_FILES = (
     "merges.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model", "preprocessor_config.json",
 )  # fmt: skip
 FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, PAGE, CARD, *TOKENIZER_FILES)
-"""All that a folder may hold; one with anything else in it is not replaced."""
+"""All files of an artifact; a folder with any other file is not replaced."""
 DIGESTED_FILES = (RECIPE, *TOKENIZER_FILES)
-"""Those whose digests `config.json` holds, where they are there."""
+"""Files with a digest in `config.json`, if they exist."""
 
 _MOST, _MOST_LEVELS = 2**40, 256
-"""Weights in a layer, and levels of a plane."""
+"""Largest numbers of weights in a layer, and of levels in a plane."""
 _LAYOUTS, _CODINGS = ("bits", "trits", "bytes"), ("none", "zstd", "bitmap")
 _GRANULARITIES: dict[str, type[Granularity]] = {
     "tensor": PerTensor, "channel": PerChannel, "group": PerGroup, "bucket": Bucket,
@@ -71,13 +71,13 @@ class PlaneRecord:
     """One plane of a packed layer.
 
     Args:
-        levels: how many there are.
-        first: the first of consecutive integer levels (-1 for binary and ternary; binary then steps by `step`), or None when
-            the levels are a tensor.
+        levels: number of levels.
+        first: the first of consecutive integer levels (-1 for binary and ternary; binary then steps by `step`), or None if the
+            levels are a tensor.
         step: distance between consecutive levels: 2 for binary (-1, +1), else 1.
         offset: whether there is an offset tensor.
-        layout: how codes are packed.
-        coding: "none"; "zstd" when the packed codes were compressed further; "bitmap" (see above).
+        layout: layout of packed codes.
+        coding: "none"; "zstd" if the packed codes are compressed further; "bitmap" (see above).
     """
 
     levels: int
@@ -99,10 +99,10 @@ class LayerRecord:
         granularity: which weights share a scale.
         quantizer: its name, for reports.
         scale_dtype: "float32" or "float16".
-        planes: one or more, added up.
+        planes: one or more, which are summed.
         mask: whether there is a mask tensor.
         input: settings of the input quantizer (the fields of `QuantizeInput`), or None.
-        stored_as: what the names of its tensors begin with.
+        stored_as: prefix of the names of its tensors.
     """
 
     name: str
@@ -173,10 +173,10 @@ class LayerRecord:
 
 
 def _check(layer: LayerRecord) -> None:
-    """Every field is of its type and within what can be: whoever reads the layer need not ask again.
+    """Check that every field has its type and a valid value, so that readers need not check again.
 
     Raises:
-        ValueError: what is not.
+        ValueError: a field is invalid.
     """
     fits = {
         "shape": bool(layer.shape) and _are_counts(layer.shape) and math.prod(layer.shape) < _MOST,
@@ -196,7 +196,7 @@ def _are_counts(values: Iterable[Any]) -> bool:
 
 
 def _is_plane(plane: PlaneRecord) -> bool:
-    """Whether levels, places and coding go together."""
+    """Whether levels, layout and coding are consistent."""
     return (
         _are_counts((plane.levels, plane.step + (plane.first is None)))
         and max(plane.levels, plane.step) <= _MOST_LEVELS
@@ -209,7 +209,7 @@ def _is_plane(plane: PlaneRecord) -> bool:
 
 
 def is_rule(rule: Any) -> bool:
-    """Whether these are the fields of `QuantizeInput`."""
+    """Whether `rule` has the fields of `QuantizeInput`."""
     return (
         isinstance(rule, dict)
         and set(rule) == {"bits", "symmetric", "per", "range"}
@@ -223,12 +223,12 @@ def is_rule(rule: Any) -> bool:
 
 
 def most_weights(stored: int) -> int:
-    """How many weights the codes in so many bytes may stand for: those of a small layer, or 512 to a byte."""
+    """Largest number of weights for `stored` bytes of codes: that of a small layer, or 512 per byte."""
     return max(2**16, 512 * stored)
 
 
 def records_digest(records: dict[str, Any]) -> str:
-    """SHA-256 of the layers' records as JSON, whatever its spacing and order."""
+    """SHA-256 of the layers' records as JSON, independent of spacing and order."""
     return hashlib.sha256(json.dumps(records, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

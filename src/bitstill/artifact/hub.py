@@ -1,4 +1,4 @@
-"""Artifacts on the Hugging Face Hub: fetched by name, and put there. A token is found as huggingface_hub finds it."""
+"""Artifacts on the Hugging Face Hub: download and upload. Tokens are handled by huggingface_hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 
 
 def resolve_folder(source: str | Path) -> Path:
-    """The folder of an artifact, fetched first if it is the name of one on the hub.
+    """Folder of an artifact, which is downloaded if `source` is a name on the hub.
 
     Args:
         source: a folder; or "owner/name" or "owner/name@revision", where no such folder is.
@@ -38,7 +38,7 @@ def resolve_folder(source: str | Path) -> Path:
 
 
 def push(folder: str | Path, name: str, *, private: bool = False) -> str:
-    """Put the artifact in `folder` on the hub, under a name of your own.
+    """Upload the artifact in `folder` to the hub.
 
     Args:
         folder: an artifact, which is read and checked first. Its model card is written anew, with the new name.

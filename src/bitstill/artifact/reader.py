@@ -1,7 +1,7 @@
-"""Reading an artifact with numpy alone: validated records, tensors, and weights dequantized as training saw them.
+"""Reading an artifact with numpy: validated records, tensors, and weights dequantized as in training.
 
-Nothing here imports torch, and nothing in the files is executed. It is what a server without torch reads with, and the
-oracle against which the torch path is tested.
+Nothing here imports torch, and nothing in the files is executed. It is the reader for servers without torch, and the oracle
+for tests of the reader in torch.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from bitstill.quant.layouts import Layout, packed_length
 
 Array = npt.NDArray[Any]
 Unpack = Callable[[Array, int, int, Layout], Array]
-"""Packed codes (rows, bytes), length of a row, levels and layout to codes (rows, length), uint8."""
+"""Function from packed codes (rows, bytes), row length, levels and layout to codes (rows, length), uint8."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An artifact that has been read and found consistent.
+    """An artifact, read and validated.
 
     Args:
-        folder: where it is.
-        config: the whole of `config.json`.
+        folder: its folder.
+        config: contents of `config.json`.
         layers: packed layers by module name.
-        tensors: every tensor of `model.safetensors` by name.
+        tensors: all tensors of `model.safetensors` by name.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Archive:
 
     @property
     def stored_weights(self) -> dict[str, LayerRecord]:
-        """One layer for each quantized weight, by module name: the first of those that share it."""
+        """One layer per quantized weight, by module name: the first of those that share it."""
         first: dict[str, LayerRecord] = {}
         for layer in self.layers.values():
             first.setdefault(layer.stored_as, layer)
@@ -55,12 +55,12 @@ class Archive:
 
     @property
     def leftovers(self) -> dict[str, Array]:
-        """The tensors that belong to no packed layer, by parameter or buffer name."""
+        """Tensors outside packed layers, by parameter or buffer name."""
         packed = {name for layer in self.layers.values() for name in layer.tensors()}
         return {name: tensor for name, tensor in self.tensors.items() if name not in packed}
 
     def packed_codes(self, layer: LayerRecord, plane: int = 0) -> Array:
-        """Packed codes of one plane, uint8 (rows, bytes per row), entropy coding undone; not for those coded as a bitmap."""
+        """Packed codes of one plane without entropy coding, uint8 (rows, bytes per row); not for those coded as a bitmap."""
         record, name = layer.planes[plane], layer.tensor("codes", plane)
         stored, width = self.tensors[name], packed_length(layer.grid.length, layer.planes[plane].levels, record.layout)
         if record.coding == "zstd":
@@ -73,8 +73,8 @@ class Archive:
         """Codes of one plane, uint8 (rows, row length).
 
         Args:
-            layer, plane: which.
-            unpack: does what `artifact.codes.unpack` does, quickly; None is that.
+            layer, plane: the plane.
+            unpack: a faster equivalent of `artifact.codes.unpack`; None uses that.
         """
         record, where = layer.planes[plane], f"{WEIGHTS}: {layer.tensor('codes', plane)}"
         if record.coding == "bitmap":
@@ -107,10 +107,10 @@ class Archive:
         return (record.first + record.step * np.arange(record.levels)).astype(np.float32)
 
     def learned(self, transform: str, rule: Mapping[str, Any]) -> dict[str, np.float32]:
-        """Learned bounds, "low" and "high", or the "step", which is positive; nothing for a dynamic range.
+        """Learned bounds, "low" and "high", or the positive "step"; empty for a dynamic range.
 
         Args:
-            transform: name under which they are kept.
+            transform: prefix of their names.
             rule: the fields of `QuantizeInput`.
 
         Raises:
@@ -157,12 +157,12 @@ def read(folder: str | Path, *, complete: bool = True) -> Archive:
     """Read and check the artifact in `folder`.
 
     Args:
-        folder: where it is.
-        complete: whether all files that were delivered must be there; False where they are fetched one at a time.
+        folder: folder of the artifact.
+        complete: whether all delivered files must exist; False if they are fetched one at a time.
 
     Raises:
-        ArtifactError: if it is missing, truncated, inconsistent, of another version or not bitstill's; or a code, a scale or
-            another number in it is none that can be.
+        ArtifactError: it is missing, truncated, inconsistent, of another version or not bitstill's; or a code, a scale or
+            another number in it is invalid.
     """
     folder = Path(folder)
     config = read_config(folder, complete=complete)
@@ -181,13 +181,13 @@ def read(folder: str | Path, *, complete: bool = True) -> Archive:
 
 
 def read_config(folder: Path, *, complete: bool = True) -> dict[str, Any]:
-    """`config.json` of the artifact in `folder`, its version and the digests of all small files checked.
+    """Read `config.json` of the artifact in `folder`, and check its version and the digests of all small files.
 
     Args:
-        folder, complete: as `read`.
+        folder, complete: as for `read`.
 
     Raises:
-        ArtifactError: as `read`.
+        ArtifactError: as for `read`.
     """
     if not folder.is_dir():
         raise ArtifactError(

@@ -1,4 +1,4 @@
-"""Where the bytes of an artifact go, and whether they are as few as its arithmetic says. MB means 10^6 bytes."""
+"""The size of an artifact by kind of bytes, and its check against the arithmetic. MB means 10^6 bytes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from bitstill.quant.granularity import Bucket
 from bitstill.quant.layouts import bits_for, natural_layout, packed_length
 
 HEADER_BASE, HEADER_PER_TENSOR = 256, 112
-"""Header allowance in bytes: safetensors writes one JSON entry per tensor (its name comes on top) and pads to 8."""
+"""Header allowance in bytes: safetensors writes one JSON entry per tensor (plus its name) and pads to 8."""
 TOLERANCE = 1.05
 
 
 @dataclass(frozen=True)
 class LayerSize:
-    """Bytes of one packed layer by kind, and its bits per weight (all kinds together).
+    """Bytes of one packed layer by kind, and its total bits per weight.
 
     Args:
-        coding: how its codes are stored: "none", "zstd" or "bitmap" (the bitmap counts as codes).
+        coding: coding of its codes: "none", "zstd" or "bitmap" (the bitmap counts as codes).
         zeros: fraction of its weights that are exactly zero.
     """
 
@@ -47,10 +47,10 @@ class SizeReport:
     Args:
         file_bytes: size of `model.safetensors`.
         by_kind: bytes of codes, scales, levels, masks, leftovers and header; they add up to `file_bytes`.
-        arithmetic_bytes: what bits x weights, scales, masks, leftovers and the header allowance come to.
-        row_padding_bytes: unused bits at the ends of rows, in bytes; rows begin at a byte.
+        arithmetic_bytes: sum of bits x weights, scales, masks, leftovers and the header allowance.
+        row_padding_bytes: unused bits at the ends of rows, in bytes; rows begin at a byte boundary.
         nominal_bits: mean over quantized weights of ceil(log2(levels)), the number papers quote.
-        stored_bits: mean over quantized weights of everything stored for them.
+        stored_bits: mean over quantized weights of all bits stored for them.
         float_bytes: the same network with every parameter in float32.
         paper_bytes: Polino et al.'s (2018) formula: 4 N_float + N b / 8 + 8 N / k.
         paper_huffman_bytes: the same with b replaced by the mean length of one Huffman code over all quantized weights.
@@ -72,12 +72,12 @@ class SizeReport:
 
     @property
     def ratio(self) -> float:
-        """How many times smaller than float32 the file is."""
+        """Compression ratio relative to float32."""
         return self.float_bytes / self.file_bytes
 
 
 def size_report(archive: Archive) -> SizeReport:
-    """Account for every byte of an artifact that has been read."""
+    """Account for every byte of an artifact."""
     file_bytes = (archive.folder / WEIGHTS).stat().st_size
     layers = tuple(_layer_size(layer, archive) for layer in archive.stored_weights.values())
     leftovers = {name: tensor.nbytes for name, tensor in archive.leftovers.items()}
@@ -108,10 +108,10 @@ def size_report(archive: Archive) -> SizeReport:
 
 
 def check_size(report: SizeReport, where: Path) -> None:
-    """Refuse an artifact that is larger than its arithmetic.
+    """Check that an artifact is not larger than its arithmetic.
 
     Raises:
-        ArtifactError: if the file is more than 5 % above `arithmetic_bytes` plus `row_padding_bytes`.
+        ArtifactError: the file is more than 5 % above `arithmetic_bytes` plus `row_padding_bytes`.
     """
     bound = TOLERANCE * (report.arithmetic_bytes + report.row_padding_bytes)
     if report.file_bytes > bound:
@@ -146,7 +146,7 @@ def _nominal(layer: LayerRecord) -> int:
 
 
 def _arithmetic_bytes(archive: Archive) -> tuple[int, int]:
-    """Bits x weights / 8 (ternary at 1.6 bits) + every other tensor + the header allowance; and what row ends waste."""
+    """Bits x weights / 8 (ternary at 1.6 bits) + all other tensors + the header allowance; and the padding of rows."""
     header = HEADER_BASE + sum(HEADER_PER_TENSOR + len(name) for name in archive.tensors)
     codes = packed = 0.0
     others = sum(tensor.nbytes for tensor in archive.tensors.values())

@@ -1,4 +1,4 @@
-"""From codes to the files of the format: encoded the smallest way, each weight once. No torch."""
+"""Writing of artifacts from codes: each weight once, in its smallest encoding. No torch."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ LeftoverDtype = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class Storage:
-    """How an artifact is stored.
+    """Storage options of an artifact.
 
     Args:
         leftovers: dtype of everything that is not quantized.
-        entropy_coding: store codes as Zstandard frames where that is smaller; "pruned" does so for layers with masks alone,
-            whose zeros make it worth while. For such layers a bitmap of what is not zero and the codes of the rest are tried
-            too, with any setting, where a level means zero. All are unpacked when loaded.
+        entropy_coding: store codes as Zstandard frames if that is smaller; "pruned" does so only for layers with masks, whose
+            zeros make it worthwhile. For such layers, with any setting, a bitmap of non-zeros followed by their codes is also
+            tried if a level is zero. All are unpacked when loaded.
     """
 
     leftovers: LeftoverDtype = "float32"
@@ -61,7 +61,7 @@ class PlaneContent:
         codes: uint8 (rows, row length): indices of levels.
         levels: sorted float32 (levels,).
         scale: float32 (rows, groups per row).
-        offset: the same, or None where levels are symmetric.
+        offset: the same, or None if levels are symmetric.
     """
 
     codes: Array
@@ -72,16 +72,16 @@ class PlaneContent:
 
 @dataclass(frozen=True, eq=False)
 class WeightContent:
-    """A quantized weight as codes. Layers that share one hold the same object, which is then stored once.
+    """A quantized weight as codes. Layers with a shared weight hold the same object, which is stored once.
 
     Args:
         shape: the weight's, rows first.
         granularity: which weights share a scale.
         quantizer: its name, for reports.
         scale_dtype: "float32" or "float16", the precision in which scales and offsets are stored.
-        planes: one or more, added up.
-        mask: bool of `shape`, False where pruned; None where nothing is, or where pruned weights have a level that means zero.
-        pruned: whether encodings of sparse codes are tried.
+        planes: one or more, which are summed.
+        mask: bool of `shape`, False where pruned; None if nothing is pruned, or a level represents pruned weights.
+        pruned: whether to try encodings for sparse codes.
     """
 
     shape: tuple[int, ...]
@@ -98,7 +98,7 @@ class LayerContent:
     """One packed layer.
 
     Args:
-        kind: its kind, as `LayerRecord` names it.
+        kind: its kind, as in `LayerRecord`.
         weight: its codes.
         input: settings of its input quantizer, or None.
     """
@@ -110,7 +110,7 @@ class LayerContent:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What is to be stored of a model.
+    """The stored contents of a model.
 
     Args:
         layers: packed layers by dotted module name.
@@ -127,14 +127,14 @@ def write(folder: Path, contents: Contents, config: Mapping[str, Any], storage: 
     Args:
         folder: an existing folder.
         contents: the model.
-        config: the architecture and whatever else loading needs; `quantization_config` is added.
+        config: the architecture and other entries for loading; `quantization_config` is added.
         storage: dtype of leftovers, entropy coding.
     """
     from safetensors.numpy import save
 
     tensors, layers = encode(contents, storage)
     records = {layer.name: layer.to_json() for layer in layers}
-    # One key only: safetensors writes several in random order, and a run must give the same bytes every time.
+    # A single key: safetensors writes several in random order, and a run must always give the same bytes.
     data = save(tensors, {METADATA: records_digest(records)})
     settings = {
         "quant_method": "bitstill",
@@ -150,7 +150,7 @@ def write(folder: Path, contents: Contents, config: Mapping[str, Any], storage: 
 
 
 def encode(contents: Contents, storage: Storage) -> tuple[dict[str, Array], list[LayerRecord]]:
-    """The tensors to store, each weight once, and a record for each packed layer."""
+    """Tensors to store, each weight once, and a record for each packed layer."""
     tensors = {name: _leftover(tensor, storage) for name, tensor in contents.leftovers.items()}
     records: list[LayerRecord] = []
     first: dict[int, LayerRecord] = {}
@@ -176,7 +176,7 @@ def _encode_layer(
         for plane, (_, layout, how) in zip(weight.planes, encoded, strict=True)
     )
     record = _record(name, layer, name, planes)
-    if record.tensors().keys() & leftovers.keys():  # a buffer of the user's own has the name of one of ours
+    if record.tensors().keys() & leftovers.keys():  # a user's buffer has the name of one of ours
         record = _record(name, layer, f"{name}.packed", planes)
     tensors: dict[str, Array] = {}
     for index, plane in enumerate(weight.planes):
@@ -207,7 +207,7 @@ def _record(name: str, layer: LayerContent, stored_as: str, planes: tuple[PlaneR
 
 
 def _encode_codes(plane: PlaneContent, weight: WeightContent, storage: Storage) -> tuple[Array, Layout, str]:
-    """The smallest way to store codes: packed, as a bitmap and the rest, or as a frame; with its layout and its name."""
+    """Smallest encoding of codes: packed, as a bitmap and non-zero codes, or as a frame; with its layout and coding."""
     levels = len(plane.levels)
     layout = natural_layout(levels)
     packed = codes.pack(plane.codes, levels, layout)
@@ -225,7 +225,7 @@ def _encode_codes(plane: PlaneContent, weight: WeightContent, storage: Storage) 
 
 
 def _bitmap(single: Array, zero: int, levels: int) -> Array:
-    """Where codes are not that of zero, one bit each; then those codes, counted without it, packed as one row."""
+    """Bitmap of codes other than that of zero, followed by these codes, numbered without it, packed as one row."""
     there = single.ravel() != zero
     rest = single.ravel()[there]
     rest = rest - (rest > zero).astype(np.uint8)
