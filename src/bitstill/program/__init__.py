@@ -1,1 +1,1 @@
-"""What a network computes, as a short program planned from config.json. No torch."""
+"""Programs: the computation of a network as a short list of operations, planned from config.json. No torch."""

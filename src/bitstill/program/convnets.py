@@ -1,4 +1,4 @@
-"""Programs of bitstill's own convolutional networks, from the numbers in `config.json`."""
+"""Programs of the built-in convolutional networks, from the numbers in `config.json`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bitstill.program.operations import (
 )
 
 EPSILON = 1e-5
-"""Of torch's batch norm."""
+"""Epsilon of torch's batch norm."""
 
 
 def conv_net(numbers: Mapping[str, Any]) -> Program:
-    """Convolution, ReLU, batch norm; pooling after each block; fully connected layers (`tasks.models.ConvNet`)."""
+    """Convolution, ReLU, batch norm; pooling after each block; fully connected layers (`data.networks.ConvNet`)."""
     size = numbers["size"]
     program = Program((Input("image", "float32", ("batch", numbers["channels"], size, size)),))
     value, dropout, place = "image", 1 if numbers["dropout"] else 0, 0
@@ -46,7 +46,7 @@ def conv_net(numbers: Mapping[str, Any]) -> Program:
 
 
 def resnet(numbers: Mapping[str, Any]) -> Program:
-    """Three stages of basic blocks (`tasks.models.ResNet`)."""
+    """Three stages of basic blocks (`data.networks.ResNet`)."""
     program = Program((Input("image", "float32", ("batch", numbers["channels"], "height", "width")),))
 
     def normed(value: str, layer: str, norm: str, stride: int = 1) -> str:
@@ -64,7 +64,7 @@ def resnet(numbers: Mapping[str, Any]) -> Program:
 
 
 def res8(numbers: Mapping[str, Any]) -> Program:
-    """Convolutions over spectrograms (`tasks.res8.Res8`)."""
+    """Convolutions over spectrograms (`data.res8.Res8`)."""
     program = Program((Input("spectrogram", "float32", ("batch", 1, "frames", "bands")),))
 
     def convolved(value: str, layer: str) -> str:

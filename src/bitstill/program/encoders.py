@@ -32,14 +32,14 @@ DEFAULT_EPSILON = 1e-12
 
 
 def encoder(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Program:
-    """The program of an encoder that classifies or scores texts, or, without a head, gives a vector for each token.
+    """Program of an encoder that classifies or scores texts, or, without a head, returns a vector for each token.
 
     Args:
-        config: of `config.json`.
-        shapes: of every layer's weight, by the layer's name; heads that were pruned away are missing there.
+        config: contents of `config.json`.
+        shapes: shape of every layer's weight, by layer name, which shows pruned heads.
 
     Raises:
-        ArtifactError: the family, its head or its activation is not one of those that are known here.
+        ArtifactError: the family, its head or its activation is not supported.
     """
     family = FAMILIES.get(config["model_type"])
     if family is None:
@@ -88,15 +88,15 @@ def _is_bare(config: Config, family: Family) -> bool:
 
 @dataclass
 class _Encoder:
-    """A program in the making.
+    """Builder of an encoder's program.
 
     Args:
-        program: so far.
+        program: the program so far.
         family, config, shapes: of the encoder.
-        prefix: of the names of its layers.
+        prefix: prefix of the names of its layers.
         layers: number of blocks.
-        head_width: numbers in an attention head.
-        attention_rules: of attention layers that are still to come.
+        head_width: size of an attention head.
+        attention_rules: rules of the remaining attention layers.
     """
 
     program: Program
@@ -110,10 +110,10 @@ class _Encoder:
 
     @classmethod
     def of(cls, config: Config, family: Family, shapes: Mapping[str, tuple[int, ...]], *, bare: bool) -> _Encoder:
-        """A program with its inputs.
+        """Start a program with its inputs.
 
         Raises:
-            ArtifactError: numbers that do not fit each other, or an unknown activation.
+            ArtifactError: inconsistent numbers, or an unknown activation.
         """
         keys = family.keys
         layers, heads, width = (config[key] for key in (keys.layers, keys.heads, keys.width))
@@ -128,7 +128,7 @@ class _Encoder:
         return cls(program, family, config, shapes, prefix, layers, width // heads, _attention_rules(config))
 
     def embeddings(self) -> str:
-        """Sum of the rows of words, segments and positions, normalized, and projected where the family does."""
+        """Sum of word, segment and position embeddings, normalized, and projected if the family does."""
         tables, do = f"{self.prefix}embeddings", self.program.do
         value = do(Embedding(f"{tables}.word_embeddings"), "input_ids")
         if self.family.segments:
@@ -180,10 +180,10 @@ class _Encoder:
 
 
 def _attention_rules(config: Config) -> dict[str, Mapping[str, Any]]:
-    """How attention layers quantize the operands of their products, by the layer's name.
+    """Rules for the operands of attention products, by the layer's name.
 
     Raises:
-        ArtifactError: a rule that means nothing.
+        ArtifactError: a rule is invalid.
     """
     rules = config.get(ATTENTION) or {}
     if not isinstance(rules, Mapping):

@@ -1,6 +1,6 @@
-"""Families of BERT-shaped encoders: what each calls its layers, how it counts positions, and what follows the last block.
+"""Families of BERT-shaped encoders: names of layers, counting of positions, and the head.
 
-A family of the same shape is one more entry in `FAMILIES`, here or in a program's own code.
+Another family of the same shape is one more entry in `FAMILIES`, here or in user code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ACTIVATIONS: dict[str, Function] = {
     "relu": "relu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "tanh": "tanh",
 }  # fmt: skip
-"""By the names that transformers uses."""
+"""Activations by their name in transformers."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,17 @@ IRRELEVANT = frozenset({
 
 @dataclass(frozen=True)
 class Family:
-    """Names of a family's parts.
+    """Names of the parts of a family.
 
     Args:
-        bare: the class without a head, whose layers have no prefix.
-        prefix: of everything but the head.
-        block: of each block; `{}` is its number.
+        bare: class without a head, whose layers have no prefix.
+        prefix: prefix of everything but the head.
+        block: name of each block; `{}` is its index.
         query, key, value, attended, attention_norm, inner, outer, norm: layers of a block.
-        head: layers and activations after the last block, which see the first token.
-        keys: of the config.
-        segments: whether there is a table of segments.
-        counts_padding: False where positions are counted over real tokens, from the padding id on (RoBERTa).
+        head: layers and activations after the last block, applied to the first token.
+        keys: names of numbers in the config.
+        segments: whether there are segment embeddings.
+        counts_padding: False if positions are counted over unpadded tokens, starting after the padding id (RoBERTa).
         padding: id of the padding token, where a config has none.
         computed: keys of this family alone that change what is computed, as `COMPUTED`.
         irrelevant: keys of this family alone that change nothing, as `IRRELEVANT`.
@@ -154,4 +154,4 @@ DISTILBERT = Family(
     segments=False,
 )
 FAMILIES: dict[str, Family] = {"bert": BERT, "roberta": ROBERTA, "electra": ELECTRA, "distilbert": DISTILBERT}
-"""By `model_type`."""
+"""Families by `model_type`."""

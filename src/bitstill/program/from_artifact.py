@@ -1,4 +1,4 @@
-"""The program of an artifact, planned from what its files say; no torch."""
+"""The program of an artifact, planned from its files; no torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bitstill.program.operations import Program
 
 @contextlib.contextmanager
 def as_artifact_error(where: str) -> Iterator[None]:
-    """Turn what goes wrong with a file of sound checksums and contradictory settings into an ArtifactError.
+    """Convert errors from a file with valid checksums and contradictory settings to ArtifactError.
 
     Raises:
-        ArtifactError: with what happened.
+        ArtifactError: an error occurred inside the block.
     """
     try:
         yield
@@ -25,16 +25,14 @@ def as_artifact_error(where: str) -> Iterator[None]:
         if isinstance(error, BitstillError):
             raise
         fix = "Its settings contradict each other: deliver the model again."
-        raise ArtifactError(
-            "an artifact that fits together", given=f"{type(error).__name__}: {error}", where=where, fix=fix
-        ) from error
+        raise ArtifactError("a consistent artifact", given=f"{type(error).__name__}: {error}", where=where, fix=fix) from error
 
 
 def program_of(archive: Archive) -> Program:
-    """What the network in an artifact computes.
+    """Program of the network in an artifact.
 
     Raises:
-        ArtifactError: its architecture is not known here, or does something that no operation says.
+        ArtifactError: its architecture is not supported, or needs an unknown operation.
     """
     with as_artifact_error(f"{archive.folder}: config.json"):
         return _program(archive)

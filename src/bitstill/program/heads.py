@@ -1,4 +1,4 @@
-"""The head of an artifact: what the outputs of its network mean, as `config.json` says it."""
+"""The head of an artifact: the meaning of its outputs, from `config.json`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Head:
     """The meaning of outputs.
 
     Args:
-        labels: their names in order; empty where they have none.
-        scores: "softmax", one of several classes; "sigmoid", labels that are decided each by itself; "identity", values.
+        labels: their names in order; empty if they have none.
+        scores: "softmax", one of several classes; "sigmoid", independent labels; "identity", values.
     """
 
     labels: tuple[str, ...]
     scores: Scores
 
     def probabilities(self, outputs: Array) -> Array:
-        """What outputs (samples, outputs) say: probabilities of classes or labels; values as they are. float32."""
+        """Probabilities of classes or labels from outputs (samples, outputs), or the values themselves; float32."""
         if self.scores == "identity":
             return outputs
         logits = outputs.astype(np.float64)
@@ -43,7 +43,7 @@ class Head:
         return np.asarray(weights / weights.sum(-1, keepdims=True), np.float32)
 
     def decisions(self, outputs: Array) -> Array | None:
-        """The class of each sample (samples,), or whether each label holds (samples, labels); None of values."""
+        """Class of each sample (samples,), or whether each label holds (samples, labels); None for values."""
         if self.scores == "identity":
             return None
         return np.asarray(outputs >= 0 if self.scores == "sigmoid" else outputs.argmax(-1))

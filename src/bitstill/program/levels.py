@@ -1,4 +1,4 @@
-"""Weights as the whole numbers that were trained, for targets that keep them in layouts of their own."""
+"""Integer levels of weights, for targets with their own layouts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Array = npt.NDArray[Any]
 
 
 def level_range(plane: PlaneRecord) -> tuple[int, int]:
-    """The lowest and the highest level of a plane whose levels are whole numbers."""
+    """Lowest and highest level of a plane with integer levels."""
     assert plane.first is not None
     return plane.first, plane.first + plane.step * (plane.levels - 1)
 
 
 def signed_bits(plane: PlaneRecord, among: tuple[int, ...]) -> int | None:
-    """The fewest of these numbers of bits that say a plane's levels as signed numbers; None where none does."""
+    """Smallest of these numbers of bits that represents a plane's levels as signed integers; None if none does."""
     low, high = level_range(plane)
     return next((bits for bits in among if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1)), None)
 
@@ -33,20 +33,20 @@ def whole_levels(archive: Archive, layer: LayerRecord, plane: int = 0) -> Array:
     record = layer.planes[plane]
     assert record.first is not None
     levels = record.step * archive.codes(layer, plane).astype(np.int16) + np.int16(record.first)
-    kept = kept_weights(archive, layer)
-    return levels if kept is None else np.where(kept, levels, np.int16(0))
+    mask = kept_weights(archive, layer)
+    return levels if mask is None else np.where(mask, levels, np.int16(0))
 
 
 def kept_weights(archive: Archive, layer: LayerRecord) -> Array | None:
-    """Of a layer with a mask, where it keeps weights: bool in the rows of `whole_levels`."""
+    """Mask of a layer, True where weights are kept, in the rows of `whole_levels`; None without a mask."""
     if not layer.mask:
         return None
     row = layer.weights // layer.shape[0]
-    kept = np.unpackbits(archive.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :row]
-    return kept.reshape(layer.grid.rows, -1).astype(bool)
+    mask = np.unpackbits(archive.tensors[layer.tensor("mask")], axis=-1, bitorder="little")[:, :row]
+    return mask.reshape(layer.grid.rows, -1).astype(bool)
 
 
 def packed_bits(codes: Array, bits: int) -> Array:
-    """Codes (rows, length) as a stream of bits for each row, from the lowest up: uint8 (rows, ceil(length * bits / 8))."""
+    """Codes (rows, length) as a bit stream per row, lowest bits first: uint8 (rows, ceil(length * bits / 8))."""
     stream = np.unpackbits(codes.astype(np.uint8)[..., None], axis=-1, bitorder="little", count=bits)
     return np.packbits(stream.reshape(len(codes), -1), axis=-1, bitorder="little")

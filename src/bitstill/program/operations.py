@@ -1,9 +1,8 @@
-"""What a delivered network computes, as a short list of operations over named values: the same for every runtime.
+"""The computation of a delivered network as a short list of operations over named values, the same for every runtime.
 
-A program is planned from an artifact's `config.json` alone. It says which layers there are and in which order, and leaves it to
-whoever carries it out how a layer's weights are kept and multiplied. Values are float32. Inside an encoder they have the shape
-(tokens, width), where tokens are those of all texts in the batch, one text after the other; inside a convolutional network
-(samples, channels, height, width).
+A program is planned from an artifact's `config.json` alone. It defines the layers and their order; runtimes decide how to store
+and multiply weights. Values are float32. In an encoder they have the shape (tokens, width), with the tokens of all texts in the
+batch concatenated; in a convolutional network (samples, channels, height, width).
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Positions:
-    """Rows of a table by place in the text, counted from `first`: ids (texts, length) -> (tokens, width).
+    """Rows of a table by position in the text, counted from `first`: ids (texts, length) -> (tokens, width).
 
-    With `padding`, an id, only other ids are counted, and that one has place `padding` (RoBERTa).
+    With `padding`, an id, only other ids are counted, and that one has position `padding` (RoBERTa).
     """
 
     layer: str
@@ -61,15 +60,15 @@ class Activation:
 
 @dataclass(frozen=True)
 class Add:
-    """Sum of two values of one shape."""
+    """Sum of two values of equal shape."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """How a value is quantized.
+    """Quantization of a value.
 
     Args:
-        name: under which learned bounds and steps are kept.
+        name: prefix of the names of learned bounds and steps.
         rule: the fields of `QuantizeInput`.
     """
 
@@ -79,11 +78,11 @@ class Transform:
 
 @dataclass(frozen=True)
 class Quantize:
-    """What the codes of a value stand for, of the value's shape.
+    """Quantized and dequantized value, of the same shape.
 
     Args:
-        transform: how.
-        width: numbers that make a row: a range per "token" is that of one row.
+        transform: the quantization.
+        width: length of a row: a range per "token" is that of one row.
     """
 
     transform: Transform
@@ -94,7 +93,7 @@ class Quantize:
 class Attention:
     """softmax(q k^T / sqrt(head width)) v, for each text and head: three of (tokens, heads x head width) -> one.
 
-    With `probabilities`, the softmax is quantized so before it meets v; a row is one of the softmax.
+    With `probabilities`, the softmax is quantized before the product with v; a row is one of the softmax.
     """
 
     heads: int
@@ -104,17 +103,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class FirstToken:
-    """Of each text: (tokens, width) -> (texts, width)."""
+    """First token of each text: (tokens, width) -> (texts, width)."""
 
 
 @dataclass(frozen=True)
 class ByText:
-    """Each text's tokens on their own: (tokens, width) -> (texts, length, width). Where padding is, anything may stand."""
+    """Tokens grouped by text: (tokens, width) -> (texts, length, width). Values at padding are arbitrary."""
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """Two-dimensional, with zeros around the picture."""
+    """Two-dimensional convolution with zero padding."""
 
     layer: str
     stride: int
@@ -123,7 +122,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """With the statistics of training; `affine` has a weight and a bias too."""
+    """Batch norm with running statistics; `affine` adds a weight and a bias."""
 
     layer: str
     epsilon: float
@@ -132,26 +131,26 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Over windows that do not overlap; what is left over at the edge is dropped."""
+    """Pooling over non-overlapping windows; incomplete windows at the edge are dropped."""
 
     window: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class AveragePool:
-    """Over windows that do not overlap; what is left over at the edge is dropped."""
+    """Pooling over non-overlapping windows; incomplete windows at the edge are dropped."""
 
     window: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Over height and width: (samples, channels)."""
+    """Mean over height and width: (samples, channels)."""
 
 
 @dataclass(frozen=True)
 class Flatten:
-    """Everything but the samples into one dimension."""
+    """All dimensions but the first into one."""
 
 
 Operation = (
@@ -162,7 +161,7 @@ Operation = (
 
 @dataclass(frozen=True)
 class Step:
-    """One operation on values that are there, giving a new one."""
+    """One operation from existing values to a new one."""
 
     operation: Operation
     inputs: tuple[str, ...]
@@ -171,12 +170,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Input:
-    """What a user hands in.
+    """Input of a program.
 
     Args:
-        name: as runtimes show it.
+        name: name in runtimes.
         dtype: "int64" or "float32".
-        shape: a number, or the name of a dimension that is free.
+        shape: sizes, or names of free dimensions.
     """
 
     name: str
@@ -189,9 +188,9 @@ class Program:
     """Operations in order; the last one's output is the result.
 
     Args:
-        inputs: of the whole.
-        result: name under which runtimes show what comes out.
-        steps: in order.
+        inputs: inputs of the network.
+        result: name of the output in runtimes.
+        steps: steps in order.
     """
 
     inputs: tuple[Input, ...]
@@ -202,7 +201,7 @@ class Program:
         """Append an operation; returns the name of its output.
 
         Raises:
-            ArtifactError: there are more than any network has.
+            ArtifactError: there are too many.
         """
         if len(self.steps) >= MOST_STEPS:
             fix = "A number in config.json is wrong; deliver the model again."

@@ -1,4 +1,4 @@
-"""Random inputs, to compare or time networks: random tokens, images of noise."""
+"""Random inputs for comparing and timing networks: random tokens, images of noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bitstill.program.convnets import CONV_NETS
 
 Array = npt.NDArray[Any]
 FREE = {"height": 32, "width": 32, "frames": 100, "bands": 40}
-"""Sides of an image or spectrogram that a network leaves open."""
+"""Sizes for the free dimensions of images and spectrograms."""
 WORDS = 1_000
 """Ids below this are special or unused tokens in most vocabularies."""
 
@@ -23,14 +23,14 @@ def random_inputs(
     """Random inputs for a network.
 
     Args:
-        config: its `config.json`: of an encoder of transformers, or of one of bitstill's own networks.
-        batch: texts or images.
-        length: of the longest text in tokens; images have none.
-        shortest: length of the shortest text; shorter ones are padded. None makes all equally long.
-        seed: of the random generator.
+        config: contents of its `config.json`: an encoder of transformers, or a built-in network.
+        batch: number of texts or images.
+        length: length of the longest text in tokens; ignored for images.
+        shortest: length of the shortest text; shorter texts are padded. None makes all equally long.
+        seed: random seed.
 
     Returns:
-        By the names of the program's inputs: int64 (batch, length), or float32 (batch, channels, height, width).
+        Inputs by name: int64 (batch, length), or float32 (batch, channels, height, width).
     """
     draw = np.random.default_rng(seed)
     if "model_type" not in config:

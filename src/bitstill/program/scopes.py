@@ -1,4 +1,4 @@
-"""Over what ranges of inputs may be taken in a program, whose values have a row for each token."""
+"""Scopes of input ranges that programs support, where values have a row for each token."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from bitstill.errors import ArtifactError
 
 
 def check_scope(per: str, where: str, *, tokens: bool, lines: bool, otherwise: str = "run it in torch (bitstill.load)") -> None:
-    """Refuse ranges that rows of a value do not stand for: of a text among tokens, or of one line of a picture.
+    """Check that ranges correspond to rows of a value: not of a text among tokens, nor of one line of an image.
 
     Args:
-        per: of the rule: "token", "sample" or "tensor".
+        per: scope of the rule: "token", "sample" or "tensor".
         where: the layer, or the name of its transform.
         tokens: whether the value has a row for each token.
         lines: whether its samples have more than one row.
-        otherwise: what can be done besides training it in another way.
+        otherwise: alternative to another training, for the error.
 
     Raises:
-        ArtifactError: such a range.
+        ArtifactError: they do not.
     """
     if (per == "sample" and tokens) or (per == "token" and lines):
         other = "token" if tokens else "sample"
