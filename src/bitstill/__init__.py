@@ -1,7 +1,6 @@
 """bitstill: distil a trained network into a 1- to 8-bit one, and deliver a file that really is that small.
 
-What the package offers is listed in `__init__.pyi` and imported when it is first used, so that reading an artifact does not
-need torch.
+Public names are listed in `__init__.pyi` and imported when first used, so that reading an artifact does not need torch.
 """
 
 from bitstill._lazy import attach

@@ -1,8 +1,8 @@
-"""Public names of a package, imported when they are first used (PEP 562).
+"""Lazy public names of a package, imported when first used (PEP 562).
 
-A package lists what it offers once, as `from module import Name as Name` in the `__init__.pyi` beside its `__init__.py`. Type
-checkers and editors read that stub as it is; at run time `attach` reads the same lines, so that importing a package costs
-nothing until one of its names is needed: reading an artifact never imports torch.
+A package lists its public names once, as `from module import Name as Name` in the `__init__.pyi` next to its `__init__.py`.
+Type checkers and editors read that stub; at run time `attach` reads the same lines, so that importing a package is cheap until
+one of its names is used: reading an artifact never imports torch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bitstill.errors import without_torch
 
 
 class Origin(NamedTuple):
-    """The module that defines a public name, and the name it has there; a submodule is defined by its package."""
+    """Module that defines a public name, and its name there; a submodule is defined by its package."""
 
     module: str
     name: str
 
 
 def public_names(package_file: str | Path) -> dict[str, Origin]:
-    """What the stub beside a package's `__init__.py` publishes, by public name."""
+    """Origins of the public names in the stub next to a package's `__init__.py`."""
     stub = Path(package_file).with_suffix(".pyi")
     imports = [node for node in ast.parse(stub.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
     return {alias.asname: Origin(str(node.module), alias.name) for node in imports for alias in node.names if alias.asname}

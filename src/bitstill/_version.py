@@ -1,3 +1,3 @@
-"""The version, in one place; pyproject reads it."""
+"""The version, which pyproject reads from here."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
-"""What can go wrong, as one small tree.
+"""The exceptions of bitstill.
 
     BitstillError
-    ├── SpecError            a setting, key or combination that cannot be (also ValueError)
+    ├── SpecError            an invalid setting, key or combination (also ValueError)
     ├── MatchError           a pattern that names no module, or two rules for one module (also ValueError)
     ├── DataError            data that are missing, empty, NaN or do not fit the model (also ValueError)
     ├── TrainingError        a loss without gradient, a stage that trains nothing, divergence (also RuntimeError)
@@ -9,7 +9,7 @@
     ├── ArtifactError        a delivered folder that is missing, damaged or too new (also ValueError)
     └── MissingPackageError  an optional package that is not installed (also ImportError)
 
-Every message answers four questions: what was wanted, what was given, where, and what to do about it.
+Every message has four parts: what was wanted, what was given, where, and how to fix it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from collections.abc import Iterable
 from types import ModuleType
 
 LONGEST_VALUE = 200
-"""Characters of a given value that a message repeats."""
+"""Largest number of characters of a given value in a message."""
 
 
 class BitstillError(Exception):
-    """Base of every error that bitstill raises on purpose; catch it to show one clear message.
+    """Base class of all errors raised by bitstill; catch it to show one clear message.
 
     Args:
-        wanted: what would have been right, as a noun phrase ("bits from 1 to 8").
-        given: what was found instead.
+        wanted: the expected input, as a noun phrase ("bits from 1 to 8").
+        given: the actual input.
         where: the setting, module path, file or tensor concerned.
-        fix: one sentence that says what to do.
+        fix: one sentence on how to fix it.
     """
 
     def __init__(self, wanted: str, *, given: str, where: str, fix: str) -> None:
@@ -46,7 +46,7 @@ def _rebuild(kind: type[BitstillError], wanted: str, given: str, where: str, fix
 
 
 class SpecError(BitstillError, ValueError):
-    """A setting, key or combination of settings that cannot be."""
+    """An invalid setting, key or combination of settings."""
 
 
 class MatchError(BitstillError, ValueError):
@@ -74,12 +74,12 @@ class MissingPackageError(BitstillError, ImportError):
 
 
 def one_line(error: BaseException) -> str:
-    """The error of another library within one of ours: its kind and the beginning of its message, in one line."""
+    """Type and beginning of the message of an error of another library, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def brief(value: object) -> str:
-    """The repr of a value that a user gave, cut where it is long."""
+    """Abbreviated repr of a user's value."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, or lists nested as deep
@@ -88,7 +88,7 @@ def brief(value: object) -> str:
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """One sentence that names the nearest valid spelling of `name` and lists what else there is, up to a dozen."""
+    """Sentence with the valid name closest to `name` and a list of valid names, up to a dozen."""
     options = sorted(valid)
     near = difflib.get_close_matches(name, [option for option in options if option != name], n=1, cutoff=0.5)
     more = f" and {len(options) - 12} more" if len(options) > 12 else ""
@@ -97,7 +97,7 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 
 def without_torch(error: ImportError, where: str) -> MissingPackageError | None:
-    """What to raise where an import failed because torch is not installed; None where it failed for another reason."""
+    """Error for an import that failed because torch is not installed; None if it failed for another reason."""
     if error.name not in ("torch", "accelerate"):
         return None
     fix = "Install it with: pip install 'bitstill[train]'. bitstill.runtime and `bitstill inspect` work without."

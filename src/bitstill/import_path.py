@@ -1,8 +1,8 @@
-"""Objects named by where they are defined: `package.module:Name`.
+"""Import paths of objects: `package.module:Name`.
 
-Recipes, quantizers, losses, models and tasks of one's own are named so in run files and on the command line, and recorded so in
-recipe.yaml. Naming one runs the code of its module, as `python -m` would, so only what a user has written or typed may do it:
-nothing in an artifact is ever imported when it is loaded.
+They name user-defined recipes, quantizers, losses, models and tasks in run files, on the command line and in recipe.yaml.
+Importing one runs the code of its module, like `python -m`, so only user input may contain them: nothing in an artifact is
+imported when it is loaded.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def is_import_path(name: object) -> bool:
 
 
 def import_object(path: str, where: str) -> Any:
-    """The object at `package.module:Name`. The current directory is searched first, as by `python -m`.
+    """Import the object at `package.module:Name`. The current directory is searched first, as by `python -m`.
 
     Args:
-        path: of the form that `is_import_path` tells.
-        where: the setting that names it, for messages.
+        path: an import path.
+        where: the setting that contains it, for errors.
 
     Raises:
         SpecError: there is no such module or name, or the module cannot be imported.
@@ -48,10 +48,10 @@ def import_object(path: str, where: str) -> Any:
 
 
 def import_class(path: str, contracts: Sequence[type[Any]], where: str) -> type[Any]:
-    """The dataclass at `package.module:Name`, which fulfils one of `contracts`.
+    """Import the dataclass at `package.module:Name`, which must fulfil one of `contracts`.
 
     Raises:
-        SpecError: as `import_object`; or what is there is no class, fulfils no contract or is no dataclass.
+        SpecError: as for `import_object`; or the object is no class, fulfils no contract or is no dataclass.
     """
     cls, names = import_object(path, where), " or ".join(map(_with_article, contracts))
     if not isinstance(cls, type):
@@ -88,7 +88,7 @@ def _broken(name: str, error: Exception, where: str) -> SpecError:
 
 
 def import_path_of(cls: type[Any]) -> str:
-    """The path by which `import_object` finds a class again."""
+    """Import path of a class."""
     module = sys.modules.get(cls.__module__)
     spec = getattr(module, "__spec__", None)
     return f"{spec.name if cls.__module__ == '__main__' and spec else cls.__module__}:{cls.__qualname__}"
@@ -100,7 +100,7 @@ def is_contract(annotation: object) -> bool:
 
 
 def unmet(cls: type[Any], contract: type[Any]) -> str:
-    """What keeps a class from fulfilling a contract, as the end of a sentence; empty if nothing does."""
+    """Reason why a class does not fulfil a contract, as the end of a sentence; empty if it does."""
     if not _is_protocol(contract) and not issubclass(cls, contract):
         return f"which is not derived from {contract.__name__}"
     inherited = {name for base in cls.__mro__ if base is not object for name in _declared(base)}
@@ -119,7 +119,7 @@ def _is_protocol(cls: type[Any]) -> bool:
 
 
 def _declared(cls: type[Any]) -> list[str]:
-    """Names of attributes, methods and annotations of a class itself; none of those that every class has."""
+    """Names of attributes, methods and annotations of a class, without those of every class."""
     if cls.__module__ in ("builtins", "typing", "abc"):
         return []
     return [*vars(cls).get("__annotations__", {}), *vars(cls)]

@@ -1,7 +1,7 @@
-"""Randomness as a pure function of where it is used, never of what was drawn before.
+"""Random numbers as pure functions of a key, independent of earlier draws.
 
-A generator's history would have to be saved, restored and replayed for a killed run to continue with the same bytes, and would
-differ between one process and two. Here every draw is named by (seed, stage, step, sample) instead.
+The state of a generator would have to be saved and restored for a killed run to continue with the same bytes, and would differ
+between one process and two. Here every draw has the key (seed, stage, step, sample) instead.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import numpy.typing as npt
 
 
 def derive(*names: object) -> int:
-    """A seed from 0 to 2^63 - 1 that depends on all of `names` (numbers and strings), and on nothing else."""
+    """Derive a seed from 0 to 2^63 - 1 from `names` (numbers and strings)."""
     digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def uniform(key: int, samples: npt.NDArray[np.int64], draws: int) -> npt.NDArray[np.float32]:
-    """Numbers in [0, 1) that depend on (key, sample, draw) alone: the same whatever batch a sample comes in.
+    """Uniform numbers in [0, 1) that depend only on (key, sample, draw), not on the batch of a sample.
 
     The finalizer of SplitMix64 (Steele, Lea, Flood 2014) applied twice, to the sample and then to the draw.
 
     Args:
-        key: from `derive`.
+        key: a seed from `derive`.
         samples: indices, int64 (N,).
-        draws: how many numbers per sample.
+        draws: number of draws per sample.
 
     Returns:
         float32 (N, draws).
