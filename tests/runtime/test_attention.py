@@ -175,8 +175,8 @@ def test_settings_that_mean_nothing_are_refused(engine, tmp_path):
     ids = np.ones((1, 3), int)
     for rules, message in (
         (products(per="sample"), "query: wanted inputs quantized per token or tensor, got per sample"),
-        (products(per="tensor", range="clip"), "one number .*query.low, got none"),
-        (products(per="tensor", range="step"), "one number .*query.step, got none"),
+        (products(per="tensor", range="clip"), "missing .*attention_transform.key.low"),
+        (products(per="tensor", range="step"), "missing .*attention_transform.key.ready"),
     ):
         odd = changed(archive, **{ATTENTION: rules})
         with pytest.raises(ArtifactError, match=message):

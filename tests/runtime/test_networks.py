@@ -245,7 +245,9 @@ def test_sizes_of_images_do_not_pile_up(tmp_path):
 
 @pytest.mark.skipif(not tiers(), reason="installed without a C compiler: there is no native library")
 @pytest.mark.parametrize(
-    "quantizer", [Binary(PerTensor()), Ternary(PerTensor()), Uniform(8, PerTensor())], ids=["1", "ternary", "8"]
+    "quantizer",
+    [Binary(PerTensor()), Ternary(PerTensor()), Uniform(8, symmetric=True, granularity=PerTensor())],
+    ids=["1", "ternary", "8"],
 )
 def test_a_table_with_one_scale_stays_packed(quantizer, tmp_path):
     model = tiny.model("bert", hidden_size=40, num_attention_heads=4).eval()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from bitstill.artifact.bounds import check_counts, check_labels, check_numbers, weights_of
 from bitstill.artifact.config_keys import ATTENTION, RESIZED
+from bitstill.artifact.reader import Archive
 from bitstill.data import networks as own
 from bitstill.errors import need_package
 from bitstill.model.attention_operands import attention_record
@@ -50,3 +53,19 @@ def from_architecture(config: dict[str, Any]) -> nn.Module:
 
         return from_config(config)
     return own.from_architecture(config)
+
+
+def blank_network(archive: Archive) -> nn.Module:
+    """The network that an artifact's `config.json` describes, with weights that mean nothing yet.
+
+    It is built without memory first, so that numbers in a damaged file cost nothing.
+
+    Raises:
+        ArtifactError: as `from_architecture`; or it would be far larger than the weights in the file.
+    """
+    check_counts(archive.config, len(archive.tensors))
+    check_labels(archive.config, weights_of(archive))
+    with torch.device("meta"):
+        outline = from_architecture(archive.config)
+    check_numbers(sum(tensor.numel() for tensor in (*outline.parameters(), *outline.buffers())), archive)
+    return from_architecture(archive.config)

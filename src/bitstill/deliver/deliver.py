@@ -28,7 +28,7 @@ from bitstill.artifact.reader import read
 from bitstill.artifact.size import SizeReport, check_size, size_report, to_json
 from bitstill.artifact.writer import Storage, write
 from bitstill.data.task import Task, assess
-from bitstill.deliver.architecture import architecture_of, can_rebuild, from_architecture
+from bitstill.deliver.architecture import architecture_of, blank_network, can_rebuild
 from bitstill.errors import ArtifactError
 from bitstill.model.contents import contents_of
 from bitstill.model.copies import copy_model
@@ -104,7 +104,7 @@ def write_network(
     archive = read(folder)
     # If the file describes its architecture, it will be loaded from the description, so it is checked that way.
     if can_rebuild(architecture):
-        blank = from_architecture(archive.config)
+        blank = blank_network(archive)
     else:
         blank = uncompressed(model) if skeleton is None else copy_model(skeleton)
     reloaded = load_into(blank, archive)

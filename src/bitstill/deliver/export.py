@@ -25,7 +25,7 @@ from bitstill.exporters.onnx.graph import OPSET
 from bitstill.exporters.onnx.lower import PER_TENSOR, Products, lower
 from bitstill.exporters.onnx.session import open_session
 from bitstill.exporters.openvino import open_model, write_openvino
-from bitstill.program.from_artifact import program_of
+from bitstill.program.from_artifact import plan_of, program_of
 
 MODEL, XML, GGUF, NOTES = "model.onnx", "model.xml", "model.gguf", "export.json"
 BLOCKS = {"by": "MatMulNBits", "bits": 8, "symmetric": True, "per": "block", "range": "dynamic"}
@@ -156,11 +156,12 @@ def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]
 
 
 def _to_openvino(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
-    exported = archive
+    exported, program = archive, program_of(archive)
     if options.activations == "float":
         layers = {name: replace(layer, input=None) for name, layer in archive.layers.items()}
         exported = replace(archive, layers=layers, config={**archive.config, ATTENTION: {}})
-    types = write_openvino(program_of(exported), exported, folder / XML)
+        program = plan_of(exported)
+    types = write_openvino(program, exported, folder / XML)
     compared = _compare(archive, open_model(folder / XML), options)
     return {
         "file_bytes": sum((folder / XML).with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin")),

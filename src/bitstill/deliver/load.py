@@ -8,7 +8,7 @@ from torch import nn
 
 from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import read
-from bitstill.deliver.architecture import from_architecture
+from bitstill.deliver.architecture import blank_network
 from bitstill.model.attention_operands import attention_record
 from bitstill.model.copies import copy_model
 from bitstill.model.restore import load_into
@@ -28,7 +28,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, kernels: bool = 
         ArtifactError: the folder is missing, damaged, of another version, or does not fit `model`.
     """
     archive = read(resolve_folder(folder))
-    network = from_architecture(archive.config) if model is None else copy_model(model, "load")
+    network = blank_network(archive) if model is None else copy_model(model, "load")
     loaded = load_into(network, archive)
     if attention_record(loaded):
         from bitstill.hf.attention_scores import require

@@ -16,15 +16,16 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from bitstill.artifact.bounds import check_counts
 from bitstill.artifact.config_keys import ATTENTION, POOLER, RESIZED, TRANSFORMERS_WEIGHTS
 from bitstill.artifact.format import FORMAT_VERSIONS, LayerRecord
-from bitstill.artifact.reader import Archive, read
+from bitstill.artifact.reader import Archive, read, read_config
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.hf import attention_scores
 from bitstill.model.attention_operands import attention_record, restore_transforms
 from bitstill.model.compressed_layers import change_class
 from bitstill.model.resize import resize
-from bitstill.model.restore import original_layers, restored_layers
+from bitstill.model.restore import leftover_slots, original_layers, restored_layers
 from bitstill.model.swap import swap
 
 METHOD = "bitstill"
@@ -45,6 +46,10 @@ class BitstillConfig(QuantizationConfigMixin):
                 where="config.json: quantization_config",
                 fix="Upgrade bitstill: the artifact was written by another version.",
             )
+
+
+TENSORS_OF_A_LAYER = 16
+"""More than any packed layer has, with the leftovers beside it."""
 
 
 class _Slot(nn.Module):
@@ -75,7 +80,8 @@ class BitstillQuantizer(HfQuantizer):
         """Remove the entry that makes transformers refuse the folder; this is the first hook with access to the config.
 
         Raises:
-            ArtifactError: attention is to be computed by code from the hub.
+            ArtifactError: attention is to be computed by code from the hub; or the config is not the one that was delivered,
+                or describes more layers than there are tensors.
         """
         name = getattr(config, "_attn_implementation", None)
         if isinstance(name, str) and "/" in name:
@@ -83,6 +89,10 @@ class BitstillQuantizer(HfQuantizer):
             raise ArtifactError("attention of transformers itself", given=name[:100], where="attn_implementation", fix=fix)
         if hasattr(config, TRANSFORMERS_WEIGHTS):
             delattr(config, TRANSFORMERS_WEIGHTS)
+        if (folder := Path(config._name_or_path)).is_dir():
+            read_config(folder, complete=False)
+        records = vars(self.quantization_config).get("layers") or ()
+        check_counts(config.to_dict(), TENSORS_OF_A_LAYER * len(records))
         return config
 
     def update_tp_plan(self, config: Any) -> Any:
@@ -116,6 +126,7 @@ class BitstillQuantizer(HfQuantizer):
         layers = restored_layers(slots, self.archive)
         places = {slot: devices[self.archive.layers[name].stored_as] for name, slot in slots.items()}
         swap(model, {slot: layer.to(places[slot]) for slot, layer in layers.items()})  # type: ignore[index]
+        leftover_slots(model, self.archive, getattr(model, "all_tied_weights_keys", None) or ())
         if attention_record(model):
             attention_scores.use(model)
         return model.eval().requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -93,18 +93,33 @@ def _packed_weight(layer: LayerRecord, archive: Archive) -> PackedWeight:
     return PackedWeight(spec, planes, mask)
 
 
-def _load_leftovers(model: nn.Module, archive: Archive) -> None:
+def leftover_slots(model: nn.Module, archive: Archive, tied: Collection[str] = ()) -> dict[str, Tensor]:
+    """The float tensors of `model` that the archive's leftovers are for, by name.
+
+    Args:
+        model: with packed layers in their places.
+        archive: what `reader.read` returned.
+        tied: names of tensors that are only tied later to others.
+
+    Raises:
+        ArtifactError: a tensor is missing in the file or not used by the model, or of another shape.
+    """
     slots = {name: t for name, t in stored_tensors(model).items() if not _belongs_to_packed(name, archive)}
     stored = archive.leftovers
+    slots = {name: slot for name, slot in slots.items() if name in stored or name not in tied}
     missing, extra = sorted(slots.keys() - stored.keys()), sorted(stored.keys() - slots.keys())
     if missing or extra:
         given = f"{len(missing)} missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}"
         raise _mismatch(f"{len(slots)} float tensors that fit the model", given, "leftovers")
     for name, slot in slots.items():
-        value = torch.from_numpy(stored[name].copy())
-        if value.shape != slot.shape:
-            raise _mismatch(f"shape {tuple(slot.shape)}", str(tuple(value.shape)), name)
-        _assign(slot, value)
+        if stored[name].shape != slot.shape:
+            raise _mismatch(f"shape {tuple(slot.shape)}", str(stored[name].shape), name)
+    return slots
+
+
+def _load_leftovers(model: nn.Module, archive: Archive) -> None:
+    for name, slot in leftover_slots(model, archive).items():
+        _assign(slot, torch.from_numpy(archive.leftovers[name].copy()))
 
 
 def _assign(slot: Tensor, value: Tensor) -> None:

@@ -50,14 +50,14 @@ def resnet(numbers: Mapping[str, Any]) -> Program:
     program = Program((Input("image", "float32", ("batch", numbers["channels"], "height", "width")),))
 
     def normed(value: str, layer: str, norm: str, stride: int = 1) -> str:
-        return program.do(BatchNorm(norm, EPSILON, affine=True), program.do(Convolution(layer, stride, 1), value))
+        return program.do(BatchNorm(norm, EPSILON, affine=True), program.do(Convolution(layer, stride, 1, bias=False), value))
 
     value, blocks = program.do(Activation("relu"), normed("image", "stem", "norm")), (numbers["depth"] - 2) // 6
     for index in range(3 * blocks):
         stride, here = 2 if index in (blocks, 2 * blocks) else 1, f"blocks.{index}"
         inner = program.do(Activation("relu"), normed(value, f"{here}.conv1", f"{here}.norm1", stride))
         inner = normed(inner, f"{here}.conv2", f"{here}.norm2")
-        around = value if stride == 1 else program.do(Convolution(f"{here}.shortcut", stride, 0), value)
+        around = value if stride == 1 else program.do(Convolution(f"{here}.shortcut", stride, 0, bias=False), value)
         value = program.do(Activation("relu"), program.do(Add(), inner, around))
     program.do(Linear("classifier"), program.do(Mean(), value))
     return program
@@ -68,7 +68,7 @@ def res8(numbers: Mapping[str, Any]) -> Program:
     program = Program((Input("spectrogram", "float32", ("batch", 1, "frames", "bands")),))
 
     def convolved(value: str, layer: str) -> str:
-        return program.do(Activation("relu"), program.do(Convolution(layer, 1, 1), value))
+        return program.do(Activation("relu"), program.do(Convolution(layer, 1, 1, bias=False), value))
 
     value = residual = program.do(AveragePool(tuple(numbers["pool"])), convolved("spectrogram", "stem"))
     for index in range(numbers["blocks"]):

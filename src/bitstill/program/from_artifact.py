@@ -10,6 +10,7 @@ from bitstill.errors import ArtifactError, BitstillError
 from bitstill.program.convnets import CONV_NETS
 from bitstill.program.encoders import encoder
 from bitstill.program.operations import Program
+from bitstill.program.tensors import check_tensors
 
 
 @contextlib.contextmanager
@@ -29,7 +30,19 @@ def as_artifact_error(where: str) -> Iterator[None]:
 
 
 def program_of(archive: Archive) -> Program:
-    """Program of the network in an artifact.
+    """Program of the network in an artifact; its tensors are those in the file.
+
+    Raises:
+        ArtifactError: its architecture is not supported, or needs an unknown operation; or a tensor is missing or not used.
+    """
+    program = plan_of(archive)
+    with as_artifact_error(f"{archive.folder}: config.json"):
+        check_tensors(program, archive)
+    return program
+
+
+def plan_of(archive: Archive) -> Program:
+    """Program of an archive from which parts were removed on purpose; its tensors are not checked.
 
     Raises:
         ArtifactError: its architecture is not supported, or needs an unknown operation.

@@ -118,6 +118,7 @@ class Convolution:
     layer: str
     stride: int
     padding: int
+    bias: bool = True
 
 
 @dataclass(frozen=True)

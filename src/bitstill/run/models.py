@@ -15,7 +15,7 @@ from bitstill.artifact.reader import read
 from bitstill.data.imported import import_network
 from bitstill.data.networks import MODELS, build
 from bitstill.data.task import Task
-from bitstill.deliver.architecture import from_architecture
+from bitstill.deliver.architecture import blank_network
 from bitstill.errors import SpecError, need_package, suggest
 from bitstill.import_path import is_import_path
 from bitstill.model.copies import copy_model
@@ -141,7 +141,7 @@ def is_artifact(source: ModelLike) -> bool:
 
 def _from_artifact(folder: str | Path, role: str) -> nn.Module:
     archive = read(folder)
-    loaded = load_into(from_architecture(archive.config), archive)
+    loaded = load_into(blank_network(archive), archive)
     if role == "student" and any(is_packed(module) for module in loaded.modules()):
         raise SpecError(
             "a float student",
