@@ -31,6 +31,7 @@ from bitstill.train.optimizer_step import after_optimizer_step, quantizer_buffer
 from bitstill.train.run import Data, Run, data_for
 from bitstill.train.sampler import Sampler, steps_per_epoch
 from bitstill.train.settings import Settings, accelerator, teachers_in_bf16
+from bitstill.train.sign_changes import note_sign_changes
 from bitstill.train.stage import Stage
 from bitstill.train.step import TrainingStep, check_gradients
 from bitstill.train.stopping import StopRequest, stop_requests
@@ -109,6 +110,8 @@ def train_stage(run: Run, stage: Stage, loaded: Checkpoint | None, request: Stop
         if loaded is not None and run.position.step:
             loaded.restore_optimizer(trainee.optimizer)
         log, norms = StageLog(run, stage), dict.fromkeys((term.name for term in stage.terms), 0.0)
+        if run.position.step == 0:
+            note_sign_changes(run, stage)
         if run.position.step == 0 and stage.keep == "best" and _continues(run, stage):
             _keep_best(run, stage, 0, log.judge(0))
         for step in log.steps():
