@@ -1,7 +1,7 @@
 """Linear layers in the `pack-quantized` format of compressed-tensors, which transformers and vLLM read.
 
-Whole numbers of 2 to 8 bits, packed densely into 32-bit words by rows, times a scale for each row or group. Embeddings stay in
-float: transformers does not load others.
+Integers of 2 to 8 bits, packed densely into 32-bit words by rows, times a scale per row or group. Embeddings stay in float:
+transformers does not load quantized ones.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from bitstill.program.levels import packed_bits, signed_bits, whole_levels
 
 Array = npt.NDArray[Any]
 WORD = 4
-"""Bytes of the words that rows are packed into."""
+"""Bytes of the words into which rows are packed."""
 
 
 def packable(archive: Archive) -> list[LayerRecord]:
-    """The layers that are packed: all but embeddings."""
+    """Layers to pack: all but embeddings."""
     return [layer for layer in archive.layers.values() if layer.kind != "Embedding"]
 
 
 def bits_of(layer: LayerRecord) -> int:
-    """The fewest bits that say a layer's levels.
+    """Smallest number of bits that represents a layer's levels.
 
     Raises:
-        ArtifactError: none do; it names the layer and what would have some.
+        ArtifactError: there is none; names the layer and a fix.
     """
     if layer.kind != "Linear":
         raise _unfit("linear layers", f"a {layer.kind}", layer, "Export it to onnx.")
@@ -53,7 +53,7 @@ def packed_words(archive: Archive, layer: LayerRecord) -> dict[str, Array]:
     """The tensors of one layer: words int32 (rows, words), scales float32 (rows, groups), and its shape int64 (2,).
 
     Raises:
-        ArtifactError: as `bits_of`.
+        ArtifactError: as for `bits_of`.
     """
     bits, rows = bits_of(layer), layer.shape[0]
     stream = packed_bits(whole_levels(archive, layer).reshape(layer.shape) + 2 ** (bits - 1), bits)
@@ -67,7 +67,7 @@ def packed_words(archive: Archive, layer: LayerRecord) -> dict[str, Array]:
 
 
 def unpacked_weight(tensors: Mapping[str, Array], name: str, bits: int) -> Array:
-    """The weight of one layer from its tensors in a file, float32: what whoever reads them makes of it."""
+    """Weight of one layer as decoded by readers of the format, float32."""
     words, scale, shape = (tensors[f"{name}.weight_{part}"] for part in ("packed", "scale", "shape"))
     rows, width = (int(length) for length in shape)
     stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")[:, : width * bits]
@@ -78,7 +78,7 @@ def unpacked_weight(tensors: Mapping[str, Array], name: str, bits: int) -> Array
 
 
 def quantization_config(archive: Archive) -> dict[str, Any]:
-    """What `config.json` says about it: a group of layers for each number of bits and size of groups."""
+    """Entry of `config.json`: a group of layers for each number of bits and group size."""
     together: dict[tuple[int, int | None], list[str]] = {}
     for layer in packable(archive):
         together.setdefault((bits_of(layer), layer.grid.size if layer.grid.groups > 1 else None), []).append(layer.name)

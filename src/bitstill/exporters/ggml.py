@@ -1,7 +1,7 @@
 """Weights in the block types of ggml, llama.cpp's tensor library: rows cut into blocks with a 16-bit scale each.
 
-A type is used only where it says exactly the levels that were trained. Scales are 16-bit floats there: ours are rounded to
-them, which is exact where they were trained in float16.
+A type is used only if it represents the trained levels exactly. Its scales are 16-bit floats, to which ours are rounded, which
+is exact if they were trained in float16.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class BlockType:
     """One of ggml's types.
 
     Args:
-        name: as ggml calls it.
+        name: its name in ggml.
         size: weights in a block.
-        levels: the lowest and the highest whole number that it can say, times the block's scale.
-        step: between those; 2 has no zero.
-        offset: whether a block has an offset too; codes are then counted from 0.
-        pack: codes counted from the lowest level, uint8 (blocks, size), to bytes (blocks, bytes) without scale and offset.
-        scale_last: whether the scale stands behind the codes.
+        levels: lowest and highest level, in units of the block's scale.
+        step: distance of levels; 2 has no zero.
+        offset: whether a block has an offset; codes are then counted from 0.
+        pack: function from codes counted from the lowest level, uint8 (blocks, size), to bytes (blocks, bytes) without scale
+            and offset.
+        scale_last: whether the scale follows the codes.
     """
 
     name: str
@@ -79,14 +80,14 @@ TYPES = (
     BlockType("Q4_1", 32, (0, 15), 1, True, _nibbles),
     BlockType("Q8_0", 32, (-128, 127), 1, False, _bytes),
 )
-"""From the smallest on."""
+"""Block types, smallest first."""
 
 
 def block_type(layer: LayerRecord) -> BlockType:
-    """The smallest type that says a layer's levels.
+    """Smallest type that represents a layer's levels.
 
     Raises:
-        ArtifactError: there is none; it names the layer and what would have one.
+        ArtifactError: there is none; names the layer and a fix.
     """
     if len(layer.planes) > 1:
         raise _unfit("weights of one plane", f"{len(layer.planes)} planes", layer, "Train it without splitting.")
@@ -114,10 +115,10 @@ def block_type(layer: LayerRecord) -> BlockType:
 
 
 def packed_blocks(archive: Archive, layer: LayerRecord) -> tuple[BlockType, Array]:
-    """A layer's weights as ggml keeps them: its type, and uint8 (rows, bytes in a row).
+    """A layer's weights in ggml's form: the type, and uint8 (rows, bytes per row).
 
     Raises:
-        ArtifactError: as `block_type`, or scales beyond what 16 bits can say.
+        ArtifactError: as for `block_type`, or scales exceed float16.
     """
     kind, plane, rows = block_type(layer), layer.planes[0], layer.shape[0]
     assert plane.first is not None
@@ -134,7 +135,7 @@ def packed_blocks(archive: Archive, layer: LayerRecord) -> tuple[BlockType, Arra
 
 
 def _spread(numbers: Array, layer: LayerRecord, kind: BlockType) -> Array:
-    """One 16-bit float for each block, as bytes (blocks, 2), from one for each group."""
+    """One 16-bit float per block, as bytes (blocks, 2), from one per group."""
     rows = layer.shape[0]
     per_row = layer.weights // rows // kind.size
     by_group = np.broadcast_to(numbers, (rows, numbers.shape[1]))
@@ -146,7 +147,7 @@ def _spread(numbers: Array, layer: LayerRecord, kind: BlockType) -> Array:
 
 
 def _by_row(layer: LayerRecord) -> bool:
-    """Whether no scale covers the end of one row and the beginning of the next."""
+    """Whether no group of a scale crosses rows."""
     return layer.grid.rows == layer.shape[0] or layer.grid.groups == 1
 
 

@@ -1,4 +1,4 @@
-"""BERT encoders as GGUF, the file of llama.cpp: weights in its own block types, tokenizer and classifier included."""
+"""BERT encoders as GGUF, the file format of llama.cpp: weights in its block types, with tokenizer and classifier."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bitstill.program.families import BERT
 
 Array = npt.NDArray[Any]
 ROUNDING = 2.0**-9
-"""Largest change of a weight, as a fraction of the largest: scales and offsets of 16 bits are off by 2^-11 of themselves."""
+"""Largest change of a weight, relative to the largest weight: scales and offsets of 16 bits have a relative error of 2^-11."""
 _GELU = ("gelu", "gelu_python", "gelu_new", "gelu_pytorch_tanh")
 _TENSORS = {
     "embeddings.word_embeddings": "token_embd",
@@ -38,7 +38,7 @@ _TENSORS = {
     "pooler.dense": "cls",
     "classifier": "cls.output",
 }
-"""What llama.cpp calls the layers of a block, and those outside of blocks."""
+"""llama.cpp's names of the layers of a block, and of those outside of blocks."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Written:
 
 
 def gguf_types(archive: Archive) -> dict[str, str]:
-    """The block type of each packed layer, if llama.cpp can run the network.
+    """Block type of each packed layer, if llama.cpp can run the network.
 
     Raises:
-        ArtifactError: it cannot; names what stands in the way.
+        ArtifactError: it cannot; names the reason.
     """
     config = archive.config
     kind = (config.get("architectures") or [None])[0]
@@ -78,11 +78,11 @@ def write_gguf(archive: Archive, path: Path) -> Written:
     """Write the network of an artifact.
 
     Args:
-        archive: of a `BertForSequenceClassification`.
-        path: of the new file.
+        archive: artifact of a `BertForSequenceClassification`.
+        path: path of the new file.
 
     Raises:
-        ArtifactError: as `gguf_types`, or the tokenizer is not WordPiece, or what was written reads otherwise.
+        ArtifactError: as for `gguf_types`, or the tokenizer is not WordPiece, or the written file reads differently.
         MissingPackageError: without gguf.
     """
     gguf = need_package("gguf", extra="all", purpose="writing GGUF files")
@@ -116,7 +116,7 @@ def write_gguf(archive: Archive, path: Path) -> Written:
 
 
 def _floats(archive: Archive, types: Mapping[str, str]) -> dict[str, Array]:
-    """Tensors that stay in float: matrices as they are stored, vectors and what is added as a whole in float32."""
+    """Tensors that stay in float: matrices in their stored dtype, vectors and added tables in float32."""
     tensors = {f"{name}.weight": archive.weight(name) for name in archive.layers if name not in types}
     for name, tensor in archive.leftovers.items():
         if ".input_transform." not in name:
@@ -126,12 +126,12 @@ def _floats(archive: Archive, types: Mapping[str, str]) -> dict[str, Array]:
 
 
 def _kept_in_float(layer: str) -> bool:
-    """The table of segments is added as a whole, which llama.cpp does in float."""
+    """Whether a tensor is the table of segments, which llama.cpp adds in float."""
     return layer.endswith("token_type_embeddings")
 
 
 def _name(layer: str) -> str:
-    """What llama.cpp calls a layer."""
+    """llama.cpp's name of a layer."""
     short = layer.removeprefix("bert.")
     if short.startswith("encoder.layer."):
         _, _, block, rest = short.split(".", 3)
@@ -142,10 +142,10 @@ def _name(layer: str) -> str:
 
 
 def _compared(archive: Archive, path: Path, types: Mapping[str, str]) -> float:
-    """Read the file back, and every weight in it; returns the largest relative change.
+    """Read all weights of the file back, and return the largest relative change.
 
     Raises:
-        ArtifactError: a weight is another one by more than a 16-bit scale explains.
+        ArtifactError: a weight has changed by more than the rounding of a 16-bit scale.
     """
     from gguf import GGUFReader
     from gguf.quants import dequantize
@@ -163,7 +163,7 @@ def _compared(archive: Archive, path: Path, types: Mapping[str, str]) -> float:
 
 
 def _signs(data: Array) -> Array:
-    """Weights of blocks of Q1_0, which gguf's own reader does not know: a scale, then a bit for each weight."""
+    """Weights of blocks of Q1_0, which gguf's reader does not support: a scale, then one bit per weight."""
     blocks = np.asarray(data).reshape(-1, 2 + TYPES[0].size // 8)
     scale = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
     signs = np.unpackbits(blocks[:, 2:], axis=-1, bitorder="little").astype(np.float32)

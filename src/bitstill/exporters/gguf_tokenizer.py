@@ -1,4 +1,4 @@
-"""WordPiece tokenizers in GGUF. llama.cpp carries out BERT's own steps, whatever tokenizer.json says; others are refused."""
+"""WordPiece tokenizers in GGUF. llama.cpp always performs BERT's steps, so a tokenizer.json with other steps is refused."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from bitstill.errors import ArtifactError
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
-"""Kinds of tokens: pieces of words, special tokens, and tokens that are found in a text before it is cut into words."""
+"""Types of tokens: pieces of words, special tokens, and tokens matched before the text is split into words."""
 _WORD = "\u2581"
-"""Before a token that begins a word; others there have no mark, where WordPiece marks those that go on one."""
+"""Prefix of a token that begins a word; WordPiece marks continuations instead."""
 _LONGEST_WORD = 100
-"""Characters of a word beyond which BERT's tokenizer says [UNK]; llama.cpp cuts longer ones into pieces all the same."""
+"""Length of a word beyond which BERT's tokenizer returns [UNK], while llama.cpp still splits it into pieces."""
 _SPECIAL = ("[CLS]", "[UNK]", "[SEP]", "[PAD]", "[MASK]")
 
 Section = Mapping[str, Any]
@@ -24,12 +24,12 @@ def add_tokenizer(writer: Any, path: Path, rows: int) -> None:
     """Write the tokenizer in `path`, a tokenizer.json, as llama.cpp's "bert".
 
     Args:
-        writer: gguf's.
-        path: of tokenizer.json.
-        rows: of the table of words; those without a token get a name of their own.
+        writer: writer of the package gguf.
+        path: path of tokenizer.json.
+        rows: rows of the word embeddings; those without a token get an unused name.
 
     Raises:
-        ArtifactError: there is none, or it does something that llama.cpp's does not.
+        ArtifactError: the file is missing, or has steps that llama.cpp does not support.
     """
     try:
         tokenizer = json.loads(path.read_text(encoding="utf-8"))
@@ -66,10 +66,10 @@ def add_tokenizer(writer: Any, path: Path, rows: int) -> None:
 
 
 def _check(tokenizer: Section, path: Path) -> bool:
-    """Compare every section with what llama.cpp does; whether the normalizer lowercases.
+    """Compare every section with llama.cpp's steps, and return whether the normalizer lowercases.
 
     Raises:
-        ArtifactError: names the section.
+        ArtifactError: a section differs; names it.
     """
     model = tokenizer["model"]
     for key, expected in (
@@ -91,9 +91,9 @@ def _check(tokenizer: Section, path: Path) -> bool:
 
 
 def _check_normalizer(normalizer: Any, path: Path) -> bool:
-    """Whether text is lowercased by a normalizer that does what llama.cpp does.
+    """Whether text is lowercased, by a normalizer with llama.cpp's steps.
 
-    It removes control characters, sets Chinese characters apart, decomposes every character and drops its accents.
+    These remove control characters, separate Chinese characters, decompose every character and strip accents.
     """
     steps = list(_flat(normalizer, "normalizers"))
     kinds = [step.get("type") for step in steps]
@@ -114,7 +114,7 @@ def _check_normalizer(normalizer: Any, path: Path) -> bool:
 
 
 def _check_template(processor: Any, vocabulary: Section, path: Path) -> None:
-    """[CLS] before a text and [SEP] after it."""
+    """Check that the post-processor adds [CLS] before a text and [SEP] after it."""
     where, kind = f"{path}: post_processor", processor.get("type") if isinstance(processor, Mapping) else None
     expected = [("[CLS]", vocabulary.get("[CLS]")), ("[SEP]", vocabulary.get("[SEP]"))]
     if kind == "BertProcessing":
@@ -134,7 +134,7 @@ def _check_template(processor: Any, vocabulary: Section, path: Path) -> None:
 
 
 def _check_added(token: Section, path: Path) -> None:
-    """A token that is found as it stands: without a say over its neighbours, or over text that was normalized first."""
+    """Check that an added token is matched literally: without stripping neighbours, and in text before normalization."""
     where = f"{path}: added_tokens {token['content']!r}"
     for key in ("lstrip", "rstrip", "single_word"):
         if token.get(key):
@@ -144,7 +144,7 @@ def _check_added(token: Section, path: Path) -> None:
 
 
 def _flat(section: Any, inner: str) -> Iterator[Section]:
-    """The steps of a section, those of sequences within it among them."""
+    """Steps of a section, with nested sequences flattened."""
     if section is None:
         return
     if section.get("type") == "Sequence":

@@ -20,22 +20,22 @@ from bitstill.program.operations import Program
 
 Array = npt.NDArray[Any]
 _TYPES = ((1, "u1"), (2, "u2"), (4, "u4"), (8, "u8"))
-"""Constants that there are, by bits."""
+"""Types of constants by bits."""
 
 
 def write_openvino(program: Program, archive: Archive, path: Path) -> dict[str, str]:
     """Write `path`.xml and `path`.bin.
 
     Args:
-        program: of this very artifact.
-        archive: it.
-        path: without a suffix.
+        program: program of the artifact.
+        archive: the artifact.
+        path: path without a suffix.
 
     Returns:
         The type of each layer's constant; "f32" for flat buckets.
 
     Raises:
-        ArtifactError: as `lower`.
+        ArtifactError: as for `lower`.
         MissingPackageError: without openvino and onnx.
     """
     openvino = _package()
@@ -47,7 +47,7 @@ def write_openvino(program: Program, archive: Archive, path: Path) -> dict[str, 
         if layer.grid.rows == layer.shape[0] or layer.grid.groups == 1:
             weight, types[name] = _packed(openvino, archive, layer)
             openvino.utils.replace_node(constants[name], weight)
-        else:  # OpenVINO takes groups that cross rows for ones that do not
+        else:  # OpenVINO does not support groups that cross rows
             types[name] = "f32"
     model.validate_nodes_and_infer_types()
     openvino.save_model(model, path.with_suffix(".xml"), compress_to_fp16=False)
@@ -55,12 +55,12 @@ def write_openvino(program: Program, archive: Archive, path: Path) -> dict[str, 
 
 
 def open_model(path: Path, threads: int = 0, precision: str = "f32") -> Callable[[Mapping[str, Array]], Array]:
-    """A function from inputs by name to the first output; inputs that the network does not take are left out.
+    """Load a model as a function from inputs by name to the first output; unknown inputs are ignored.
 
     Args:
         path: the .xml file.
-        threads: that it may use; 0 is all there are.
-        precision: "f32" is as precise as what was trained; left to itself, OpenVINO computes in "bf16" on some processors.
+        threads: number of threads; 0 uses all cores.
+        precision: "f32" as in training; by default OpenVINO computes in "bf16" on some processors.
     """
     openvino = _package()
     settings = {"INFERENCE_PRECISION_HINT": precision, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
@@ -79,7 +79,7 @@ def _package() -> Any:
 
 
 def _packed(openvino: Any, archive: Archive, layer: LayerRecord) -> tuple[Any, str]:
-    """A layer's weight as operations on constants of few bits, and what these are."""
+    """A layer's weight as operations on low-bit constants, and their type."""
     grid, ops, total, types = layer.grid, openvino.opset13, None, []
     for index in range(len(layer.planes)):
         value, kind = _plane(openvino, archive, layer, index)
@@ -90,17 +90,17 @@ def _packed(openvino: Any, archive: Archive, layer: LayerRecord) -> tuple[Any, s
         ends = [ops.constant(np.array([number])) for number in (0, grid.length, 1, 1)]
         total = ops.slice(total, *ends)
     weight = ops.reshape(total, ops.constant(np.array(layer.shape)), False)
-    kept = kept_weights(archive, layer)
-    if kept is not None and not _zero_is_a_level(layer):
-        mask = _constant(openvino, kept.astype(np.uint8).reshape(layer.shape), "u1")
-        weight = ops.multiply(weight, ops.convert(mask, np.float32))
+    mask = kept_weights(archive, layer)
+    if mask is not None and not _zero_is_a_level(layer):
+        bits = _constant(openvino, mask.astype(np.uint8).reshape(layer.shape), "u1")
+        weight = ops.multiply(weight, ops.convert(bits, np.float32))
     return weight, " + ".join(types)
 
 
 def _plane(openvino: Any, archive: Archive, layer: LayerRecord, index: int) -> tuple[Any, str]:
     """One plane (rows, groups, size), or (rows, 1, row length) under one scale, and the type of its codes.
 
-    Whole numbers, less a zero point, times a scale for each group: what processors with fast operations for it look for.
+    Integers minus a zero point, times a scale per group, the form that OpenVINO maps to fast operations.
     """
     plane, ops = layer.planes[index], openvino.opset13
     scale = archive.tensors[layer.tensor("scale", index)].astype(np.float32)[..., None]
@@ -110,7 +110,7 @@ def _plane(openvino: Any, archive: Archive, layer: LayerRecord, index: int) -> t
         points, places = ops.constant(archive.levels(layer, index)), ops.convert(constant, np.int32)
         value = ops.multiply(ops.gather(points, places, ops.constant(0)), ops.constant(scale))
         return value if offset is None else ops.add(value, ops.constant(offset)), kind
-    # Where zero is no level, what a mask leaves out is multiplied away later, and may be anything here.
+    # If zero is no level, masked weights are multiplied by zero later, and may have any level here.
     levels = whole_levels(archive, layer if _zero_is_a_level(layer) else replace(layer, mask=False), index)
     low = int(levels.min())
     step = plane.step if not np.any((levels - low) % plane.step) else 1
@@ -123,7 +123,7 @@ def _plane(openvino: Any, archive: Archive, layer: LayerRecord, index: int) -> t
 
 
 def _zero_is_a_level(layer: LayerRecord) -> bool:
-    """Whether zeros of a mask can be said as levels."""
+    """Whether a level represents the zeros of a mask."""
     return all(plane.first is not None and not plane.offset for plane in layer.planes) and len(layer.planes) == 1
 
 
@@ -139,7 +139,7 @@ def _grouped(openvino: Any, codes: Array, layer: LayerRecord) -> tuple[Any, str]
 
 
 def _constant(openvino: Any, codes: Array, kind: str) -> Any:
-    """Codes as a constant of few bits, packed from the low bits of a byte up; single bits from the highest down."""
+    """Codes as a low-bit constant, packed from the low bits of a byte up; single bits from the highest down."""
     bits = next(bits for bits, name in _TYPES if name == kind)
     packed = np.packbits(codes, bitorder="big") if bits == 1 else packed_bits(codes.reshape(1, -1), bits)[0]
     tensor = openvino.Tensor(packed, openvino.Shape(codes.shape), getattr(openvino.Type, kind))

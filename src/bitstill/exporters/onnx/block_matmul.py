@@ -1,6 +1,6 @@
 """Linear layers as `MatMulNBits`, ONNX Runtime's own operator for weights that stay packed in memory.
 
-Codes of 2, 4 or 8 bits in blocks along a row, each with a scale; inputs are quantized by the operator, in the same blocks.
+Codes of 2, 4 or 8 bits in blocks along a row, each with a scale; the operator quantizes inputs in the same blocks.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from bitstill.exporters.onnx.graph import Graph
 from bitstill.program.levels import packed_bits, signed_bits, whole_levels
 
 DOMAIN, EIGHT_BITS = "com.microsoft", 4
-"""Where the operator is from, and its accuracy level at which inputs have 8 bits."""
+"""Domain of the operator, and its accuracy level with 8-bit inputs."""
 BLOCKS = (128, 64, 32, 16)
 
 
 def block_of(layer: LayerRecord) -> tuple[int, int] | None:
-    """Bits and block size that say a layer's weights; None where nothing does."""
+    """Bits and block size that represent a layer's weights; None if there are none."""
     plane = layer.planes[0]
     if layer.kind != "Linear" or len(layer.planes) > 1 or plane.first is None or plane.offset:
         return None
@@ -33,7 +33,7 @@ def product(graph: Graph, archive: Archive, layer: LayerRecord, value: str, bias
     """The layer's output for a float input (tokens, inputs), without further biases.
 
     Args:
-        layer: one that `block_of` takes.
+        layer: a layer supported by `block_of`.
         bias: float32 (outputs,), or "".
     """
     block = block_of(layer)

@@ -12,13 +12,13 @@ from bitstill.errors import SpecError, need_package
 
 Array = npt.NDArray[Any]
 OPSET = 21
-"""The oldest operator set that can say all of this."""
+"""Oldest sufficient operator set."""
 MIDDLE = 128
-"""Zero point of signed 8-bit codes that are kept unsigned."""
+"""Zero point of signed 8-bit codes stored unsigned."""
 
 
 class Graph:
-    """Nodes and constants as they are added. Names are short: in a small network they would be a large part of the file."""
+    """Builder of nodes and constants. Names are short, since they are a large part of the file of a small network."""
 
     def __init__(self, opset: int = OPSET) -> None:
         self._onnx = need_package("onnx", extra="all", purpose="writing ONNX files")
@@ -38,7 +38,7 @@ class Graph:
         return self.nodes(operator, *inputs, outputs=1, **attributes)[0]
 
     def once(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """The output of a node that is added when it is first asked for."""
+        """Output of a node that is added on first use."""
         key = (operator, inputs, tuple(sorted(attributes.items())))
         if key not in self._made:
             self._made[key] = self.node(operator, *inputs, **attributes)
@@ -51,7 +51,7 @@ class Graph:
         return names
 
     def constant(self, value: Array | Sequence[int] | int | float, dtype: Any = None) -> str:
-        """Name of a constant, kept once however often it is asked for; plain whole numbers are int64, others float32."""
+        """Name of a constant, stored once; plain integers are int64, others float32."""
         if isinstance(value, (np.ndarray, np.generic)):
             array = np.asarray(value, order="C")
         else:
@@ -63,12 +63,12 @@ class Graph:
         return self._constants[key]
 
     def named_constant(self, name: str, value: Array) -> str:
-        """A constant under a name that whoever reads the file looks for."""
+        """Add a constant under a fixed name."""
         self._initializers.append(self._onnx.numpy_helper.from_array(value, name))
         return name
 
     def cast(self, value: str, dtype: str) -> str:
-        """A value in another dtype ("float32", "int32" and so on)."""
+        """Cast a value to another dtype ("float32", "int32" and so on)."""
         kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.node("Cast", value, to=kind)
 
@@ -97,7 +97,7 @@ class Graph:
         return data
 
     def named(self, value: str, name: str) -> None:
-        """Give a value another name, under which users see it."""
+        """Rename a value for users of the file."""
         self._nodes.append(self._onnx.helper.make_node("Identity", [value], [name]))
 
     def _name(self) -> str:

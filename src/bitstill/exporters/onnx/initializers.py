@@ -1,7 +1,7 @@
 """A packed layer's weights as ONNX nodes: constants are the bytes of the artifact, and standard operators unpack them.
 
-Whatever does not depend on the network's input is folded into one constant when a runtime loads the file. What is gathered
-from a table does depend on it: then only the gathered rows are unpacked, at each call.
+Nodes that do not depend on the network's input are folded into constants when a runtime loads the file. Rows gathered from a
+table do depend on it, so only these are unpacked, at each call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bitstill.quant.layouts import TRITS_PER_BYTE, Layout, bits_for, natural_lay
 
 
 def integer_planes(layer: LayerRecord) -> bool:
-    """Whether the weights are whole numbers of 8 bits times one scale for each row, so that integers can be multiplied."""
+    """Whether the weights are 8-bit integers times one scale per row, so that integers can be multiplied."""
     by_row = layer.grid.groups == 1 and layer.grid.rows in (1, layer.shape[0])
     whole = all(
         plane.first is not None and level_range(plane)[0] >= -128 and level_range(plane)[1] <= 255 for plane in layer.planes
@@ -26,7 +26,7 @@ def integer_planes(layer: LayerRecord) -> bool:
 
 
 def level_zero(layer: LayerRecord, plane: int) -> int | None:
-    """What one plane's levels are stored around, in uint8; None is as they are, in int8."""
+    """Zero point of one plane's levels stored as uint8; None if stored as int8."""
     low, high = level_range(layer.planes[plane])
     if layer.mask:
         low, high = min(low, 0), max(high, 0)
@@ -38,8 +38,8 @@ def level_zero(layer: LayerRecord, plane: int) -> int | None:
 def integer_weight(graph: Graph, archive: Archive, layer: LayerRecord, plane: int) -> str:
     """One plane's levels in the layer's shape, moved by `level_zero`: uint8, or int8 where that is None.
 
-    Processors without a dot product of bytes add pairs of products of unsigned by signed bytes in 16 bits, which overflows
-    where levels lie beyond 64; such levels are therefore stored unsigned around a zero point.
+    Processors without a dot product of bytes add pairs of products of unsigned by signed bytes in 16 bits, which overflows for
+    levels beyond 64; such levels are therefore stored unsigned around a zero point.
     """
     levels = _levels(graph, archive, layer, plane, "int32")
     if layer.mask:
@@ -50,7 +50,7 @@ def integer_weight(graph: Graph, archive: Archive, layer: LayerRecord, plane: in
 
 
 def row_numbers(archive: Archive, layer: LayerRecord, kind: str, plane: int) -> Array:
-    """Scales or offsets of one plane, one for each row (rows,)."""
+    """Scales or offsets of one plane, one per row (rows,)."""
     return np.broadcast_to(archive.tensors[layer.tensor(kind, plane)].reshape(-1), layer.shape[:1])
 
 
@@ -131,7 +131,7 @@ def _as_levels(graph: Graph, archive: Archive, layer: LayerRecord, plane: int, c
 
 
 def _packed(archive: Archive, layer: LayerRecord, plane: int) -> tuple[Array, Layout]:
-    """Codes in a layout that standard operators can undo: further coding is undone here."""
+    """Packed codes in a layout that standard operators can unpack, without entropy coding."""
     record = layer.planes[plane]
     if record.coding == "none":
         return archive.packed_codes(layer, plane), record.layout

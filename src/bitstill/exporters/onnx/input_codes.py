@@ -1,6 +1,6 @@
-"""Quantization of what enters a layer, exactly by the rule it was trained with, as ONNX nodes.
+"""Quantization of a layer's input by exactly its trained rule, as ONNX nodes.
 
-`ops.inputs` is the rule. Codes come out as bytes where the rule has 8 bits or fewer, so that integers can be multiplied.
+`quant.inputs` defines the rules. Codes of 8 bits or fewer are bytes, so that integers can be multiplied.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Codes:
     """A quantized value: (codes - zero_point) * scale + shift.
 
     Args:
-        codes: uint8, since runtimes are many times slower at signed ones; float32 without a zero point otherwise.
-        scale: float32, shape () or one for each entry of the first dimension, (entries,).
+        codes: uint8, since runtimes are many times slower with signed ones; otherwise float32 without a zero point.
+        scale: float32, shape () or one per entry of the first dimension, (entries,).
         zero_point: uint8 (); "" is zero.
         shift: float32 (); "" is zero.
-        by_row: whether there is a scale for each entry of the first dimension.
+        by_row: whether there is a scale per entry of the first dimension.
     """
 
     codes: str
@@ -50,12 +50,12 @@ def quantized(
     """A value as codes.
 
     Args:
-        transform: name under which learned bounds and steps are stored.
-        value: float32; of `rank` dimensions, the first of which counts tokens or samples.
+        transform: prefix of the names of learned bounds and steps.
+        value: float32 of `rank` dimensions, the first over tokens or samples.
         rule: the fields of `QuantizeInput`.
         rank: see above.
-        rows: another value with as many entries in its first dimension, known to all that have this many; "" is none.
-        plain: codes as floats, by arithmetic alone, where they are not multiplied as integers.
+        rows: another value with the same first dimension, common to all such values; "" is none.
+        plain: compute codes as floats, if they are not multiplied as integers.
     """
     bits, symmetric, learned = rule["bits"], rule["symmetric"], archive.learned(transform, rule)
     if rule["range"] == "step":
@@ -74,7 +74,7 @@ def quantized(
 
 
 def dequantized(graph: Graph, quantized_value: Codes, rank: int) -> str:
-    """The float value that the codes stand for."""
+    """Dequantized float value."""
     value = graph.cast(quantized_value.codes, "float32")
     if quantized_value.zero_point:
         value = graph.node("Sub", value, graph.cast(quantized_value.zero_point, "float32"))
@@ -108,7 +108,7 @@ def _asymmetric(graph: Graph, value: str, top: int, by_row: bool, rank: int) -> 
     scale = _usable(graph, graph.node("Div", graph.node("Sub", high, low), graph.constant(float(top))))
     quantized_value = Codes("", scale, by_row=by_row)
     zero = graph.node("Round", graph.node("Div", graph.node("Neg", low), scale))
-    # Codes around zero stay signed: one zero point for each row is more than integer products understand.
+    # Codes around zero stay signed: integer products do not support a zero point per row.
     rounded = graph.node("Round", graph.node("Div", value, column(graph, quantized_value, rank)))
     zero = column(graph, Codes("", zero, by_row=by_row), rank)
     clamped = graph.node(

@@ -24,7 +24,7 @@ OPERATIONS: Mapping[type[Any], Callable[..., str]] = {
     ops.LayerNorm: plain.layer_norm, ops.BatchNorm: plain.batch_norm, ops.Activation: plain.activation, ops.Add: plain.add,
     ops.MaxPool: plain.max_pool, ops.AveragePool: plain.average_pool, ops.Mean: plain.mean, ops.Flatten: plain.flatten,
 }  # fmt: skip
-"""By operation: a function of the graph so far, the operation, and the names of its inputs, that returns its output's."""
+"""Lowering function by operation: takes the builder, the operation and the names of its inputs; returns its output's name."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Lowered:
 
     Args:
         data: its bytes.
-        arithmetic: how each layer is computed.
+        arithmetic: arithmetic of each layer.
     """
 
     data: bytes
@@ -46,16 +46,16 @@ def lower(
     """The ONNX file of a program with the weights of an artifact.
 
     Args:
-        program: of this very artifact.
+        program: program of the artifact.
         archive: the artifact.
-        products: how layers are multiplied.
-        per_tensor: quantize inputs with one range per tensor where training had one per token or sample: not what was trained,
-            but what runtimes have one fused operation for.
+        products: arithmetic of products.
+        per_tensor: quantize inputs with one range per tensor where training had one per token or sample: an approximation for
+            which runtimes have a fused operation.
         opset: the operator set.
 
     Raises:
         SpecError: an operator set that is too old, or newer than the onnx package.
-        ArtifactError: inputs of a layer are quantized over rows that a program does not have together.
+        ArtifactError: inputs of a layer have ranges of a scope that programs do not support.
         MissingPackageError: without onnx.
     """
     low = Lowering(program, archive, Graph(opset), products, per_tensor)

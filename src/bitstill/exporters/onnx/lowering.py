@@ -1,4 +1,4 @@
-"""A program's ONNX graph in the making, and what every operation asks it about layers."""
+"""The builder of a program's ONNX graph, with queries on layers for all operations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PER_TENSOR: Mapping[str, Any] = {"bits": 8, "symmetric": False, "per": "tensor",
 """The rule of ONNX `DynamicQuantizeLinear`."""
 Arithmetic = Literal["integer", "float", "packed rows", "unpacked table", "packed blocks", "dequantized"]
 Products = Literal["integer", "blocks", "qdq", "unpacked"]
-"""How layers with quantized inputs and weights of whole levels are multiplied.
+"""Arithmetic of layers with quantized inputs and integer levels.
 
 integer: codes, as in training.
-blocks: linear layers by ONNX Runtime's own operator, which quantizes inputs in its own way, where they fit.
-qdq: floats, with integer inputs and weights as pairs of quantizing and dequantizing operators, which compilers for other
-    hardware look for.
-unpacked: floats, with weights as constants under the layers' names, for whoever packs them otherwise.
+blocks: linear layers by ONNX Runtime's own operator, which quantizes inputs in blocks, if they fit.
+qdq: floats, with integer inputs and weights as pairs of quantizing and dequantizing operators, as compilers for other hardware
+    expect.
+unpacked: floats, with weights as constants under the layers' names, for other packers.
 """
 
 

@@ -1,7 +1,7 @@
 """Linear layers and convolutions.
 
-Layers whose inputs are quantized and whose weights are whole numbers times a scale for each row are multiplied as integers,
-with exactly the codes that training saw; all others as floats, with exactly the weights that training saw.
+Layers with quantized inputs and integer levels times a scale per row are multiplied as integers, with exactly the codes of
+training; all others as floats, with exactly the effective weights of training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bitstill.exporters.onnx.lowering import Lowering
 from bitstill.program import operations as ops
 
 LINEAR_RANK, CONVOLUTION_RANK = 2, 4
-"""Dimensions of their inputs."""
+"""Number of dimensions of their inputs."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ Run = Callable[[Mapping[str, Array]], Array]
 
 
 def open_session(source: Path | bytes, threads: int = 0) -> Run:
-    """A function from inputs by name to the first output; inputs that the network does not take are left out.
+    """Load a model as a function from inputs by name to the first output; unknown inputs are ignored.
 
     Args:
-        source: a file, or what would be in it.
-        threads: for one operation; 0 is all there are.
+        source: a file, or its contents.
+        threads: threads per operation; 0 uses all cores.
 
     Raises:
         MissingPackageError: without onnxruntime.

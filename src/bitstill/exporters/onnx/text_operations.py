@@ -14,7 +14,7 @@ from bitstill.program.operations import Transform
 from bitstill.program.scopes import check_scope
 
 ATTENTION_OPSET = 23
-"""From here on attention is one operator."""
+"""First operator set with attention as one operator."""
 
 
 def embedding(low: Lowering, operation: ops.Embedding, ids: str) -> str:
@@ -60,12 +60,12 @@ def _all_positions(low: Lowering, operation: ops.Positions, ids: str) -> str:
 
 
 def quantize(low: Lowering, operation: ops.Quantize, value: str) -> str:
-    """What the codes of a value stand for."""
+    """Quantized and dequantized value."""
     return _requantized(low, operation.transform, value, low.graph.constant([operation.width]))
 
 
 def _requantized(low: Lowering, transform: Transform, value: str, width: str) -> str:
-    """What the codes of a value stand for, whose rows have that width."""
+    """Quantized and dequantized value with rows of that width."""
     graph, rule = low.graph, transform.rule
     check_scope(rule["per"], transform.name, tokens=low.tokens, lines=False)
     rows = graph.node("Reshape", value, graph.node("Concat", graph.constant([-1]), width, axis=0))
@@ -106,7 +106,7 @@ def _shape_of_ids(low: Lowering) -> str:
 
 
 def _mask(low: Lowering) -> str:
-    """0 for real tokens and the lowest number for padding, (texts, 1, 1, length)."""
+    """Additive mask: 0 for tokens and the lowest number for padding, (texts, 1, 1, length)."""
     if "mask" not in low.shared:
         graph = low.graph
         padding = graph.node("Sub", graph.constant(1.0), graph.cast("attention_mask", "float32"))
