@@ -1,7 +1,7 @@
-"""Building a plan step by step: what all operations share.
+"""The builder of a plan, shared by all operations.
 
-Elementwise operations become *epilogues* of the step whose result they change, where nothing else reads that result. Quantized
-inputs are computed once for all layers that quantize one value in one way.
+An elementwise operation becomes an *epilogue* of the step that computes its input, if nothing else reads that. Quantized inputs
+are computed once for all layers that quantize a value in the same way.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ OPERANDS = ("input", "input_2", "input_3", "input_4")
 
 @dataclass
 class Builder:
-    """A plan in the making.
+    """Builder of a plan.
 
     Args:
-        layers: the weights.
-        readers: by name of a value, the operations of the program that read it.
-        plan: so far.
-        numbers: of the plan's values, by their names in the program.
+        layers: weights of the layers.
+        readers: operations of the program that read a value, by its name.
+        plan: the plan so far.
+        numbers: numbers of the plan's values, by their names in the program.
     """
 
     layers: LayerWeights
@@ -42,7 +42,7 @@ class Builder:
 
     @classmethod
     def of(cls, program: Program, layers: LayerWeights) -> Builder:
-        """For a program, with nothing planned."""
+        """Start an empty plan for a program."""
         readers: dict[str, int] = {}
         for step in program.steps:
             for name in step.inputs:
@@ -50,11 +50,11 @@ class Builder:
         return cls(layers, readers)
 
     def shape(self, name: str) -> Shape:
-        """A value's shape, by its name."""
+        """Shape of a value."""
         return self.plan.values[self.numbers[name]].shape
 
     def writer(self, number: int) -> Step:
-        """The step that computes a value."""
+        """Step that computes a value."""
         return self.plan.steps[self.plan.values[number].written]
 
     def emit(self, step: Step, inputs: tuple[int, ...], shape: Shape, name: str, *, codes: bool = False) -> int:
@@ -71,7 +71,7 @@ class Builder:
         return number
 
     def elementwise(self, output: str, epilogue: Epilogue, name: str, addend: str | None = None) -> None:
-        """Apply an operation to a value, or add another one to it: in the step that computes either, or else in a new one."""
+        """Apply an operation to a value, or add another value: in the step that computes either, or else in a new one."""
         if self._fuse(output, epilogue, name, addend) or (addend and self._fuse(output, epilogue, addend, name)):
             return
         names = (name,) if addend is None else (name, addend)
@@ -81,7 +81,7 @@ class Builder:
         self.writer(number).epilogue[0] = epilogue
 
     def _fuse(self, output: str, epilogue: Epilogue, name: str, addend: str | None) -> bool:
-        """Whether the step that computes `name` can apply the operation, because nobody reads its result as it was."""
+        """Whether the step that computes `name` can apply the operation, because nothing reads the unmodified result."""
         number = self.numbers[name]
         value, step = self.plan.values[number], self.writer(number)
         used = sum(each.kind != EpilogueKind.END for each in step.epilogue)
@@ -111,7 +111,7 @@ class Builder:
         """The rule by which rows of that shape are quantized.
 
         Raises:
-            ArtifactError: ranges over rows that a program does not have together.
+            ArtifactError: ranges of a scope that programs do not support.
         """
         per = transform.rule["per"]
         check_scope(per, transform.name, tokens=rows.per == "token", lines=rows.per == "sample" and rows.pixels > 1)
@@ -121,12 +121,12 @@ class Builder:
         return rule
 
     def quantized_input(self, layer: str, name: str, rows: Shape, *, by_integers: bool) -> tuple[int, bool]:
-        """The number of what a layer multiplies, and whether it is codes: else the floats that codes stand for.
+        """Number of a layer's input, and whether it holds codes; otherwise it holds dequantized floats.
 
         Args:
-            layer: its name.
-            name: of the value that it reads.
-            rows: the shape of its rows of codes.
+            layer: name of the layer.
+            name: name of the value that it reads.
+            rows: shape of its rows of codes.
             by_integers: whether its weight can be multiplied with codes.
         """
         rule, number = self.layers.rule(layer), self.numbers[name]

@@ -1,7 +1,7 @@
-"""Which steps threads must wait for each other before, and which read only rows that the same thread has written.
+"""Synchronization of threads between steps, which is skipped if a step reads only rows written by the same thread.
 
-Steps that work row by row split rows between threads. A product does so where rows are many; where they are few it splits
-outputs, so that each thread writes some columns of all rows. A plan serves batches of any size, so that it must hold for both.
+Row-wise steps split rows between threads. A product does so if there are many rows; if there are few, it splits outputs, so
+each thread writes some columns of all rows. A plan serves batches of any size, so both cases must be covered.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from bitstill.runtime.structs import Op, Step, Sync
 from bitstill.runtime.values import Plan, Shape
 
 WRITE_OWN_ROWS = frozenset({Op.GATHER, Op.MAP, Op.NORM, Op.QUANTIZE, Op.INPUT, Op.POOL})
-"""Operations of which each thread writes rows of its own."""
+"""Operations in which each thread writes its own rows."""
 READ_OWN_ROWS = frozenset({Op.GATHER, Op.MAP, Op.NORM})
-"""Operations that read only the rows that they write, and so does quantizing under a range for each row."""
+"""Operations that read only the rows that they write; so does quantization with a range per row."""
 
 
 @dataclass
@@ -22,15 +22,15 @@ class Dependencies:
     """The steps of a plan so far.
 
     Args:
-        plan: whose steps they are.
-        last_sync: after each step, the last one before which all threads have waited: where rows are few, and where many.
+        plan: plan of the steps.
+        last_sync: last synchronized step up to each step, for few rows and for many rows.
     """
 
     plan: Plan
     last_sync: list[dict[bool, int]] = field(default_factory=list)
 
     def append(self, step: Step, inputs: tuple[int, ...], shape: Shape) -> None:
-        """Set how threads wait before a step that comes next and computes rows of that shape."""
+        """Set the synchronization before the next step, which computes rows of that shape."""
         number = len(self.last_sync)
         step.sync = self._sync(step, inputs, shape) if number else Sync.ALWAYS
         before = self.last_sync[-1] if number else {False: 0, True: 0}

@@ -1,4 +1,4 @@
-"""The C library with the weights of one artifact: plans, memory for calls, and running them."""
+"""The engine: plans, memory and execution in the C library for the weights of one artifact."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from bitstill.runtime.values import Plan
 
 Array = npt.NDArray[Any]
 MAX_ARENAS = 4
-"""Arenas that wait for the next call: as many as there were concurrent calls, up to this."""
+"""Largest number of arenas kept for later calls, one per concurrent call."""
 MAX_LAYOUTS, MAX_PLANS = 256, 16
-"""Sizes of batches whose layouts in memory are cached, and sizes of images whose plans are."""
+"""Numbers of cached memory layouts, by batch size, and of cached plans, by image size."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Which tokens of a batch are computed, one text after the other.
+    """Tokens of a batch to compute, with texts concatenated.
 
     Args:
-        selected: bool (texts, length); None is all of them.
-        starts: int64 (texts + 1,), where each text begins among them.
-        longest: tokens in the longest text.
-        masked: uint8 (tokens,), 1 where attention may not look; None is nowhere.
+        selected: bool (texts, length); None selects all.
+        starts: int64 (texts + 1,), offset of each text.
+        longest: number of tokens in the longest text.
+        masked: uint8 (tokens,), 1 for tokens hidden from attention; None for none.
     """
 
     selected: Array | None
@@ -46,11 +46,11 @@ class Tokens:
 
     @classmethod
     def of(cls, real: Array, *, all_needed: bool) -> Tokens:
-        """Of the mask of real tokens: padding is left out, unless results depend on it.
+        """Select the tokens of an attention mask; padding is skipped, unless results depend on it.
 
         Args:
-            real: bool (texts, length).
-            all_needed: whether ranges are taken over padding too.
+            real: bool (texts, length), False for padding.
+            all_needed: whether ranges include padding.
         """
         texts, length = real.shape
         padded = not real.all()
@@ -65,7 +65,7 @@ class Tokens:
         return (rows.reshape(-1) if self.selected is None else rows[self.selected]).astype(np.int32)
 
     def by_text(self, answer: Array, shape: tuple[int, ...]) -> Array:
-        """(tokens, width) -> (texts, length, width), with zeros where nothing was computed."""
+        """(tokens, width) -> (texts, length, width), with zeros at skipped padding."""
         if self.selected is None:
             return answer.reshape(*shape, -1)
         padded = np.zeros((*shape, answer.shape[1]), np.float32)
@@ -81,10 +81,10 @@ class _Arena:
     scratch: Array
 
     def grow(self, values: int, scratch: int) -> None:
-        """Make room for so many bytes of values, and of scratch for all threads.
+        """Allocate memory for values, and scratch memory for all threads.
 
         Raises:
-            DataError: there is no such memory.
+            DataError: the memory is not available.
         """
         try:
             if self.values.size < values + ALIGN:
@@ -97,12 +97,12 @@ class _Arena:
 
 
 class NativeEngine:
-    """A program run by the C library. May be called from many threads at once.
+    """A program run by the C library; thread-safe.
 
     Args:
         archive, program: an artifact's.
         library: the C library.
-        threads: at most, for one call.
+        threads: largest number of threads of a call.
     """
 
     def __init__(self, archive: Archive, program: Program, library: ctypes.CDLL, threads: int) -> None:
@@ -201,12 +201,12 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a batch of one size needs.
+    """Memory layout of a batch of one size.
 
     Args:
         rows, offsets: int64, of every value.
-        bytes: of all values.
-        scratch_bytes: for each thread.
+        bytes: bytes of all values.
+        scratch_bytes: scratch bytes per thread.
     """
 
     rows: Array
@@ -216,7 +216,7 @@ class _Layout:
 
 
 class _ReadyPlan:
-    """A plan in arrays that C reads."""
+    """A plan as arrays for C."""
 
     def __init__(self, planned: Plan) -> None:
         self.plan = planned

@@ -1,4 +1,4 @@
-"""Arrays that structures of the C library point into, and weights that were not compressed."""
+"""Arrays referenced by structures of the C library, and uncompressed weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class Held:
-    """Arrays that a structure points into, kept alive with it."""
+    """Arrays referenced by a structure, kept alive with it."""
 
     arrays: list[Array] = field(default_factory=list)
 
@@ -28,7 +28,7 @@ class Held:
         return int(self.arrays[-1].ctypes.data)
 
     def channels(self, values: Array) -> int:
-        """Address of one number for each channel, with room up to a whole panel behind."""
+        """Address of one number per channel, padded to a whole panel."""
         return self.at(np.pad(values.astype(np.float32), (0, -len(values) % PANEL)))
 
     @property
@@ -38,10 +38,10 @@ class Held:
 
 
 def leftover_weight(archive: Archive, layer: str, dimensions: tuple[int, ...]) -> Array:
-    """The weight of a layer that was not compressed.
+    """Weight of an uncompressed layer.
 
     Raises:
-        ArtifactError: there is none, or one of another kind of layer.
+        ArtifactError: there is none, or it has other dimensions.
     """
     name = f"{layer}.weight"
     weight = archive.tensors.get(name)

@@ -1,4 +1,4 @@
-"""How a value is quantized, as the C library's structure."""
+"""Rules of input quantization as structures of the C library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An artifact's weights in the C library's form, packed once and shared by plans for images of several sizes."""
+"""Weights in the C library's form, packed once and shared by plans for several image sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 
 
 def expect(what: str, expected: object, actual: object, where: str) -> None:
-    """Refuse sizes that the steps, which trust their numbers, would read beyond.
+    """Check two sizes for equality, since the steps in C read without bounds checks.
 
     Raises:
         ArtifactError: the two differ.
@@ -37,7 +37,7 @@ class LayerWeights:
 
     Args:
         archive: the artifact.
-        library: the C library, for whose tier in use the weights are packed.
+        library: the C library; weights are packed for its current tier.
     """
 
     def __init__(self, archive: Archive, library: ctypes.CDLL) -> None:
@@ -49,7 +49,7 @@ class LayerWeights:
         self._addresses: dict[bytes, int] = {}
 
     def release(self, *, everything: bool = False) -> None:
-        """Drop the file's tensors that have been packed; or all of them, where nothing more will be planned."""
+        """Free tensors of the file that have been packed, or all of them if no further plans are needed."""
         if everything:
             self.archive = replace(self.archive, tensors={})
             return

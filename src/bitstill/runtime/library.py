@@ -1,4 +1,4 @@
-"""The compiled library: located beside the package, checked, and typed. It may be absent."""
+"""The compiled library: located next to the package, checked, and typed. It may be absent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("libbitstill.so", "libbitstill.dylib", "bitstill.dll")
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The library; None where the package was installed without a C compiler, or for another version of it."""
+    """The library; None if the package was installed without a C compiler, or the versions differ."""
     for folder in sys.modules["bitstill.runtime"].__path__:  # an editable install keeps compiled files in another folder
         for name in NAMES:
             if (Path(folder) / name).is_file():
@@ -29,18 +29,18 @@ def library() -> ctypes.CDLL | None:
 def _opened(path: Path) -> ctypes.CDLL | None:
     try:
         return _checked(ctypes.CDLL(str(path)))
-    except OSError as error:  # cut off, or of another kind of machine
+    except OSError as error:  # truncated, or for another architecture
         warnings.warn(f"bitstill goes on without its compiled library, slowly: {error}", stacklevel=4)
         return None
 
 
 def processors() -> int:
-    """Number of processors that this process may use."""
+    """Number of processors available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tiers() -> tuple[str, ...]:
-    """Instruction sets of the library that this processor has, from the best; empty without the library."""
+    """Instruction sets of the library that this processor supports, best first; empty without the library."""
     native = library()
     if native is None:
         return ()
@@ -51,7 +51,7 @@ def tiers() -> tuple[str, ...]:
 
 
 def use_tier(name: str) -> None:
-    """Compute with one instruction set what is loaded from now on, in the whole process: for tests and comparisons.
+    """Use one instruction set for everything loaded from now on in this process, for tests and comparisons.
 
     Raises:
         SpecError: it is not one of `tiers()`.

@@ -1,4 +1,4 @@
-"""One linear layer of an artifact in the C library: rows in, rows out, for whoever has a network of their own around it."""
+"""A single linear layer of an artifact in the C library, for use in other networks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Linear:
             self._quantize(rule_of(archive, f"{layer}.input_transform", self.rule), multiply)
 
     def _quantize(self, rule: structures.Rule, multiply: structures.Step) -> None:
-        """Steps before the product: codes, and floats again where codes cannot be multiplied."""
+        """Steps before the product: quantize to codes, and dequantize if codes cannot be multiplied."""
         self._steps.insert(0, structures.Step(op=Op.QUANTIZE, input=1, output=2, rule=rule))
         self._widths.append(self.weight.struct.padded)
         multiply.input, multiply.quantized = 2, 1
@@ -53,12 +53,12 @@ class Linear:
             multiply.input, multiply.quantized = 3, 0
 
     def __call__(self, x: Array, *, together: int = 1, threads: int = 1) -> Array:
-        """The layer's answer.
+        """Run the layer.
 
         Args:
             x: float32 (rows, inputs), contiguous.
-            together: rows that share a range, where inputs are quantized per sample.
-            threads: at most.
+            together: rows that share a range, if inputs are quantized per sample.
+            threads: largest number of threads.
         """
         rows = len(x)
         steps = (structures.Step * len(self._steps))(*self._steps)

@@ -1,4 +1,4 @@
-"""Places of a plan's values in one arena: values whose last reader has run give their memory to later ones."""
+"""Memory planning: offsets of a plan's values in one arena, in which later values reuse the memory of dead ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Block(NamedTuple):
 
 
 def place_values(plan: Plan) -> None:
-    """Set the offset of every value, and the bytes of all: each at the lowest address that is free for as long as it lives."""
+    """Set the offset of every value to the lowest address that is free during its life, and the total bytes."""
     plan.result.last_read = len(plan.steps)
     in_use: list[_Block] = []
     for value in plan.values:
@@ -40,6 +40,6 @@ def _first_gap(in_use: list[_Block], size: int) -> int:
 
 
 def _free_from(steps: list[Step], last_read: int) -> int:
-    """The first step that may overwrite a value: other threads may still read it until all have waited for each other again."""
+    """First step that may overwrite a value: until the next synchronization other threads may still read it."""
     later = range(last_read + 1, len(steps))
     return next((number for number in later if steps[number].sync == Sync.ALWAYS), FOREVER)

@@ -1,4 +1,4 @@
-"""A loaded artifact that answers: inputs are checked here, and an engine runs the program."""
+"""A loaded model: checks inputs and runs the program in an engine."""
 
 from __future__ import annotations
 
@@ -24,23 +24,22 @@ from bitstill.runtime.reference import Reference
 Array = npt.NDArray[Any]
 Pooling = Literal["mean", "first"]
 MAX_THREADS = 64
-"""For one call: as many as the C library ever starts, and the caller's."""
+"""Largest number of threads of a call: those that the C library starts, and the caller's."""
 
 
 def load(source: str | Path, *, threads: int | None = None, pooling: Pooling | None = None) -> Model:
-    """An artifact, ready to run. Neither torch nor transformers is imported.
+    """Load an artifact, without torch and transformers.
 
     Args:
         source: its folder, or its name on the hub.
-        threads: at most, for one call; None is one for each processor that this process may use. Calls that come while another
-            one works run on their caller's thread alone.
-        pooling: of an encoder without a head: one vector for each text, the "mean" of its tokens' or that of its "first" token
-            (for sentence embeddings as their model was trained, most often "mean"); None is a vector for each token.
+        threads: largest number of threads of a call; None is one per available processor. A call during another one runs only
+            on its caller's thread.
+        pooling: for an encoder without a head, one vector per text: the "mean" over its tokens, or its "first" token (for
+            sentence embeddings as in training, usually "mean"); None returns a vector per token.
 
     Raises:
-        ArtifactError: it is missing or damaged, or computes something that has no operation here.
-        SpecError: threads below 1, or no number of them; an unknown pooling, or one for a network that gives no vectors for
-            tokens.
+        ArtifactError: it is missing or damaged, or has an unsupported operation.
+        SpecError: invalid threads; an unknown pooling, or pooling for a network without token vectors.
     """
     threads = processors() if threads is None else threads
     if not isinstance(threads, (int, np.integer)) or threads < 1:
@@ -54,19 +53,19 @@ def load(source: str | Path, *, threads: int | None = None, pooling: Pooling | N
 
 
 class Model:
-    """A network that takes arrays by name and returns an array. May be called from many threads at once.
+    """A loaded network: a function from arrays by name to an array; thread-safe.
 
     Attributes:
-        program: what it computes.
-        head: what the outputs mean; `head.probabilities(outputs)` are those of classes or labels.
-        engine: "avx2" or another instruction set of the C library; "numpy" where the package was installed without it.
+        program: its program.
+        head: meaning of the outputs; `head.probabilities(outputs)` are those of classes or labels.
+        engine: "avx2" or another instruction set of the C library; "numpy" if the package was installed without it.
     """
 
     def __init__(self, archive: Archive, program: Program, threads: int, pooling: Pooling | None = None) -> None:
         self.program, self.threads, self.pooling = program, threads, pooling
         self._by_text = isinstance(program.steps[-1].operation, ops.ByText)
         if pooling is not None and not self._by_text:
-            fix = "Leave it out: a classifier gives its answers for each text."
+            fix = "Leave it out: a classifier already returns one row per text."
             raise SpecError("an encoder without a head, to pool", given=program.result, where="pooling", fix=fix)
         self.head = head_of(archive.config)
         self._reads_texts = program.inputs[0].name == "input_ids"
@@ -85,7 +84,7 @@ class Model:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of classes or labels, where the artifact has them."""
+        """Names of classes or labels, if the artifact has any."""
         return self.head.labels
 
     @property
@@ -95,24 +94,24 @@ class Model:
 
     @property
     def longest(self) -> int | None:
-        """The most tokens that a text may have; None where nothing limits them, or there are no texts."""
+        """Largest number of tokens in a text; None if unlimited, or for images."""
         positions = [each for each, _ in self._tables if isinstance(each, ops.Positions)]
         return min((self._rows[each.layer] - each.first for each in positions), default=None)
 
     def __call__(self, *arrays: npt.ArrayLike, **named: npt.ArrayLike) -> Array:
-        """Answers for a batch.
+        """Run a batch.
 
         Args:
             arrays: inputs in the program's order.
-            named: inputs by name. Texts: `input_ids` (texts, length), and optionally `attention_mask`, 1 for real tokens, and
-                `token_type_ids`, both of that shape. Images: float (samples, channels, height, width).
+            named: inputs by name. Texts: `input_ids` (texts, length), and optionally `attention_mask`, 1 for tokens and 0 for
+                padding, and `token_type_ids`, both of that shape. Images: float (samples, channels, height, width).
 
         Returns:
-            float32 (texts or samples, classes). Of an encoder without a head: (texts, length, width), zeros where padding is;
-            with pooling (texts, width).
+            float32 (texts or samples, classes). For an encoder without a head: (texts, length, width), zeros at padding; with
+            pooling (texts, width).
 
         Raises:
-            DataError: an input is missing or unknown, has another shape or type, or names a word or position that no table has.
+            DataError: an input is missing or unknown, has another shape or type, or an id or position is out of range.
         """
         values = self._by_name(arrays, named)
         with as_artifact_error("config.json"):
@@ -147,7 +146,7 @@ class Model:
         return answer[np.arange(len(real)), real.argmax(1)] if self.pooling == "first" else answer
 
     def _table_rows(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """By table, the row of each token, (texts, length)."""
+        """Row of each token by table, (texts, length)."""
         rows: dict[str, Array] = {}
         for operation, source in self._tables:
             if isinstance(operation, ops.Positions):
@@ -183,7 +182,7 @@ class Model:
 
 
 def positions_of(operation: ops.Positions, ids: Array) -> Array:
-    """The row of the table of positions for each token, of the ids' shape."""
+    """Position of each token, in the shape of the ids."""
     if operation.padding is None:
         return np.tile(np.arange(operation.first, operation.first + ids.shape[1]), (len(ids), 1))
     real = ids != operation.padding
@@ -196,7 +195,7 @@ def _table_rows(archive: Archive, layer: str) -> int:
 
 
 def _in_table(numbers: Array, rows: int, where: str, fix: str) -> Array:
-    """Numbers of rows, refused where the table has no such row."""
+    """Check that row numbers are within a table."""
     if numbers.size:
         smallest, largest = int(numbers.min()), int(numbers.max())
         if smallest < 0 or largest >= rows:
@@ -206,10 +205,10 @@ def _in_table(numbers: Array, rows: int, where: str, fix: str) -> Array:
 
 
 def _check_shape(about: ops.Input) -> None:
-    """Refuse a file whose input has no size, or two sizes by one name.
+    """Check that an input has a consistent shape.
 
     Raises:
-        ArtifactError: that.
+        ArtifactError: it has no size, or two sizes under one name.
     """
     names = [size for size in about.shape if isinstance(size, str)]
     sized = all(isinstance(size, str) or (isinstance(size, int) and size > 0) for size in about.shape)

@@ -1,4 +1,4 @@
-"""The weight of a linear layer or a convolution as the lines of codes that the C library multiplies."""
+"""Packing of linear layers and convolutions into the lines of codes that the C library multiplies."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Matrix:
     """A layer's weight for products with rows of inputs.
 
     Args:
-        struct: what C reads.
-        held: what it points into.
-        by_integers: whether codes of inputs can be multiplied; else floats are.
+        struct: structure for C.
+        held: arrays referenced by it.
+        by_integers: whether codes of inputs can be multiplied; otherwise floats are.
     """
 
     struct: structures.Matrix
@@ -40,13 +40,13 @@ class Matrix:
 
 
 def matrix(archive: Archive, layer: str, library: ctypes.CDLL, tier: int | None = None) -> Matrix:
-    """The weight of a linear layer or a convolution, packed; as floats where it was not compressed or has flat buckets.
+    """Pack the weight of a linear layer or a convolution; as floats if it is uncompressed or has flat buckets.
 
     A convolution's inputs are in the order height, width, channel.
 
     Args:
-        archive, layer: whose weight.
-        library: which packs it.
+        archive, layer: layer of the weight.
+        library: the C library.
         tier: address of the instruction set that will multiply it; None is the one in use.
     """
     record = archive.layers.get(layer)
@@ -60,12 +60,12 @@ def matrix(archive: Archive, layer: str, library: ctypes.CDLL, tier: int | None 
 
 @dataclass(frozen=True)
 class _Products:
-    """How the planes of a layer are multiplied with its inputs.
+    """Arithmetic of the planes of a layer.
 
     Args:
-        recoded: planes get a code that means zero, for weights that are pruned.
-        by_integers: codes of weights are multiplied with codes of inputs; else floats are.
-        shifted: codes of inputs have a zero point, whose share is subtracted by sums of weights.
+        recoded: planes get an extra code for zero, for pruned weights.
+        by_integers: codes of weights are multiplied with codes of inputs; otherwise floats are.
+        shifted: codes of inputs have a zero point, whose contribution is subtracted by sums of weights.
         single: every plane has one bit.
     """
 
@@ -96,7 +96,7 @@ class _Products:
 
 
 class _MatrixPacker:
-    """Packs the planes of one layer.
+    """Packer of the planes of one layer.
 
     Args:
         archive, record: the layer.
@@ -133,7 +133,7 @@ class _MatrixPacker:
         return Matrix(self.struct, self.held, products.by_integers)
 
     def _codes(self, index: int) -> tuple[Array, PlaneRecord]:
-        """Codes of a plane, uint8 (outputs, inputs), and what they mean."""
+        """Codes of a plane, uint8 (outputs, inputs), and its record."""
         plane = self.record.planes[index]
         codes = self.archive.codes(self.record, index, functools.partial(_unpacked, self.library))
         if self.products.recoded:
@@ -201,7 +201,7 @@ def pack_lines(rows: Array, form: int, shift: int, padded: int, library: ctypes.
 
 
 def _fits_int32(plane: PlaneRecord, inputs: int, recoded: bool) -> bool:
-    """Whether no sum over so many inputs can leave 32 bits: of codes less zero points, times codes of weights or levels."""
+    """Whether sums of products over so many inputs always fit into 32 bits."""
     assert plane.first is not None
     ends = [plane.first, plane.first + plane.step * (plane.levels - 1), *([0] if recoded else [])]
     return inputs * 255 * max(max(ends) - min(ends), *map(abs, ends)) < 2**31
@@ -222,7 +222,7 @@ def _dense(weight: Array) -> Matrix:
 
 
 def _with_zero(codes: Array, plane: PlaneRecord, kept: Array | None) -> tuple[Array, PlaneRecord]:
-    """Codes among which one means zero, for levels that had none where weights were pruned."""
+    """Codes with an extra code for pruned weights, for levels without zero."""
     assert plane.first is not None and kept is not None
     levels = np.where(kept.reshape(codes.shape), plane.first + plane.step * codes.astype(np.int16), 0)
     low, high = min(plane.first, 0), max(plane.first + plane.step * (plane.levels - 1), 0)

@@ -1,4 +1,4 @@
-"""The weight of an embedding as the rows of codes that the C library looks up."""
+"""Packing of embeddings into the rows of codes that the C library looks up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Table:
 
 
 def table(archive: Archive, layer: str) -> Table:
-    """The weight of an embedding, in the very bytes of the file where they are not compressed further."""
+    """Pack the weight of an embedding; without entropy coding, the bytes of the file are used directly."""
     record, held = archive.layers.get(layer), Held()
     if record is None:
         weight = leftover_weight(archive, layer, (2,))

@@ -1,4 +1,4 @@
-"""From a program to a plan for the C library: its steps, and values with their places in memory."""
+"""Planning of a program for the C library: steps, and values with their offsets in memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bitstill.runtime.values import Plan
 
 
 def plan(program: Program, layers: LayerWeights, sizes: Mapping[str, int]) -> Plan:
-    """The plan of a program.
+    """Plan a program.
 
     Args:
-        program: of an artifact.
+        program: program of an artifact.
         layers: its weights.
-        sizes: of the inputs' dimensions that the program leaves open: "height" and "width", or "frames" and "bands".
+        sizes: sizes of free dimensions: "height" and "width", or "frames" and "bands".
 
     Raises:
-        ArtifactError: layers do not fit each other, or quantize their inputs over rows that a program does not have together.
+        ArtifactError: layers do not fit each other, or have input ranges of a scope that programs do not support.
     """
     builder = Builder.of(program, layers)
     for place, about in enumerate(program.inputs):

@@ -1,4 +1,4 @@
-"""The same answers by numpy alone, slowly: where the package was installed without a C compiler, and to check the library."""
+"""The reference engine in numpy: a slow fallback without the C library, and the oracle for it."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class Reference:
 
 
 def _by_token(program: Program) -> set[str]:
-    """Layers whose input has a row for each token."""
+    """Layers whose input has a row per token."""
     values, layers = {"input_ids", "token_type_ids"}, set()
     for step in program.steps:
         if values & set(step.inputs) and not isinstance(step.operation, ops.FirstToken):

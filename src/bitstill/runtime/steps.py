@@ -173,4 +173,4 @@ STEPS: Mapping[type[Any], Callable[..., None]] = {
     ops.Convolution: _convolution, ops.BatchNorm: _batch_norm, ops.MaxPool: _max_pool, ops.AveragePool: _average_pool,
     ops.Mean: _mean, ops.Flatten: _flatten,
 }  # fmt: skip
-"""By operation: a function of a builder, the operation, and the names of its output and inputs."""
+"""Planning function by operation: takes the builder, the operation, and the names of its output and inputs."""

@@ -1,4 +1,4 @@
-"""The C library's structures, field by field as `native/bitstill.h` has them."""
+"""Structures of the C library, field by field as in `native/bitstill.h`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans: the values and steps of a program, as the C library runs them."""
+"""Plans: values and steps for the C library."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ CODED_ROW = 12
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows of numbers: `pixels` rows for each token, text or sample.
+    """Shape of a value: `pixels` rows per token, text or sample.
 
     Args:
-        per: what there are as many of as the batch has: "token", "text" or "sample".
+        per: unit of the batch: "token", "text" or "sample".
         width: numbers in a row.
-        height, across: of an image in pixels; 1 elsewhere.
+        height, across: size of an image in pixels; 1 otherwise.
     """
 
     per: str
@@ -34,13 +34,13 @@ class Shape:
 
 @dataclass
 class Value:
-    """A value's shape, and its life.
+    """A value: its shape and lifetime.
 
     Args:
-        shape: of its rows.
+        shape: shape of its rows.
         codes: whether it holds codes rather than floats.
-        written: the step that computes it.
-        last_read: the step that reads it last.
+        written: step that computes it.
+        last_read: last step that reads it.
         readers: operations of the program that read it.
     """
 
@@ -59,15 +59,15 @@ class Value:
 
 @dataclass
 class Plan:
-    """Steps for the C library, and what they need.
+    """Steps for the C library with their values.
 
     Args:
-        steps: in order.
-        values: of all steps; the last step's is the result.
-        offsets: of the values, in bytes for each token or sample.
-        bytes: of all values, for each token or sample.
-        indices: operations that look up rows, by place in the list of indices.
-        padding_counts: whether results depend on padded tokens too.
+        steps: steps in order.
+        values: values of all steps; the last step's is the result.
+        offsets: offsets of the values, in bytes per token or sample.
+        bytes: bytes of all values, per token or sample.
+        indices: operations that look up rows, in the order of the list of indices.
+        padding_counts: whether results depend on padding.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -79,5 +79,5 @@ class Plan:
 
     @property
     def result(self) -> Value:
-        """What the last step computes."""
+        """Value of the last step."""
         return self.values[int(self.steps[-1].output)]
