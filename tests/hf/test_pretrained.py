@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, BertForPreTraining
 
+from bitstill.artifact.writer import Storage
+from bitstill.data.label_order import check_label_order
 from bitstill.data.objectives import Classification, MeanStates
 from bitstill.data.task import Split, Task
 from bitstill.data.text import TextSplit
 from bitstill.deliver.architecture import architecture_of, from_architecture
+from bitstill.deliver.deliver import write_artifact
 from bitstill.errors import ArtifactError, DataError, MatchError
 from bitstill.hf.auto_classes import is_known
 from bitstill.hf.configs import config_of, from_config
@@ -139,6 +142,30 @@ def test_labels_in_another_order_are_refused(copy, task):
     folder = copy({"id2label": {0: "POSITIVE", 1: "NEGATIVE"}, "label2id": {"POSITIVE": 0, "NEGATIVE": 1}})
     with pytest.raises(DataError, match=r"labels in the order negative, positive, got positive, negative.*Reorder"):
         load_pretrained(str(folder), task, "teacher")
+
+
+@pytest.mark.parametrize("names", [("positive", "negative"), ("positive", "other"), ("other", "NEGATIVE")])
+def test_labels_in_another_order_are_refused_in_an_object_as_in_a_folder(task, names):
+    network = tiny.model("bert", id2label=dict(enumerate(names)), label2id={name: n for n, name in enumerate(names)})
+    with pytest.raises(DataError, match="teacher: wanted labels in the order negative, positive, got"):
+        check_model("teacher", network, task)
+
+
+def test_numbers_that_name_classes_are_compared_with_numbers_from_zero():
+    numbered = Classification(3, ("LABEL_0", "LABEL_1", "LABEL_2"))
+    for names in (("0", "1", "2"), ("a", "b", "c"), ("LABEL_0", "LABEL_1", "LABEL_2")):
+        check_label_order(dict(enumerate(names)), numbered, "model")
+    with pytest.raises(DataError, match="model: wanted labels in the order label_0, label_1, label_2, got 2, 1, 0"):
+        check_label_order({0: "2", 1: "1", 2: "0"}, numbered, "model")
+    check_label_order({0: "b"}, Classification(2, ("a", "b")), "another head, which its width tells")
+
+
+def test_what_is_delivered_of_an_object_says_what_the_task_does(task, tmp_path):
+    """Not what the object was called, nor the problem that it was trained for."""
+    network = tiny.model("bert", problem_type="multi_label_classification")
+    write_artifact(tmp_path, network, task, Storage())
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {"0": "negative", "1": "positive"} and config["problem_type"] is None
 
 
 @pytest.mark.parametrize("names", [("Negative", "POSITIVE"), ("LABEL_0", "LABEL_1"), ("bad", "good")])

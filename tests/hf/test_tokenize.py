@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from transformers import AutoTokenizer, DistilBertTokenizerFast
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast, DistilBertTokenizerFast
 
 import bitstill
 from bitstill.data.text import TextOptions, TextSplit
 from bitstill.deliver.load_task import task_for, text_task
 from bitstill.errors import DataError, SpecError
-from bitstill.hf.tokenize import check_same_vocabulary, load_tokenizer, tokenize
+from bitstill.hf.tokenize import PROBES, check_same_tokens, load_tokenizer, tokenize
 
 from . import tiny
 
@@ -187,19 +187,62 @@ def test_nowhere_is_refused(tmp_path):
         load_tokenizer(tmp_path / "nowhere")
 
 
-def test_a_teacher_that_reads_other_tokens_is_refused(saved, data):
+def accented(**settings: bool) -> BertTokenizerFast:
+    words = [*tiny.VOCABULARY, "café", "cafe"]
+    return BertTokenizerFast(vocab={word: index for index, word in enumerate(words)}, model_max_length=tiny.LIMIT, **settings)
+
+
+def cased() -> BertTokenizerFast:
+    return accented(do_lower_case=False)
+
+
+def test_tokenizers_of_other_vocabularies_are_refused():
     swapped = [*tiny.VOCABULARY[:6], tiny.VOCABULARY[7], tiny.VOCABULARY[6], *tiny.VOCABULARY[8:]]
-    other = saved("electra", words=tuple(swapped))
-    with pytest.raises(DataError, match=r"wanted one vocabulary, got 68 and 68 tokens; ('a' is 6 and 7|'an' is 7 and 6)"):
-        check_same_vocabulary(load_tokenizer(saved("bert")), load_tokenizer(other), ("student", "teacher"))
-    with pytest.raises(DataError, match=r"bert.* and .*electra: wanted one vocabulary.*Choose a teacher"):
-        task_for("text", {"student": saved("bert"), "teacher": other}, data, TextOptions(max_length=32))
+    for words, message in (
+        (swapped, r"wanted one vocabulary, got 68 and 68 tokens; ('a' is 6 and 7|'an' is 7 and 6).*Choose a teacher"),
+        (tiny.VOCABULARY[:-1], "teacher: wanted one vocabulary, got 68 and 67 tokens; 'often' is 67 and None"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check_same_tokens(tiny.tokenizer(), tiny.tokenizer(words), PROBES, "teacher")
 
 
-def test_a_smaller_vocabulary_is_refused():
-    smaller = tiny.tokenizer(tiny.VOCABULARY[:-1])
-    with pytest.raises(DataError, match=r"got 68 and 67 tokens; 'often' is 67 and None"):
-        check_same_vocabulary(tiny.tokenizer(), smaller, ("one", "other"))
+def test_tokenizers_of_one_vocabulary_that_read_texts_in_another_way_are_refused():
+    check_same_tokens(accented(), accented(), PROBES, "teacher")
+    check_same_tokens(accented(), cased(), (["a good film", "cafe"],), "teacher")
+    message = r"teacher: wanted tokenizers that encode texts alike, got 'a Film' as \['film'.*\['\[UNK\]'.* from token 2 on"
+    with pytest.raises(DataError, match=message):
+        check_same_tokens(accented(), cased(), (["a film", "a Film"],), "teacher")
+    for tokenizer in (cased(), accented()):
+        tokenizer.add_tokens(["film story"])
+        with pytest.raises(DataError, match=r"wanted (one vocabulary|tokenizers that encode texts alike)"):
+            check_same_tokens(accented(), tokenizer, (["a film story"],), "teacher")
+
+
+ROADS = ("folder", "object", "a task and a folder", "a task and an object")
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside datasets
+def test_every_road_compares_tokenizers_on_the_texts_of_the_task(tmp_path, road):
+    """The teacher keeps capitals, of which only one text has any."""
+    folders = {}
+    for role, tokenizer in (("student", accented()), ("teacher", cased())):
+        folders[role] = tmp_path / role
+        tiny.model("bert", vocab_size=len(tokenizer)).save_pretrained(folders[role])
+        tokenizer.save_pretrained(folders[role])
+    data = tiny.write_csv(tmp_path / "data")
+    with open(data / "train.csv", "a", encoding="utf-8") as file:
+        file.write("the CAFÉ was good,1\n")
+    options = TextOptions(max_length=32)
+    models = dict(folders)
+    if road.endswith("object"):
+        models["teacher"] = AutoModelForSequenceClassification.from_pretrained(folders["teacher"])
+    task = "text" if road in ("folder", "object") else text_task("text", accented(), data=data, text=options)
+    settings = {"data": data, "text": options} if isinstance(task, str) else {}
+    with pytest.raises(
+        DataError, match=r"teacher .*teacher: wanted tokenizers that encode texts alike, got 'the CAFÉ was good'"
+    ):
+        bitstill.compress("xtc", task, models, out=tmp_path / "out", settings=tiny.QUIET, **settings)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside datasets

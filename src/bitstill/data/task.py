@@ -7,10 +7,10 @@ reproduced at any time, in any process.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +78,23 @@ class Split:
         return state.hexdigest()
 
 
+Texts = tuple[Sequence[str], ...]
+"""Some texts: one sequence per column, so two for pairs."""
+
+
 class Preprocessor(Protocol):
     """Conversion of raw data into a task's inputs, such as a tokenizer; it becomes part of the artifact."""
 
     def save(self, folder: Path) -> None:
         """Write its files into `folder`."""
+
+
+@runtime_checkable
+class TextPreprocessor(Preprocessor, Protocol):
+    """A tokenizer of transformers, with some of the task's texts, on which others are compared with it."""
+
+    tokenizer: Any
+    texts: Texts
 
 
 @dataclass(frozen=True, eq=False)

@@ -209,10 +209,15 @@ def environment() -> dict[str, Any]:
 
 
 def _head(model: nn.Module, task: Task) -> dict[str, Any]:
-    """The objective's record of the head, if the network's own config has none."""
-    head = task.objective.head()
-    says_nothing = not task.objective.label_names and "problem_type" not in head
-    return {} if says_nothing or "model_type" in architecture_of(model) else head
+    """The objective's record of the head; for a transformers model, its labels and problem type."""
+    head, architecture = task.objective.head(), architecture_of(model)
+    if "model_type" not in architecture:
+        return head if task.objective.label_names or "problem_type" in head else {}
+    if task.objective.head_kind == "none":
+        return {}
+    names: dict[str, Any] = {key: head[key] for key in ("id2label", "label2id") if key in head and task.objective.label_names}
+    # The problem type of a model that was trained for another task does not outlive its objective.
+    return {**names, **({"problem_type": head.get("problem_type")} if "problem_type" in {*head, *architecture} else {})}
 
 
 def _check_parity(frozen: nn.Module, reloaded: nn.Module, folder: Path) -> None:

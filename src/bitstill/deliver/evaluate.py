@@ -14,6 +14,7 @@ from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import read_config
 from bitstill.data.catalogue import TASKS, TEXT
 from bitstill.data.imported import import_network
+from bitstill.data.label_order import check_label_order
 from bitstill.data.task import Task, assess
 from bitstill.data.text import TextOptions
 from bitstill.decode import decode
@@ -47,6 +48,7 @@ def evaluate(
 
     Raises:
         ArtifactError: the artifact is damaged, or its task is not built in.
+        DataError: the task's labels are in another order than the artifact's.
         SpecError: unknown split or task.
     """
     if split not in ("test", "validation"):
@@ -54,6 +56,7 @@ def evaluate(
     folder = resolve_folder(folder)
     if not isinstance(task, Task):
         task = task_of(folder, data) if task is None else task_for(task, {"artifact": folder}, data)
+    check_label_order(read_config(folder).get("id2label"), task.objective, str(folder))
     network = import_network(model, 0, "model")[0] if isinstance(model, str) else model
     part = task.test if split == "test" else task.validation
     assessment = assess(load(folder, network), task, part)

@@ -28,7 +28,7 @@ def task_for(
 
     Args:
         name: name of a built-in task, or `package.module:Name` for another.
-        sources: models by role; those given as folders or hub names have tokenizers, which must agree.
+        sources: models by role; those given as folders or hub names have tokenizers, of which the first is used.
         data: folder with local files.
         text: columns, maximal length and so on, for the task "text".
         tokenizer: tokenizer of transformers, if no model has one.
@@ -36,7 +36,7 @@ def task_for(
 
     Raises:
         SpecError: unknown task, options for a task that takes none, or no tokenizer.
-        DataError: data are missing or damaged, or vocabularies differ.
+        DataError: data are missing or damaged, or a model has no tokenizer.
         MissingPackageError: a text task without transformers.
     """
     task = load_task(name, None if data is None else Path(data), text)
@@ -48,13 +48,13 @@ def task_for(
     if augmented is not None:
         task = with_variants(task, Path(augmented))
     need_package("transformers", extra="all", purpose="text tasks")
-    from bitstill.hf.tokenize import input_names, shared_tokenizers, tokenize
+    from bitstill.hf.tokenize import input_names, load_tokenizers, tokenize
 
     if tokenizer is not None:
         return tokenize(task, tokenizer)
     named = {role: str(source) for role, source in sources.items() if not isinstance(source, nn.Module)}
     named = {role: source for role, source in named.items() if not is_import_path(source)}
-    tokenizers = shared_tokenizers(named)
+    tokenizers = load_tokenizers(named)
     if not tokenizers:
         raise SpecError(
             "a tokenizer for a text task",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from bitstill.data.label_order import check_label_order
 from bitstill.data.task import Task
 from bitstill.errors import BitstillError, DataError, one_line
 from bitstill.hf import attention_scores
@@ -64,7 +65,7 @@ def load_pretrained(source: str, task: Task, role: str, seed: int = 0) -> Pretra
         if config.model_type not in head.classes:
             fix = f"Valid: {', '.join(sorted(head.classes)[:12])} and others."
             raise DataError(f"an encoder for {head.purpose}", given=config.model_type, where=source, fix=fix)
-        _check_labels(config, task, source)
+        check_label_order(config.id2label, task.objective, source)
         config = read_config(source, **settings)
         model, report = head.auto.from_pretrained(source, config=config, ignore_mismatched_sizes=True, **_LOADING)
     _check_complete(model, report, task, f"{role} {source!r}")
@@ -134,16 +135,6 @@ def _loading(expected: str, source: str, role: str, seed: int) -> Iterator[None]
     except Exception as error:  # transformers raises many kinds for damaged or missing files
         fix = "Give the folder of a Hugging Face model, or its name on the hub (which needs a connection)."
         raise DataError(expected, given=one_line(error), where=f"{role} {source!r}", fix=fix) from error
-
-
-def _check_labels(config: Any, task: Task, source: str) -> None:
-    """Check that a classifier has the task's classes in the same order, in which NLI models often differ."""
-    model_labels = {str(name).lower(): int(index) for index, name in (config.id2label or {}).items()}
-    task_labels = {name.lower(): index for index, name in enumerate(task.objective.label_names)}
-    if model_labels.keys() == task_labels.keys() and model_labels != task_labels:
-        fix = "Reorder the rows of its classifier and its id2label, or fine-tune another model for the task."
-        order = ", ".join(sorted(model_labels, key=model_labels.__getitem__))
-        raise DataError(f"labels in the order {', '.join(task_labels)}", given=order, where=source, fix=fix)
 
 
 def _check_complete(model: nn.Module, report: dict[str, Any], task: Task, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,20 +16,32 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from bitstill.artifact.config_keys import without_code
-from bitstill.data.task import Batch, Forward, Split, Task
+from bitstill.data.task import Batch, Forward, Split, Task, Texts
 from bitstill.data.text import TextOptions, TextSplit, TextTask
 from bitstill.errors import DataError, SpecError, one_line
 from bitstill.hf.quiet import quiet
 
 CHUNK = 2_000
 """Rows tokenized between two updates of the progress bar."""
+COMPARED = 200
+"""Texts on which two tokenizers are compared, and as many that are not ASCII."""
+PROBES: Texts = (
+    ("The Café isn't naïve: 3.14 % of 1,000!", "STRASSE straße", "\u5317\u4eac  e\u0301 \u00e9", "under_score\ttab"),
+)
+"""Texts on which they are compared where there is no task."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A tokenizer as the preprocessor of a task."""
+    """A tokenizer as the preprocessor of a task.
+
+    Args:
+        tokenizer: of transformers.
+        texts: some of the task's, on which other tokenizers are compared with it.
+    """
 
     tokenizer: Any
+    texts: Texts = ()
 
     def save(self, folder: Path) -> None:
         """Write its files into `folder`, for `AutoTokenizer.from_pretrained`, without keys that would fetch code."""
@@ -60,37 +73,50 @@ def load_tokenizer(source: str | Path) -> Any:
     return tokenizer
 
 
-def check_same_vocabulary(one: Any, other: Any, names: tuple[str, str]) -> None:
-    """Check that two tokenizers have the same vocabulary.
+def check_same_tokens(one: Any, other: Any, texts: Texts, where: str) -> None:
+    """Check that two tokenizers have the same vocabulary and encode texts as the same tokens.
+
+    Args:
+        one, other: tokenizers.
+        texts: on which they are compared.
+        where: the other one's model, for errors.
 
     Raises:
-        DataError: the vocabularies differ.
+        DataError: they differ.
     """
-    first, second = one.get_vocab(), other.get_vocab()
-    if first != second:
-        differing = next(token for token in (*first, *second) if first.get(token) != second.get(token))
-        given = (
-            f"{len(first):,} and {len(second):,} tokens; {differing!r} is {first.get(differing)} and {second.get(differing)}"
+    first_vocabulary, second_vocabulary = one.get_vocab(), other.get_vocab()
+    fix = "Choose a teacher with the student's tokenizer, since both read the same ids."
+    if first_vocabulary != second_vocabulary:
+        differing = next(
+            token
+            for token in (*first_vocabulary, *second_vocabulary)
+            if first_vocabulary.get(token) != second_vocabulary.get(token)
         )
-        fix = "Choose a teacher with the student's tokenizer, since both read the same ids."
-        raise DataError("one vocabulary", given=given, where=f"{names[0]} and {names[1]}", fix=fix)
+        given = f"{len(first_vocabulary):,} and {len(second_vocabulary):,} tokens; {differing!r} is {first_vocabulary.get(differing)} and {second_vocabulary.get(differing)}"
+        raise DataError("one vocabulary", given=given, where=where, fix=fix)
+    with quiet():  # their remarks on long texts
+        rows = zip(*texts, one(*texts)["input_ids"], other(*texts)["input_ids"], strict=True)
+    for *row, first, second in rows:
+        if first != second:
+            place = next(
+                (n for n, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]),
+                min(len(first), len(second)),
+            )
+            near = (one.convert_ids_to_tokens(ids[place : place + 3]) for ids in (first, second))
+            given = f"{' ... '.join(text[:60] for text in row)!r} as {' and as '.join(map(str, near))} from token {place} on"
+            raise DataError("tokenizers that encode texts alike", given=given, where=where, fix=fix)
 
 
-def shared_tokenizers(sources: Mapping[str, str]) -> list[Any]:
-    """Load the tokenizers of several models, which must share one vocabulary.
+def load_tokenizers(sources: Mapping[str, str]) -> list[Any]:
+    """Load the tokenizers of several models; `check_same_tokens` compares them.
 
     Args:
         sources: folder or hub name by role.
 
     Raises:
-        DataError: a model has no tokenizer, or vocabularies differ.
+        DataError: a model has no tokenizer.
     """
-    tokenizers = {source: load_tokenizer(source) for source in dict.fromkeys(sources.values())}
-    if tokenizers:
-        first, *others = tokenizers
-        for other in others:
-            check_same_vocabulary(tokenizers[first], tokenizers[other], (first, other))
-    return list(tokenizers.values())
+    return [load_tokenizer(source) for source in dict.fromkeys(sources.values())]
 
 
 def input_names(tokenizers: Iterable[Any]) -> tuple[str, ...]:
@@ -133,10 +159,18 @@ def tokenize(task: TextTask, tokenizer: Any, *, names: Sequence[str] | None = No
         splits["test"],
         task.objective,
         forward_of(names),
-        preprocessor=Tokenizer(tokenizer),
+        preprocessor=Tokenizer(tokenizer, _some_texts(task.train)),
         options=asdict(task.options),
         origin=task.origin,
     )
+
+
+def _some_texts(split: TextSplit) -> Texts:
+    """Rows from all over the split, and the first of those that have more than plain letters."""
+    count = len(split)
+    unusual = [row for row, cells in enumerate(zip(*split.texts, strict=True)) if not all(map(str.isascii, cells))]
+    rows = sorted({*range(0, count, math.ceil(count / COMPARED)), *unusual[:COMPARED]})
+    return tuple([column[row] for row in rows] for column in split.texts)
 
 
 def forward_of(names: Sequence[str]) -> Forward:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitstill.data.task import Task
+from bitstill.data.label_order import check_label_order
+from bitstill.data.task import Task, Texts
 from bitstill.errors import DataError, SpecError
 from bitstill.model.copies import copy_models
 from bitstill.model.select import word_embeddings
 from bitstill.model.state import stored_tensors
 from bitstill.model.weight_transform import check_finite
-from bitstill.run.models import ResolvedModels
+from bitstill.run.models import ModelLike, ResolvedModels, tokenizer_source
 from bitstill.train.run import Data, data_for
 from bitstill.train.stage import Stage, replay
 from bitstill.train.step import TrainingStep, run, taps
 
 
 def check_model(name: str, network: nn.Module, task: Task) -> None:
-    """Check that weights are finite, and that inputs and outputs fit the task.
+    """Check that weights are finite, labels in the task's order, and that inputs and outputs fit the task.
 
     Raises:
         DataError: they are not; names the model.
@@ -28,8 +30,26 @@ def check_model(name: str, network: nn.Module, task: Task) -> None:
     for tensor_name, tensor in stored_tensors(network).items():
         if tensor.is_floating_point():
             check_finite(tensor.detach(), f"{name}: {tensor_name}")
+    check_label_order(getattr(getattr(network, "config", None), "id2label", None), task.objective, name)
     _check_vocabulary(name, network, task)
     task.check_model(network, name)
+
+
+def check_tokenizers(tokenizer: Any, texts: Texts, models: Mapping[str, ModelLike]) -> None:
+    """Refuse a model whose own tokenizer makes other tokens of the data's texts than the one that the data are read with.
+
+    Args:
+        tokenizer: of the data.
+        texts: some of them, one sequence per column.
+        models: by role: folders, hub names, or networks that were loaded from a folder that is still there.
+
+    Raises:
+        DataError: naming the model.
+    """
+    from bitstill.hf.tokenize import check_same_tokens, load_tokenizer
+
+    for source, role in {source: role for role, model in models.items() if (source := tokenizer_source(model))}.items():
+        check_same_tokens(tokenizer, load_tokenizer(source), texts, f"{role} {source}")
 
 
 def check_trained(stages: Sequence[Stage], models: ResolvedModels) -> None:

@@ -21,13 +21,13 @@ from torch import nn
 from bitstill.artifact.files import only_writer, remove_leftovers
 from bitstill.artifact.format import REPORT
 from bitstill.data.objectives import MeanStates
-from bitstill.data.task import Task, with_class_weights
+from bitstill.data.task import Task, TextPreprocessor, with_class_weights
 from bitstill.decode import encode
 from bitstill.deliver.deliver import environment
 from bitstill.deliver.load_task import task_for
 from bitstill.errors import SpecError
 from bitstill.recipes.recipe import RunContext
-from bitstill.run.checks import check_model, check_trained, rehearse
+from bitstill.run.checks import check_model, check_tokenizers, check_trained, rehearse
 from bitstill.run.job import Job
 from bitstill.run.models import ResolvedModels, resolve_models
 from bitstill.run.stage_data import stage_data
@@ -116,6 +116,8 @@ def prepare_run(job: Job, out: Path, *, untrained: bool = False) -> PreparedRun:
         task = task_for(task, job.models, job.data, job.text, augmented=job.augmented)
     if task is not None and job.class_weights is not None:
         task = with_class_weights(task, job.class_weights)
+    if task is not None and isinstance(task.preprocessor, TextPreprocessor):
+        check_tokenizers(task.preprocessor.tokenizer, task.preprocessor.texts, job.models)
     models = resolve_models(job.recipe, job.models, job.settings.seed, task)
     if task is not None:
         for name, network in models.networks.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from bitstill.artifact.format import CONFIG
+from bitstill.artifact.format import CONFIG, TOKENIZER_FILES
 from bitstill.artifact.reader import read
 from bitstill.data.imported import import_network
 from bitstill.data.networks import MODELS, build
@@ -118,6 +118,21 @@ def _resolve(model: ModelLike, seed: int, role: str, task: Task | None) -> _Reso
     loaded = load_pretrained(str(model), task, role, seed)
     note = {"source": str(model), "new": list(loaded.new), "unused": list(loaded.unused)}
     return _Resolved(loaded.model, bool(loaded.new), note)
+
+
+def tokenizer_source(model: ModelLike) -> str | None:
+    """The folder or hub name where the model's own tokenizer is; None where there is none that is known."""
+    if isinstance(model, nn.Module):
+        folder = Path(str(getattr(getattr(model, "config", None), "name_or_path", "")))
+        return str(folder) if _has_tokenizer(folder) else None
+    if is_import_path(model) or (isinstance(model, str) and model in MODELS):
+        return None
+    folder = Path(model)
+    return str(model) if _has_tokenizer(folder) or not folder.exists() else None
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / name).is_file() for name in TOKENIZER_FILES if name != "preprocessor_config.json")
 
 
 def _encoder(source: str, seed: int, role: str) -> _Resolved:

@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from bitstill.data.augmentation import Variants
 from bitstill.data.corpus import Corpus, pack_corpus, wait_until_packed
-from bitstill.data.task import Task
+from bitstill.data.task import Task, TextPreprocessor
 from bitstill.deliver.load_task import task_for
 from bitstill.errors import SpecError, need_package
-from bitstill.import_path import is_import_path
 from bitstill.run.augment import augment
-from bitstill.run.checks import check_length, check_tokens
+from bitstill.run.checks import check_length, check_tokenizers, check_tokens
 from bitstill.run.job import Job
-from bitstill.run.models import ModelLike, ResolvedModels
+from bitstill.run.models import ModelLike, ResolvedModels, tokenizer_source
 from bitstill.train.run import Data
 from bitstill.train.stage import Source, Stage
 
@@ -81,16 +78,17 @@ def _tokenizer(task: Task | None, models: Mapping[str, ModelLike]) -> Any:
         SpecError: there is no tokenizer.
         DataError: the models' tokenizers differ.
     """
-    from bitstill.hf.tokenize import Tokenizer, shared_tokenizers
+    from bitstill.hf.tokenize import PROBES, load_tokenizer
 
-    if task is not None and isinstance(task.preprocessor, Tokenizer):
+    if task is not None and isinstance(task.preprocessor, TextPreprocessor):
         return task.preprocessor.tokenizer
-    named = {role: str(model) for role, model in models.items() if not isinstance(model, nn.Module)}
-    tokenizers = shared_tokenizers({role: source for role, source in named.items() if not is_import_path(source)})
-    if not tokenizers:
+    source = next((source for model in models.values() if (source := tokenizer_source(model))), None)
+    if source is None:
         fix = "Name a model by its folder or hub name."
         raise SpecError("a tokenizer for a corpus", given="networks only", where="corpus", fix=fix)
-    return tokenizers[0]
+    tokenizer = load_tokenizer(source)
+    check_tokenizers(tokenizer, PROBES, models)
+    return tokenizer
 
 
 def _with_variants(job: Job, variants: Variants, out: Path) -> Task:
