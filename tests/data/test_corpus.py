@@ -119,6 +119,41 @@ def test_other_kinds_of_files(tmp_path, kind):
     assert found[:, 1:-1].flatten().tolist() == tokens[: len(tokens) // 6 * 6]
 
 
+FOREIGN = {
+    "txt": ("café au lait\r\nand more\r\n\r\nthe end", ["café au lait\nand more", "the end"]),
+    "csv": ('id,text\r\n0,"café, au lait"\r\n1,\r\n2,the end', ["café, au lait", "", "the end"]),
+    "jsonl": ('{"text": "café au lait"}\r\n\r\n{"text": "the end"}', ["café au lait", "the end"]),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_byte_order_mark_and_other_line_ends_are_no_text(tmp_path, kind):
+    content, texts = FOREIGN[kind]
+    (tmp_path / f"train.{kind}").write_bytes(content.encode("utf-8-sig"))
+    (tmp_path / f"train_old.{kind}").write_text("not read")
+    found = pack_corpus(Corpus(str(tmp_path), length=8), ENCODER, tmp_path / "out", progress=False)
+    tokens = flat(texts)
+    assert found[:, 1:-1].flatten().tolist() == tokens[: len(tokens) // 6 * 6]
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["documents"] == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.txt", "first\ncafé".encode("latin-1"), "train.txt: wanted a readable file in utf-8, got .* in line 2"),
+        ("train.csv", b"text;id\na;1\n", "train.csv, line 1: wanted a header with commas"),
+        ("train.csv", b"text,text\na,b\n", "columns of different names, got 'text' twice"),
+        ("train.jsonl", b'{"text": "a"}\n{"text": null}\n', "train.jsonl, row 1: wanted a text in column 'text', got None"),
+        ("train.jsonl", b'{"text": ' + b"[" * 100_000, "train.jsonl: wanted a readable file, got RecursionError"),
+        ("train-00001-of-00002.txt", b"a\n", "all 2 pieces of train, got 1 of them"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        pack_corpus(Corpus(str(tmp_path), length=8), ENCODER, tmp_path / "out", progress=False)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -149,7 +184,7 @@ def test_a_file_that_is_damaged(tmp_path):
     write(tmp_path / "texts", TEXTS)
     path = tmp_path / "texts" / "train.parquet"
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(DataError, match="a readable corpus"):
+    with pytest.raises(DataError, match="wanted a readable file, got ArrowInvalid"):
         pack_corpus(Corpus(str(tmp_path / "texts")), ENCODER, tmp_path / "out", progress=False)
     right = write(tmp_path / "right", TEXTS)
     assert len(pack_corpus(right, ENCODER, tmp_path / "out", progress=False)), "nothing had been read into the folder"

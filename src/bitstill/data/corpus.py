@@ -24,7 +24,9 @@ from tqdm.auto import tqdm
 from bitstill.artifact.files import filled_folder, write_file
 from bitstill.constraints import LARGEST_DURATION, Count, FractionBelowOne, Range, check_fields
 from bitstill.data.folders import check_same, check_unused
+from bitstill.data.part_files import part_files
 from bitstill.data.sources import quiet
+from bitstill.data.tables import read_rows
 from bitstill.errors import DataError, need_package, one_line
 
 TOKENS, MANIFEST, VERSION = "tokens.bin", "tokens.json", 2
@@ -34,7 +36,7 @@ PIECE = 10_000
 """Characters after which a document in a text file ends at the next line, if no empty line ended it before."""
 _BYTES = 4
 _END = 1 << 20
-_KINDS = {".parquet": "parquet", ".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+READABLE = (".parquet", ".txt", ".jsonl", ".json", ".csv")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Corpus:
     """Source of a corpus, and how it is cut into sequences.
 
     Args:
-        source: a file, a folder with train* files (parquet, text, JSON, CSV), or a name on the hub, "owner/name" or
-            "owner/name:configuration".
+        source: a file, a folder with train files (parquet, text, JSON, CSV; `data.part_files`), or a name on the hub,
+            "owner/name" or "owner/name:configuration".
         column: column with the text.
         length: sequence length in tokens, special tokens included.
         limit: largest number of characters to read; None reads all.
@@ -166,29 +168,43 @@ def _extend(
 
 def _documents(corpus: Corpus, skip: int) -> Iterator[str]:
     """Yield the texts of the corpus after the first `skip`; empty ones count and are yielded, too."""
+    path = Path(corpus.source)
+    if path.exists():
+        files = _local_files(path)
+        if not files:
+            fix = "Name one file, or a folder with train files of one kind."
+            raise DataError("train.parquet, .txt, .jsonl or .csv", given="none", where=corpus.source, fix=fix)
+        texts = itertools.chain.from_iterable(_texts_of_file(corpus, file) for file in files)
+        yield from itertools.islice(_documents_of_lines(texts) if files[0].suffix == ".txt" else texts, skip, None)
+        return
     datasets = need_package("datasets", extra="all", purpose="a corpus")
+    name, _, configuration = corpus.source.partition(":")
     try:
         with quiet(datasets):
-            texts = _texts(corpus, _open(datasets, corpus))
-            lines = any(file.suffix == ".txt" for file in _local_files(Path(corpus.source)))
-            yield from itertools.islice(_documents_of_lines(texts) if lines else texts, skip, None)
+            rows = datasets.load_dataset(name, configuration or None, split="train", streaming=True)
+            yield from itertools.islice((_text(corpus, row, f"row {number}") for number, row in enumerate(rows)), skip, None)
     except DataError:
         raise
-    except Exception as error:  # readers of files and of the hub raise whatever their libraries do
+    except Exception as error:  # readers of the hub raise whatever their libraries do
         given = one_line(error)
         fix = "Check the path, or the connection if it is a name on the hub."
         raise DataError("a readable corpus", given=given, where=corpus.source, fix=fix) from error
 
 
-def _texts(corpus: Corpus, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the text of each row."""
-    for row in rows:
-        text = row.get(corpus.column)
-        if not isinstance(text, str):
-            given = f"columns {', '.join(row)}" if corpus.column not in row else repr(text)
-            fix = "Name the column with --text-column."
-            raise DataError(f"a text in column {corpus.column!r}", given=given, where=corpus.source, fix=fix)
-        yield text
+def _texts_of_file(corpus: Corpus, file: Path) -> Iterator[str]:
+    """Yield the text of each row of a file; an empty cell of a CSV file is an empty text."""
+    for number, row in enumerate(read_rows(file, [corpus.column])):
+        empty = file.suffix == ".csv" and row.get(corpus.column, "") is None
+        yield "" if empty else _text(corpus, row, f"{file.name}, row {number}")
+
+
+def _text(corpus: Corpus, row: Mapping[str, Any], where: str) -> str:
+    text = row.get(corpus.column)
+    if not isinstance(text, str):
+        given = f"columns {', '.join(row)}" if corpus.column not in row else repr(text)
+        fix = "Name the column with --text-column."
+        raise DataError(f"a text in column {corpus.column!r}", given=given[:200], where=f"{corpus.source}, {where}", fix=fix)
+    return text
 
 
 def _documents_of_lines(lines: Iterable[str]) -> Iterator[str]:
@@ -207,7 +223,17 @@ def _documents_of_lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _local_files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(file for file in path.glob("train*") if file.suffix in _KINDS)
+    """A file as it is named, or a folder's train files (`part_files`).
+
+    Raises:
+        DataError: files of several kinds, of an unknown one, or of which pieces are missing.
+    """
+    if not path.is_file():
+        return part_files(path, "train", READABLE)
+    if path.suffix not in READABLE:
+        fix = "Rename it after what it holds."
+        raise DataError("a .parquet, .txt, .json, .jsonl or .csv file", given=path.name, where=str(path.parent), fix=fix)
+    return [path]
 
 
 def file_digests(corpus: Corpus) -> dict[str, str]:
@@ -221,22 +247,6 @@ def file_digests(corpus: Corpus) -> dict[str, str]:
             ends += file.read(_END)
         digests[path.name] = f"{size} bytes, {hashlib.blake2b(ends, digest_size=8).hexdigest()}"
     return digests
-
-
-def _open(datasets: Any, corpus: Corpus) -> Any:
-    path = Path(corpus.source)
-    if path.exists():
-        files = _local_files(path)
-        kinds = {_KINDS.get(file.suffix) for file in files}
-        if len(kinds) != 1 or None in kinds:
-            given = ", ".join(file.name for file in files) or "none"
-            fix = "Name one file, or a folder with train files of one kind."
-            raise DataError("train*.parquet, .txt, .jsonl or .csv", given=given, where=corpus.source, fix=fix)
-        kind = kinds.pop()
-        names = [str(file) for file in files]
-        return datasets.load_dataset(kind, data_files=names, split="train", streaming=True)
-    name, _, configuration = corpus.source.partition(":")
-    return datasets.load_dataset(name, configuration or None, split="train", streaming=True)
 
 
 def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:

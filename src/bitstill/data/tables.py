@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,14 +40,18 @@ def read_table(paths: Iterable[Path]) -> Table:
     return table
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
     """The rows of a CSV, JSON, parquet or text file, one at a time; a line of a text file is its column "text".
+
+    Args:
+        path: of the file.
+        columns: that are read of a parquet file, where it has them; None reads all.
 
     Raises:
         DataError: it cannot be read, or is damaged.
     """
     try:
-        yield from _READERS[path.suffix](path)
+        yield from _parquet_rows(path, columns) if path.suffix == ".parquet" else _READERS[path.suffix](path)
     except UnicodeDecodeError as error:
         fix = "Convert it, for example: iconv -f WINDOWS-1252 -t UTF-8."
         given = f"UnicodeDecodeError in line {_undecodable_line(path)}"
@@ -130,11 +134,13 @@ def _checked(record: Any, where: str) -> Row:
     return record
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
     parquet = need_package("pyarrow.parquet", extra="all", purpose="parquet files")
     with parquet.ParquetFile(path) as file:
-        _check_distinct(file.schema_arrow.names, str(path))
-        for batch in file.iter_batches():
+        names = file.schema_arrow.names
+        _check_distinct(names, str(path))
+        present = columns if columns is not None and set(columns) <= set(names) else None
+        for batch in file.iter_batches(columns=present):
             yield from batch.to_pylist()
 
 
@@ -145,7 +151,7 @@ def _text_rows(path: Path) -> Iterator[Row]:
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _csv_rows, ".json": _json_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows, ".txt": _text_rows,
+    ".csv": _csv_rows, ".json": _json_rows, ".jsonl": _json_rows, ".txt": _text_rows,
 }  # fmt: skip
 
 

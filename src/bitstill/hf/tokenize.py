@@ -84,15 +84,12 @@ def check_same_tokens(one: Any, other: Any, texts: Texts, where: str) -> None:
     Raises:
         DataError: they differ.
     """
-    first_vocabulary, second_vocabulary = one.get_vocab(), other.get_vocab()
+    tokens, other_tokens = one.get_vocab(), other.get_vocab()
     fix = "Choose a teacher with the student's tokenizer, since both read the same ids."
-    if first_vocabulary != second_vocabulary:
-        differing = next(
-            token
-            for token in (*first_vocabulary, *second_vocabulary)
-            if first_vocabulary.get(token) != second_vocabulary.get(token)
-        )
-        given = f"{len(first_vocabulary):,} and {len(second_vocabulary):,} tokens; {differing!r} is {first_vocabulary.get(differing)} and {second_vocabulary.get(differing)}"
+    if tokens != other_tokens:
+        differing = next(token for token in (*tokens, *other_tokens) if tokens.get(token) != other_tokens.get(token))
+        ids = f"{tokens.get(differing)} and {other_tokens.get(differing)}"
+        given = f"{len(tokens):,} and {len(other_tokens):,} tokens; {differing!r} is {ids}"
         raise DataError("one vocabulary", given=given, where=where, fix=fix)
     with quiet():  # their remarks on long texts
         rows = zip(*texts, one(*texts)["input_ids"], other(*texts)["input_ids"], strict=True)
