@@ -18,7 +18,7 @@ from bitstill.decode import encode, own_kinds
 from bitstill.errors import BitstillError, SpecError
 from bitstill.import_path import is_contract
 from bitstill.recipes.by_name import RECIPES
-from bitstill.run.assignments import field_defaults
+from bitstill.run.assignments import field_defaults, parse_yaml
 from bitstill.run.run_file import read_run
 from bitstill.train import Settings
 
@@ -148,3 +148,9 @@ def test_fields_without_a_default_are_left_out():
         made: Settings = dataclasses.field(default_factory=Settings)
 
     assert field_defaults(Some) == {"given": 0.5, "made": encode(Settings())}
+
+
+def test_aliases_are_refused_since_few_of_them_stand_for_billions_of_values() -> None:
+    layers = [f"{chr(97 + n)}: &{chr(97 + n)} [{', '.join([f'*{chr(96 + n)}'] * 9) if n else '1'}]" for n in range(12)]
+    with pytest.raises(SpecError, match=r"run\.yaml: wanted valid YAML, got .*alias.*write the value out"):
+        parse_yaml("\n".join(layers), "run.yaml")

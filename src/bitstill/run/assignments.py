@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from bitstill.decode import encode
 from bitstill.errors import SpecError, brief, one_line
@@ -85,7 +86,21 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1's safe loader that also reads 1e-4 as a number, where YAML 1.1 requires 1.0e-4."""
+    """YAML 1.1's safe loader that also reads 1e-4 as a number, where YAML 1.1 requires 1.0e-4.
+
+    Aliases are refused: with them, a few lines can stand for billions of values.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node.
+
+        Raises:
+            ComposerError: it is an alias.
+        """
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise ComposerError(None, None, "an alias (*name): write the value out", mark)
+        return super().compose_node(parent, index)
 
 
 _SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
