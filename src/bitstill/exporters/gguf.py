@@ -150,11 +150,11 @@ def _compared(archive: Archive, path: Path, types: Mapping[str, str]) -> float:
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    found, largest = {tensor.name: tensor for tensor in GGUFReader(path).tensors}, 0.0
+    stored, largest = {tensor.name: tensor for tensor in GGUFReader(path).tensors}, 0.0
     for name, kind in types.items():
-        tensor, wanted = found[f"{_name(name)}.weight"], archive.weight(name)
+        tensor, expected = stored[f"{_name(name)}.weight"], archive.weight(name)
         given = _signs(tensor.data) if kind == "Q1_0" else dequantize(tensor.data, tensor.tensor_type)
-        change = np.abs(given.reshape(wanted.shape) - wanted).max() / max(float(np.abs(wanted).max()), 1e-30)
+        change = np.abs(given.reshape(expected.shape) - expected).max() / max(float(np.abs(expected).max()), 1e-30)
         if not change <= ROUNDING:
             fix = "Nothing was written. This is a defect of bitstill: please report it."
             raise ArtifactError("the weights that were trained", given=f"a change by {change:.2g}", where=name, fix=fix)

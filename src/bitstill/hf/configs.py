@@ -42,8 +42,8 @@ def from_config(config: dict[str, Any]) -> nn.Module:
     Raises:
         ArtifactError: transformers does not know the architecture.
     """
-    ours = ("quantization_config", TRANSFORMERS_WEIGHTS)
-    settings = {key: value for key, value in without_code(config).items() if key not in ours}
+    own_keys = ("quantization_config", TRANSFORMERS_WEIGHTS)
+    settings = {key: value for key, value in without_code(config).items() if key not in own_keys}
     try:
         model = _build(settings)
     except Exception as error:  # each architecture has its own ways to fail on an invalid config

@@ -108,11 +108,11 @@ class Quantized:
             (self.grid, self.shape, len(self.planes)) == (other.grid, other.shape, len(other.planes))
             and _equal(self.mask, other.mask)
             and all(
-                torch.equal(ours.values_RGK, theirs.values_RGK)
-                and torch.equal(ours.levels, theirs.levels)
-                and torch.equal(ours.scale_RG, theirs.scale_RG)
-                and _equal(ours.offset_RG, theirs.offset_RG)
-                for ours, theirs in zip(self.planes, other.planes, strict=True)
+                torch.equal(plane.values_RGK, other_plane.values_RGK)
+                and torch.equal(plane.levels, other_plane.levels)
+                and torch.equal(plane.scale_RG, other_plane.scale_RG)
+                and _equal(plane.offset_RG, other_plane.offset_RG)
+                for plane, other_plane in zip(self.planes, other.planes, strict=True)
             )
         )
 

@@ -221,10 +221,10 @@ def _dense(weight: Array) -> Matrix:
     return Matrix(struct, held, by_integers=False)
 
 
-def _with_zero(codes: Array, plane: PlaneRecord, kept: Array | None) -> tuple[Array, PlaneRecord]:
+def _with_zero(codes: Array, plane: PlaneRecord, mask: Array | None) -> tuple[Array, PlaneRecord]:
     """Codes with an extra code for pruned weights, for levels without zero."""
-    assert plane.first is not None and kept is not None
-    levels = np.where(kept.reshape(codes.shape), plane.first + plane.step * codes.astype(np.int16), 0)
+    assert plane.first is not None and mask is not None
+    levels = np.where(mask.reshape(codes.shape), plane.first + plane.step * codes.astype(np.int16), 0)
     low, high = min(plane.first, 0), max(plane.first + plane.step * (plane.levels - 1), 0)
     recoded = PlaneRecord(high - low + 1, low, 1, offset=False, layout="bits", coding="none")
     return (levels - low).astype(np.uint8), recoded

@@ -52,7 +52,7 @@ enum bs_layout { BS_LAYOUT_BITS, BS_LAYOUT_TRITS, BS_LAYOUT_BYTES };
    or only where rows are few, because a product then splits outputs rather than rows between threads. */
 enum bs_sync { BS_SYNC_ALWAYS, BS_SYNC_NEVER, BS_SYNC_FEW_ROWS };
 
-/* Rows as the file holds them: for tables, which are read row by row. */
+/* Rows in the layout of the file, for tables, which are read row by row. */
 typedef struct {
     const uint8_t *codes; /* (rows, bytes) */
     const float *levels;  /* by code */
@@ -157,18 +157,18 @@ BS_PUBLIC const struct bs_tier *bs_tier_in_use(void);
 BS_PUBLIC const char *bs_name_of(const struct bs_tier *tier);
 /* The form in which a tier, or for NULL the one in use, multiplies slices of so many bits fastest. */
 BS_PUBLIC int bs_best_form(const struct bs_tier *tier, int bits);
-/* Codes (outputs, inputs) to lines (panels, lines, 64): one slice, from bit `shift` of a code up. */
+/* Packs codes (outputs, inputs) into lines (panels, lines, 64): one slice, from bit `shift` of a code up. */
 BS_PUBLIC void bs_pack_lines(const uint8_t *codes, int64_t outputs, int64_t inputs, int64_t padded, int form, int shift,
                              uint8_t *lines);
-/* Packed rows of a file, (rows, bytes), to codes (rows, length); layout is a bs_layout. */
+/* Unpacks rows of a file, (rows, bytes), into codes (rows, length); layout is a bs_layout. */
 BS_PUBLIC void bs_unpack_rows(const uint8_t *packed, int64_t rows, int64_t length, int64_t bytes, int layout, int bits,
                               uint8_t *codes);
-/* The bare integer product: codes (m, padded) x lines -> (m, panels * 16), for tests. */
+/* Integer product without scales: codes (m, padded) x lines -> (m, panels * 16), for tests. */
 BS_PUBLIC void bs_product(const int8_t *codes, int64_t m, const bs_matrix *matrix, int plane, int32_t *result,
                           int threads);
 /* Scratch that one thread needs for these steps, where the longest text has so many tokens. */
 BS_PUBLIC int64_t bs_scratch_bytes(const bs_step *steps, int64_t n, int64_t longest);
-/* Runs all steps on up to so many threads. */
+/* Runs all steps on at most that many threads. */
 BS_PUBLIC void bs_execute(bs_run *run, int threads);
 
 #endif

@@ -18,9 +18,9 @@ typedef void (*bs_body)(void *argument, bs_member *member);
 
 /* Runs body on up to so many threads; on the caller's alone where the others are busy with another call. */
 void bs_parallel(bs_body body, void *argument, int threads);
-/* Returns when all threads of the team are here. */
+/* Waits until all threads of the team have arrived. */
 void bs_barrier(bs_member *member);
-/* This thread's part of so many equal pieces. */
+/* This thread's share of that many equal pieces. */
 static inline bs_part bs_share(const bs_member *member, int64_t pieces) {
     return (bs_part){pieces * member->thread / member->threads, pieces * (member->thread + 1) / member->threads};
 }
