@@ -18,8 +18,8 @@ from bitstill.losses.logits import KL, CrossEntropy, MeanSquaredError, SoftCross
 from bitstill.recipes import DifferentiableQuantization, QuantizedDistillation
 from bitstill.recipes.by_name import RECIPES
 from bitstill.recipes.recipe import RunContext
-from bitstill.run.checks import rehearse
 from bitstill.run.models import needed_roles
+from bitstill.run.rehearsal import rehearse
 from bitstill.train.loop import train
 from bitstill.train.optim import AdamW
 from bitstill.train.stage import Stage, Term

@@ -27,8 +27,8 @@ from bitstill.quant.granularity import PerChannel, PerTensor
 from bitstill.quant.rules import Binary, Compression, QuantizeInput, Ternary, Uniform
 from bitstill.recipes import XTC
 from bitstill.recipes.recipe import RunContext
-from bitstill.run.checks import rehearse
 from bitstill.run.models import resolve_models
+from bitstill.run.rehearsal import rehearse
 from bitstill.schedules import WarmupLinear
 from bitstill.train.actions import Compress, Copy, ReduceLayers, SetDropout, Uncompress
 from bitstill.train.optim import SGD, AdamW

@@ -29,7 +29,8 @@ from bitstill.artifact.size import SizeReport, check_size, size_report, to_json
 from bitstill.artifact.writer import Storage, write
 from bitstill.data.task import Task, assess
 from bitstill.deliver.architecture import architecture_of, blank_network, can_rebuild
-from bitstill.errors import ArtifactError
+from bitstill.errors import ArtifactError, SpecError
+from bitstill.model.compressed_layers import is_compressed
 from bitstill.model.contents import contents_of
 from bitstill.model.copies import copy_model
 from bitstill.model.lifecycle import freeze, uncompressed
@@ -128,7 +129,9 @@ def save(model: nn.Module, folder: str | Path, *, storage: Storage | None = None
 
     Raises:
         ArtifactError: the folder cannot be written, or holds something else.
+        SpecError: the model has run without calling all its compressed layers, or a wrapper hides its weights.
     """
+    _check_calls(unwrapped(model, "save"))
     with replaced_folder(Path(folder)) as beside:
         _, size = write_network(beside, model, storage or Storage())
         if tokenizer is not None:
@@ -218,6 +221,23 @@ def _head(model: nn.Module, task: Task) -> dict[str, Any]:
     names: dict[str, Any] = {key: head[key] for key in ("id2label", "label2id") if key in head and task.objective.label_names}
     # The problem type of a model that was trained for another task does not outlive its objective.
     return {**names, **({"problem_type": head.get("problem_type")} if "problem_type" in {*head, *architecture} else {})}
+
+
+def _check_calls(model: nn.Module) -> None:
+    """Refuse compressed layers that were never called though others were: their weights may have been used, and in float.
+
+    Raises:
+        SpecError: naming the first of them.
+    """
+    layers = {name: module for name, module in model.named_modules() if is_compressed(module)}
+    silent = [name for name, module in layers.items() if not module.has_run]
+    if 0 < len(silent) < len(layers):
+        raise SpecError(
+            "compressed layers that are all called by the forward",
+            given=f"{len(silent)} of {len(layers)} that never were",
+            where=f"save, {silent[0]}",
+            fix="Call the layer instead of computing with its weight (F.linear(x, layer.weight)), or add it to `ignore`.",
+        )
 
 
 def _check_parity(frozen: nn.Module, reloaded: nn.Module, folder: Path) -> None:

@@ -10,6 +10,7 @@ The callback from `bitstill.deliver_callback` also delivers the student at the e
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,7 +26,7 @@ from bitstill.schedules import at
 from bitstill.train.loop import PROBED_STEPS
 from bitstill.train.optimizer_step import after_optimizer_step
 from bitstill.train.stage import Stage, Term
-from bitstill.train.step import check_gradients, taps
+from bitstill.train.step import check_gradients, gradient_norm, taps
 
 _ARGUMENTS: WeakKeyDictionary[nn.Module, TrainingArguments] = WeakKeyDictionary()
 """Arguments of the Trainer by model, recorded by `QuantizerCallback`, since a loss function does not receive them."""
@@ -91,7 +92,8 @@ class DistillationLoss:
             if training and not value.requires_grad:
                 check_gradients({term.name: 0.0}, self._stage)
             if training and self.seen < PROBED_STEPS:
-                self._norms[term.name] += _gradient_norm(term, student, other, labels, progress)
+                loss_of = functools.partial(term.loss, target=other, labels=labels, progress=progress)
+                self._norms[term.name] += float(gradient_norm(loss_of, student))
             total = total + at(term.weight, progress) * value
         if training:
             self.seen += 1
@@ -151,18 +153,6 @@ class QuantizerCallback(TrainerCallback):
         """Pass on the trained model."""
         if self.finished is not None and state.is_world_process_zero:
             self.finished(kwargs["model"])
-
-
-def _gradient_norm(term: Term, student: Output, target: Output | None, labels: Tensor, progress: float) -> float:
-    """L1 norm of a term's gradient at the student's outputs.
-
-    It is computed at copies of them, since `torch.autograd.grad` cannot pass through reentrant checkpoints.
-    """
-    logits, *features = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in student.tensors()]
-    copies = Output(logits, dict(zip(student.features, features, strict=True)), student.positions)
-    leaves = [tensor for tensor in copies.tensors() if tensor.requires_grad]
-    gradients = torch.autograd.grad(term.loss(copies, target, labels, progress), leaves, allow_unused=True)
-    return sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None)
 
 
 def _check_arguments(student: nn.Module) -> None:

@@ -29,6 +29,7 @@ class CompressedLinear(nn.Linear):
     weight_transform: nn.Module
     input_transform: nn.Module
     original_class: type[nn.Module]
+    has_run: bool = False
 
     def effective_weight(self) -> Tensor:
         """The weight the forward uses, (out, in)."""
@@ -36,6 +37,7 @@ class CompressedLinear(nn.Linear):
         return result
 
     def forward(self, input: Tensor) -> Tensor:
+        self.has_run = True
         return F.linear(self.input_transform(input), self.effective_weight(), self.bias)
 
 
@@ -45,6 +47,7 @@ class CompressedConv1d(nn.Conv1d):
     weight_transform: nn.Module
     input_transform: nn.Module
     original_class: type[nn.Module]
+    has_run: bool = False
 
     def effective_weight(self) -> Tensor:
         """The weight the forward uses, (out, in / groups, kernel)."""
@@ -52,6 +55,7 @@ class CompressedConv1d(nn.Conv1d):
         return result
 
     def forward(self, input: Tensor) -> Tensor:
+        self.has_run = True
         result: Tensor = self._conv_forward(self.input_transform(input), self.effective_weight(), self.bias)
         return result
 
@@ -62,6 +66,7 @@ class CompressedConv2d(nn.Conv2d):
     weight_transform: nn.Module
     input_transform: nn.Module
     original_class: type[nn.Module]
+    has_run: bool = False
 
     def effective_weight(self) -> Tensor:
         """The weight the forward uses, (out, in / groups, kH, kW)."""
@@ -69,6 +74,7 @@ class CompressedConv2d(nn.Conv2d):
         return result
 
     def forward(self, input: Tensor) -> Tensor:
+        self.has_run = True
         result: Tensor = self._conv_forward(self.input_transform(input), self.effective_weight(), self.bias)
         return result
 
@@ -82,6 +88,7 @@ class CompressedEmbedding(nn.Embedding):
     weight_transform: nn.Module
     input_transform: nn.Module
     original_class: type[nn.Module]
+    has_run: bool = False
 
     def effective_weight(self) -> Tensor:
         """The whole table, (rows, dim)."""
@@ -89,6 +96,7 @@ class CompressedEmbedding(nn.Embedding):
         return result
 
     def forward(self, input: Tensor) -> Tensor:
+        self.has_run = True
         transform = self.weight_transform
         by_row = isinstance(transform, WeightTransform) and transform.by_row
         if by_row and not torch.compiler.is_compiling():  # compilers need shapes that do not depend on the ids
@@ -114,6 +122,7 @@ class CompressedTransposedLinear(nn.Module):
     weight_transform: nn.Module
     input_transform: nn.Module
     original_class: type[nn.Module]
+    has_run: bool = False
 
     def effective_weight(self) -> Tensor:
         """The weight the forward uses, (out, in)."""
@@ -122,6 +131,7 @@ class CompressedTransposedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X times the weight, plus the bias."""
+        self.has_run = True
         return F.linear(self.input_transform(x), self.effective_weight(), self.bias)
 
 

@@ -246,6 +246,7 @@ def uncompressed(model: nn.Module) -> nn.Module:
             for name in ("weight_transform", "input_transform"):
                 original._modules.pop(name)
             del original.__dict__["original_class"]
+            original.__dict__.pop("has_run", None)
             replacements[module] = original
     swap(plain, replacements)
     release_saving(plain)

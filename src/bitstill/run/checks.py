@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bitstill.data.label_order import check_label_order
 from bitstill.data.task import Task, Texts
 from bitstill.errors import DataError, SpecError
-from bitstill.model.copies import copy_models
 from bitstill.model.select import word_embeddings
 from bitstill.model.state import stored_tensors
 from bitstill.model.weight_transform import check_finite
 from bitstill.run.models import ModelLike, ResolvedModels, tokenizer_source
-from bitstill.train.run import Data, data_for
-from bitstill.train.stage import Stage, replay
-from bitstill.train.step import TrainingStep, run, taps
+from bitstill.train.stage import Stage
 
 
 def check_model(name: str, network: nn.Module, task: Task) -> None:
@@ -66,37 +62,6 @@ def check_trained(stages: Sequence[Stage], models: ResolvedModels) -> None:
             where="models",
             fix="Pass a trained network or an artifact delivered with bits=None, or let the recipe train it first.",
         )
-
-
-def rehearse(stages: Sequence[Stage], networks: Mapping[str, nn.Module], data: Data) -> dict[str, nn.Module]:
-    """Apply the actions of every stage to copies of the models, so that an impossible stage fails before training.
-
-    Returns:
-        The copies, with their final structure.
-
-    Raises:
-        BitstillError: a pattern or a layer pair matches nothing, a model is unknown, or a layer cannot be compressed.
-    """
-    models = copy_models(networks)
-    for stage in stages:
-        task = data_for(stage, data)
-        for action in stage.begin:
-            replay(action, models, task)
-        stage.check_models(models)
-        if stage.pruning is not None:
-            stage.pruning.finish(models[stage.pruning.model])
-        if stage.terms:
-            _rehearse_step(stage, models, task)
-    return models
-
-
-def _rehearse_step(stage: Stage, models: dict[str, nn.Module], task: Task) -> None:
-    """Run a forward pass of every term on a few samples, without gradient."""
-    batch = task.sample()
-    teachers = {term.teacher for term in stage.terms if term.teacher and term.teacher not in stage.train}
-    with torch.random.fork_rng(), torch.no_grad():
-        targets = {name: run(models[name].eval(), task, batch, taps(stage, name)) for name in teachers}
-        TrainingStep(stage, models, task).eval()(batch, targets, 0.0, False)
 
 
 def _check_vocabulary(name: str, network: nn.Module, task: Task) -> None:

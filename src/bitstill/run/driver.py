@@ -27,9 +27,10 @@ from bitstill.deliver.deliver import environment
 from bitstill.deliver.load_task import task_for
 from bitstill.errors import SpecError
 from bitstill.recipes.recipe import RunContext
-from bitstill.run.checks import check_model, check_tokenizers, check_trained, rehearse
+from bitstill.run.checks import check_model, check_tokenizers, check_trained
 from bitstill.run.job import Job
 from bitstill.run.models import ResolvedModels, resolve_models
+from bitstill.run.rehearsal import rehearse
 from bitstill.run.stage_data import stage_data
 from bitstill.train.checkpoint import checkpoint_beside, checkpoint_of
 from bitstill.train.identity import HARDWARE, identity_of
@@ -127,7 +128,7 @@ def prepare_run(job: Job, out: Path, *, untrained: bool = False) -> PreparedRun:
     if not untrained:
         check_trained(stages, models)
     data = stage_data(job, stages, task, models, out)
-    return PreparedRun(job, models, stages, data, rehearse(stages, models.networks, data))
+    return PreparedRun(job, models, stages, data, rehearse(stages, models.networks, data, job.settings.accumulate))
 
 
 def execute(job: Job, delivery: Delivery, out: Path, *, resume: bool = False, keep: bool = True) -> PreparedRun:

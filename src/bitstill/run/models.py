@@ -19,6 +19,7 @@ from bitstill.deliver.architecture import blank_network
 from bitstill.errors import SpecError, need_package, suggest
 from bitstill.import_path import is_import_path
 from bitstill.model.copies import copy_model
+from bitstill.model.modes import remember_eval_mode
 from bitstill.model.packed_layers import is_packed
 from bitstill.model.restore import load_into
 from bitstill.recipes.recipe import Recipe
@@ -100,9 +101,10 @@ class _Resolved:
 
 def _resolve(model: ModelLike, seed: int, role: str, task: Task | None) -> _Resolved:
     if isinstance(model, nn.Module):
-        return _Resolved(copy_model(model, role).cpu())
+        return _Resolved(remember_eval_mode(copy_model(model, role)).cpu())
     if is_import_path(model):
-        return _Resolved(*import_network(str(model), seed, role))
+        network, untrained = import_network(str(model), seed, role)
+        return _Resolved(remember_eval_mode(network), untrained)
     if task is None:
         return _encoder(str(model), seed, role)
     if isinstance(model, str) and model in MODELS:

@@ -29,17 +29,26 @@ def share_of(whole: Tensor, stage: Stage, accelerator: Accelerator, parts: int =
     Raises:
         SpecError: the batch does not divide evenly.
     """
+    check_shares(len(whole), stage, accelerator.num_processes, parts)
     shares = accelerator.num_processes * parts
-    if len(whole) % shares:
-        raise SpecError(
-            f"a batch divisible by {accelerator.num_processes} processes x {parts} parts",
-            given=f"{len(whole)} samples",
-            where=f"stage {stage.name!r}",
-            fix="Change the batch size, or `accumulate`.",
-        )
     share = len(whole) // shares
     first = (accelerator.process_index * parts + part) * share
     return whole[first : first + share]
+
+
+def check_shares(samples: int, stage: Stage, processes: int, parts: int) -> None:
+    """Check that a batch divides evenly.
+
+    Raises:
+        SpecError: naming the stage.
+    """
+    if samples % (processes * parts):
+        raise SpecError(
+            f"a batch divisible by {processes} processes x {parts} parts",
+            given=f"{samples} samples",
+            where=f"stage {stage.name!r}",
+            fix="Change the batch size, or `accumulate`.",
+        )
 
 
 def make_batch(task: Task, stage: Stage, indices: Tensor, step: int, seed: int, device: torch.device) -> Batch:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bitstill.data.task import Task
+from bitstill.model.modes import set_training, stays_in_eval
 from bitstill.model.weight_transform import belongs_to_quantizer
 from bitstill.rng import derive
 from bitstill.schedules import at
@@ -109,13 +110,14 @@ def train_stage(run: Run, stage: Stage, loaded: Checkpoint | None, request: Stop
     with _trainee(run, stage, task) as trainee:
         if loaded is not None and run.position.step:
             loaded.restore_optimizer(trainee.optimizer)
+        in_eval = stays_in_eval(trainee.module)
         log, norms = StageLog(run, stage), dict.fromkeys((term.name for term in stage.terms), 0.0)
         if run.position.step == 0:
             note_sign_changes(run, stage)
         if run.position.step == 0 and stage.keep == "best" and _continues(run, stage):
             _keep_best(run, stage, 0, log.judge(0))
         for step in log.steps():
-            trainee.module.train()
+            set_training(trainee.module, in_eval)
             if stage.pruning is not None:
                 stage.pruning.before(step, total, run.models[stage.pruning.model])
             # In the middle of the step, so that neither a warm-up nor a decay gives a step of zero.

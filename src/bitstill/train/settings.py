@@ -26,7 +26,8 @@ class Settings:
         precision: "float32", or "bf16" to train under autocast; scales are computed in float32 either way.
         teacher_precision: "auto" runs frozen teachers in bf16 where the hardware is fast at it.
         accumulate: parts into which a batch is split to save memory. The gradient is the mean over the parts, equal to that of
-            the whole batch unless the model mixes samples (batch normalisation) or padding differs between parts.
+            the whole batch unless the model mixes samples or padding differs between parts. Batch normalisation computes its
+            statistics on each part, which needs at least two samples, and updates its running ones once per part.
         checkpoint_every: steps between checkpoints; None is once per epoch.
         device: "auto" is an accelerator if available, else the CPU. CUDA_VISIBLE_DEVICES selects among several.
         trackers: names of Accelerate's trackers: "tensorboard", "wandb", "mlflow" and so on.

@@ -6,7 +6,8 @@ even when two models share parameters. Frozen teachers run outside, without grad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from bitstill.errors import DataError, MatchError, TrainingError
 from bitstill.losses.projection import Projection
 from bitstill.losses.taps import Output, tap
 from bitstill.schedules import at
-from bitstill.train.stage import Stage
+from bitstill.train.stage import Stage, Term
 
 
 class TrainingStep(nn.Module):
@@ -58,13 +59,17 @@ class TrainingStep(nn.Module):
             target = known[term.teacher] if term.teacher else None
             if not any(term.loss.taps()):
                 _check_same_classes(student, target, term.name)
-            seen = student if term.through is None else self._projected(student, term.through)
-            value = term.loss(seen, target, batch["labels"], progress)
+            loss_of = functools.partial(self._value, term, target=target, labels=batch["labels"], progress=progress)
+            value = loss_of(student)
             total = total + at(term.weight, progress) * value
             values[term.name] = value.detach()
             if probe:
-                norms[term.name] = _gradient_norm(value, student)
+                norms[term.name] = gradient_norm(loss_of, student)
         return total, values, norms
+
+    def _value(self, term: Term, student: Output, target: Output | None, labels: Tensor, progress: float) -> Tensor:
+        seen = student if term.through is None else self._projected(student, term.through)
+        return term.loss(seen, target, labels, progress)
 
     def _projected(self, student: Output, name: str) -> Output:
         projection = self.models[name]
@@ -115,12 +120,17 @@ def check_gradients(norms: Mapping[str, float], stage: Stage) -> None:
             )
 
 
-def _gradient_norm(value: Tensor, student: Output) -> Tensor:
-    tensors = [tensor for tensor in student.tensors() if tensor.requires_grad]
-    if not value.requires_grad or not tensors:
-        return torch.zeros(())
-    grads = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True)
-    return sum((g.abs().sum().float() for g in grads if g is not None), torch.zeros((), device=value.device))
+def gradient_norm(loss_of: Callable[[Output], Tensor], student: Output) -> Tensor:
+    """L1 norm of a loss's gradient at the student's outputs, a scalar.
+
+    It is taken at copies of them, since `torch.autograd.grad` cannot pass through reentrant checkpoints.
+    """
+    logits, *features = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in student.tensors()]
+    copies = Output(logits, dict(zip(student.features, features, strict=True)), student.positions)
+    leaves = [tensor for tensor in copies.tensors() if tensor.requires_grad]
+    value = loss_of(copies) if leaves else logits
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True) if leaves and value.requires_grad else ()
+    return sum((g.abs().sum().float() for g in gradients if g is not None), torch.zeros((), device=logits.device))
 
 
 def _check_same_classes(student: Output, target: Output | None, term: str) -> None:
