@@ -31,6 +31,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("bitstill")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Most runs here are a few steps on a handful of samples: their results are worth nothing, and that is warned of.
+    config.addinivalue_line("filterwarnings", "ignore::bitstill.errors.BitstillWarning")
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):

@@ -23,6 +23,7 @@ from bitstill.deliver.inspect import inspect as inspect
 from bitstill.deliver.load import load as load
 from bitstill.deliver.load_task import text_task as text_task
 from bitstill.errors import BitstillError as BitstillError
+from bitstill.errors import BitstillWarning as BitstillWarning
 from bitstill.model.lifecycle import freeze as freeze
 from bitstill.model.lifecycle import pack as pack
 from bitstill.model.lifecycle import prepare as prepare

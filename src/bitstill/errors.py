@@ -45,6 +45,10 @@ def _rebuild(kind: type[BitstillError], wanted: str, given: str, where: str, fix
     return kind(wanted, given=given, where=where, fix=fix)
 
 
+class BitstillWarning(UserWarning):
+    """A result that is worth little, with its likely cause; an error in a strict run."""
+
+
 class SpecError(BitstillError, ValueError):
     """An invalid setting, key or combination of settings."""
 

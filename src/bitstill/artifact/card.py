@@ -23,6 +23,7 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
     if "teacher" in report:
         rows.insert(2, ("teacher", f"{report['teacher']['test']:.2f}, {report['teacher']['file_bytes']:,} bytes"))
     table = "\n".join(f"| {left} | {right} |" for left, right in rows)
+    warnings = "".join(f"> **Warning.** {message}\n\n" for message in report.get("warnings", ()))
     return f"""---
 library_name: bitstill
 tags: [bitstill, quantized, {report["recipe"]["kind"]}]
@@ -32,7 +33,7 @@ tags: [bitstill, quantized, {report["recipe"]["kind"]}]
 
 A network compressed by training with bitstill, recipe `{report["recipe"]["kind"]}`.
 
-| | |
+{warnings}| | |
 |---|---|
 {table}
 

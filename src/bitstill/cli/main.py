@@ -8,7 +8,7 @@ import typer
 
 from bitstill.cli.artifacts import bench, compare, evaluate, export, inspect, push
 from bitstill.cli.overview import demo, recipes
-from bitstill.cli.printing import err, escape
+from bitstill.cli.printing import err, escape, show_warnings
 from bitstill.cli.training import augment, compress, distill, finetune
 from bitstill.errors import BitstillError, without_torch
 
@@ -25,6 +25,7 @@ for _command in (demo, compress, finetune, distill, augment, evaluate, inspect, 
 
 def main() -> None:
     """Run the command line; a `BitstillError` is printed as one message, with exit status 1."""
+    show_warnings()
     try:
         _run()
     except BitstillError as error:

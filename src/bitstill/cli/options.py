@@ -40,6 +40,7 @@ ClassWeights = Annotated[
     str | None,
     typer.Option("--class-weights", help="Class weights of the loss on labels: balanced, or comma-separated numbers."),
 ]
+StrictFlag = Annotated[bool, typer.Option("--strict", help="Refuse a result that is worth little, rather than warn of it.")]
 ForceFlag = Annotated[bool, typer.Option("--force", help="Replace an existing artifact at --out.")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape as escape
+
+from bitstill.errors import BitstillWarning
 
 out = Console()
 err = Console(stderr=True)
@@ -30,6 +33,20 @@ def write_page(path: Path, html: str) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, html.encode())
+
+
+def show_warnings() -> None:
+    """Print each warning of bitstill as one yellow line on standard error, and those of others as Python does."""
+    warnings.simplefilter("always", BitstillWarning)
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, BitstillWarning):
+            err.print(f"[bold yellow]warning:[/] [yellow]{escape(str(message))}[/]", highlight=False, soft_wrap=True)
+        else:
+            others(message, category, *rest, **more)
+
+    warnings.showwarning = show
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from bitstill.cli.options import (
     ResumeFlag,
     SeedOption,
     StepsOption,
+    StrictFlag,
     TextColumn,
     Truncate,
     check_duration,
@@ -69,6 +70,7 @@ def compress(
         bool, typer.Option("--each-stage", help="Also deliver the student after every stage, to OUT-<stage>.")
     ] = False,
     force: ForceFlag = False,
+    strict: StrictFlag = False,
     resume: ResumeFlag = False,
     assignments: Assignments = None,
     dry_run: Annotated[
@@ -112,7 +114,7 @@ def compress(
         result = run(
             built, spec.task, spec.models(built), out=spec.out, settings=spec.settings, storage=spec.storage,
             resume=resume, data=spec.data, text=spec.text, augmented=spec.augmented,
-            class_weights=spec.class_weights, each_stage=each_stage, force=force,
+            class_weights=spec.class_weights, each_stage=each_stage, force=force, strict=strict,
         )  # fmt: skip
     if as_json:
         print_json(result.report)
@@ -139,6 +141,7 @@ def finetune(
     truncate: Truncate = None,
     drop_empty: DropEmpty = None,
     class_weights: ClassWeights = None,
+    strict: StrictFlag = False,
     resume: ResumeFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -167,6 +170,7 @@ def finetune(
             data=spec.data,
             text=spec.text,
             class_weights=spec.class_weights,
+            strict=strict,
             resume=resume,
         )
     if as_json:

@@ -29,6 +29,7 @@ from bitstill.artifact.size import SizeReport, check_size, size_report, to_json
 from bitstill.artifact.writer import Storage, write
 from bitstill.data.task import Task, assess
 from bitstill.deliver.architecture import architecture_of, blank_network, can_rebuild
+from bitstill.deliver.soundness import result_warnings, warn
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.model.compressed_layers import is_compressed
 from bitstill.model.contents import contents_of
@@ -151,6 +152,8 @@ def deliver(
     report: Mapping[str, Any],
     recipe_yaml: str,
     skeleton: nn.Module | None = None,
+    *,
+    strict: bool = False,
 ) -> tuple[Delivered, dict[str, Any]]:
     """Write the whole artifact to `target`, which changes only after everything has succeeded.
 
@@ -159,9 +162,13 @@ def deliver(
         model, task, storage, skeleton: as for `write_artifact`.
         report: report of the run, to which size and metric are added.
         recipe_yaml: the resolved run file.
+        strict: refuse a model that is worth little, rather than warn of it.
 
     Returns:
         The reloaded artifact, and the complete report.
+
+    Raises:
+        TrainingError: the model is worth little, and the run is strict.
     """
     from bitstill.report.page import artifact_page
 
@@ -172,6 +179,9 @@ def deliver(
             "delivered": delivered.assessment,
             "size": to_json(delivered.size),
         }
+        doubts = result_warnings(complete)
+        warn(doubts, strict, str(target))
+        complete["warnings"] = [*report.get("warnings", ()), *doubts]
         write_file(folder / RECIPE, recipe_yaml.encode())
         renew_digests(folder)
         write_file(folder / REPORT, json.dumps(complete, indent=1, sort_keys=True).encode())

@@ -42,8 +42,9 @@ def artifact_page(report: Report, latent: nn.Module) -> str:
     ]
     drawn = [part for part in parts if part.figures]
     where = Section("Bytes", tables=(sections.kinds(report["size"]),)) if missing else _bytes(report)
-    tests = sections.details(report)
-    shown = (where, *((tests,) if tests.tables else ()), sections.layers(report), *drawn, sections.settings(report))
+    warned, tests = sections.warnings(report), sections.details(report)
+    first = [section for section in (warned, where, tests) if section is where or section.tables]
+    shown = (*first, sections.layers(report), *drawn, sections.settings(report))
     page = Page(title, _subtitle(report), sections.headline(report), shown)
     return styled(page) if missing is None else plain(page, advice(missing))
 

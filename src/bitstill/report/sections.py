@@ -61,6 +61,12 @@ def headline(report: Report) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
+def warnings(report: Report) -> Section:
+    """What the run has warned of, with the likely causes."""
+    messages = tuple((message,) for message in report.get("warnings", ()))
+    return Section("Warnings", tables=(Table((), messages),) if messages else ())
+
+
 def details(report: Report) -> Section:
     """All metrics with those of the best constant answer, and the objective's own tables, such as the confusion matrix."""
     delivered = report.get("delivered", {})

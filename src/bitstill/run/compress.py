@@ -84,6 +84,7 @@ def compress(
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None,
     each_stage: bool = False,
     force: bool = False,
+    strict: bool = False,
 ) -> Result:
     """Train a compressed model with a recipe, deliver it as an artifact, and reload it.
 
@@ -103,6 +104,7 @@ def compress(
         class_weights: weights of the loss on labels, one per class; "balanced" gives rare classes as much as frequent ones.
         each_stage: also deliver the student after every stage but the last, to `out`-<stage>.
         force: replace an existing artifact at `out`.
+        strict: raise an error instead of a warning where the teacher or the delivered model is worth little.
 
     Returns:
         The reloaded model, its report and its folder.
@@ -122,7 +124,7 @@ def compress(
     chosen = recipe_class(recipe)() if isinstance(recipe, str) else recipe
     roles = models if isinstance(models, Mapping) else by_role(chosen, models)
     settings, storage = settings or Settings(), storage or Storage()
-    job = Job(chosen, roles, task, settings, storage, data, text, augmented, class_weights=class_weights)
+    job = Job(chosen, roles, task, settings, storage, data, text, augmented, class_weights=class_weights, strict=strict)
     temporary = _Scratch() if out is None else None
     target = temporary.path / "artifact" if temporary else _own_folder(str(out))
     delivery = ArtifactDelivery(run_file_of(job).to_yaml(), each_stage, force)

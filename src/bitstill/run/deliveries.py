@@ -19,6 +19,7 @@ from bitstill.artifact.writer import Storage, write
 from bitstill.data.task import Task, assess, evaluate
 from bitstill.decode import encode
 from bitstill.deliver.deliver import deliver, measure
+from bitstill.deliver.soundness import result_warnings, warn
 from bitstill.errors import ArtifactError, SpecError
 from bitstill.model.contents import contents_of
 from bitstill.model.copies import copy_model
@@ -81,7 +82,8 @@ class ArtifactDelivery:
         student, storage = run.networks["student"], run.job.storage
         parameters = [encode(row) for row in prepare_report(student).rows]
         complete = {**report, "storage": encode(storage), "parameters": parameters}
-        deliver(folder, student, run.task, storage, complete, self.recipe_yaml, uncompressed(run.rehearsed["student"]))
+        skeleton, strict = uncompressed(run.rehearsed["student"]), run.job.strict and "stage" not in report
+        deliver(folder, student, run.task, storage, complete, self.recipe_yaml, skeleton, strict=strict)
 
 
 def stage_folder(out: Path, stage: Stage) -> Path:
@@ -122,6 +124,9 @@ class PretrainedDelivery:
             delivered = {**assess(reloaded, task, task.test), "validation": evaluate(reloaded, task, task.validation)}
             sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
             complete = {**report, "delivered": delivered, "parameters": sizes, "train_samples": len(task.train)}
+            doubts = [] if run.job.task is None else result_warnings(complete)
+            warn(doubts, run.job.strict, str(out))
+            complete["warnings"] = [*report.get("warnings", ()), *doubts]
             write_file(folder / REPORT, json.dumps(complete, indent=1, sort_keys=True).encode())
 
     def _reload(self, run: PreparedRun, folder: Path) -> nn.Module:

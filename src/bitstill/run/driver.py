@@ -25,6 +25,7 @@ from bitstill.data.task import Task, TextPreprocessor, with_class_weights
 from bitstill.decode import encode
 from bitstill.deliver.deliver import environment
 from bitstill.deliver.load_task import task_for
+from bitstill.deliver.soundness import teacher_warnings, warn
 from bitstill.errors import SpecError
 from bitstill.recipes.recipe import RunContext
 from bitstill.run.checks import check_model, check_tokenizers, check_trained
@@ -166,7 +167,10 @@ def execute(job: Job, delivery: Delivery, out: Path, *, resume: bool = False, ke
         if finished and not stopped:
             _check_result(out, identity)
         if not (finished and _differing(out, identity) is None):
-            about = _about(run, identity)
+            doubts = _teacher_doubts(run)
+            about = {**_about(run, identity), "warnings": doubts}
+            if processes.is_main_process or job.strict:
+                warn(doubts, job.strict, "teacher")
             history = train(
                 run.stages, run.networks, run.data, job.settings,
                 identity=identity, checkpoint_path=checkpoint, resume=resume,
@@ -178,6 +182,14 @@ def execute(job: Job, delivery: Delivery, out: Path, *, resume: bool = False, ke
         if checkpoint is not None and processes.is_main_process:
             checkpoint.unlink(missing_ok=True)
     return run
+
+
+def _teacher_doubts(run: PreparedRun) -> list[str]:
+    """Warnings about a teacher that no stage trains."""
+    taught = {name for stage in run.stages for name in stage.train}
+    if run.job.task is None or "teacher" in taught or "teacher" not in run.networks:
+        return []
+    return teacher_warnings(run.networks["teacher"], run.task)
 
 
 def _about(run: PreparedRun, identity: Mapping[str, Any]) -> dict[str, Any]:

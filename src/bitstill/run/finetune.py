@@ -27,6 +27,7 @@ def finetune(
     text: TextOptions | None = None,
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None,
     resume: bool = False,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune a pretrained encoder on a task's labels.
 
@@ -40,6 +41,7 @@ def finetune(
         text: columns and so on, for the task "text".
         class_weights: weights of the loss on labels, one per class, or "balanced".
         resume: resume an unfinished run.
+        strict: raise an error instead of a warning where the fine-tuned model is worth little.
 
     Returns:
         Contents of report.json: metric of the model reloaded from `out`, and the training history.
@@ -51,7 +53,7 @@ def finetune(
     target = Path(out).resolve()
     job = Job(
         recipe or FineTuning(), {"student": model}, task, settings or Settings(),
-        data=data, text=text, class_weights=class_weights,
+        data=data, text=text, class_weights=class_weights, strict=strict,
     )  # fmt: skip
     execute(job, PretrainedDelivery(), target, resume=resume)
     return dict(json.loads((target / REPORT).read_text(encoding="utf-8")))

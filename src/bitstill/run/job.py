@@ -30,6 +30,7 @@ class Job:
         augmented: folder with variants of the task's training texts to train on as well.
         cache: folder for a tokenized corpus; None is next to the result.
         class_weights: weights of the loss on the task's labels, one per class; "balanced" computes them from the labels.
+        strict: refuse a result that is worth little, rather than warn of it.
     """
 
     recipe: Recipe
@@ -42,3 +43,4 @@ class Job:
     augmented: str | Path | None = None
     cache: str | Path | None = None
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    strict: bool = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from bitstill.constraints import Count, Seed, check_fields
-from bitstill.errors import SpecError, suggest
+from bitstill.errors import MissingPackageError, SpecError, suggest
 from bitstill.train.teachers import fast_bf16
 
 if TYPE_CHECKING:
@@ -51,15 +51,20 @@ def accelerator(settings: Settings) -> Accelerator:
     """Accelerate's view of devices, processes and trackers.
 
     Raises:
+        MissingPackageError: a tracker's package is not installed.
         SpecError: an unknown tracker, or device="cpu" in a process that has already used an accelerator.
     """
     from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
     from accelerate.utils import DistributedDataParallelKwargs, LoggerType, ProjectConfiguration
 
     known = LoggerType.list()
     for name in settings.trackers:
         if name not in known:
             raise SpecError("a known tracker", given=repr(name), where="settings.trackers", fix=suggest(name, known))
+        if name != "all" and LoggerType(name) not in get_available_trackers():
+            fix = "Install its package, or take it out of the trackers."
+            raise MissingPackageError(f"the package of {name}", given="none", where="settings.trackers", fix=fix)
     accelerator = Accelerator(
         cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
         log_with=list(settings.trackers) or None,
