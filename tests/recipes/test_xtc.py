@@ -628,11 +628,11 @@ def stopped_at(call, real, *, after=False):
     """`real`, which raises KeyboardInterrupt at its `call`-th call, before or after it has done its work."""
     calls = itertools.count(1)
 
-    def stopping(*arguments):
+    def stopping(*arguments, **options):
         last = next(calls) == call
         if last and not after:
             raise KeyboardInterrupt
-        value = real(*arguments)
+        value = real(*arguments, **options)
         if last:
             raise KeyboardInterrupt
         return value

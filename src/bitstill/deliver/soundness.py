@@ -71,7 +71,7 @@ def result_warnings(report: Mapping[str, Any]) -> list[str]:
     Args:
         report: the contents of report.json.
     """
-    return [*_constant(report["delivered"]), *_far_below_teacher(report), *_bulky(report.get("size"))]
+    return [*(_constant(report["delivered"]) or _far_below_teacher(report)), *_bulky(report.get("size"))]
 
 
 def warn(messages: Sequence[str], strict: bool, where: str) -> None:
