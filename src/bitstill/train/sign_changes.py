@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
+from bitstill.errors import BitstillWarning
 from bitstill.model.compressed_layers import is_compressed
 from bitstill.model.weight_transform import WeightTransform
 from bitstill.quant.binary import Binary
@@ -40,6 +41,7 @@ def note_sign_changes(run: Run, stage: Stage) -> None:
             warnings.warn(
                 f"stage {stage.name!r}: at most {fraction:.1%} of the binary weights of {name!r} can change sign. Its learning"
                 f" rates add up to {reach:.2g}, about as far as Adam moves a weight. Train longer, or raise the learning rate.",
+                BitstillWarning,
                 stacklevel=2,
             )
 
