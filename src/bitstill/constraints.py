@@ -1,4 +1,4 @@
-"""What the fields of settings may hold, declared once, in their annotations.
+"""Constraints on the fields of settings, declared in their annotations.
 
     @dataclass(frozen=True)
     class Settings:
@@ -79,7 +79,7 @@ Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
 
 @dataclass(frozen=True)
 class Constraint:
-    """What the annotation of a field allows.
+    """Values allowed by the annotation of a field.
 
     Args:
         numbers: int, float or both; without any, no number.
@@ -167,7 +167,7 @@ def check_field(cls: Any, name: str, value: object, where: str) -> None:
 
 
 def _phrase(name: str, constraint: Constraint, value: object) -> str:
-    """What the field should be, as a noun phrase."""
+    """Expected value of a field, as a noun phrase."""
     if constraint.words and not constraint.numbers and constraint.items is None:
         return f"a known {name}"
     while constraint.items is not None and (isinstance(value, tuple) or not constraint.numbers):
@@ -189,7 +189,7 @@ def _fix(constraint: Constraint, value: object, default: str) -> str:
 
 @functools.cache
 def constraints(cls: Any) -> dict[str, Constraint]:
-    """What the fields of a dataclass may hold, by name."""
+    """Constraints of the fields of a dataclass, by name."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: _read(hints[field.name]) for field in dataclasses.fields(cls)}
 
@@ -215,7 +215,7 @@ def _read(hint: Any) -> Constraint:
 
 
 def _either(first: Constraint, second: Constraint) -> Constraint:
-    """What one or the other allows."""
+    """Union of two constraints."""
     return Constraint(
         first.numbers | second.numbers,
         first.range or second.range,

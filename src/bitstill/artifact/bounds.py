@@ -1,4 +1,4 @@
-"""How large a network may be that `config.json` describes: compared with the file of weights before anything is built."""
+"""Limits on the size of a network in `config.json`, checked against the file of weights before anything is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a folder hold a part of the data: those of the documented names, and no others that begin alike."""
+"""Files of a part of the data in a folder: only those with documented names."""
 
 from __future__ import annotations
 

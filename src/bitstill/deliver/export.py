@@ -29,7 +29,7 @@ from bitstill.program.from_artifact import plan_of, program_of
 
 MODEL, XML, GGUF, NOTES = "model.onnx", "model.xml", "model.gguf", "export.json"
 BLOCKS = {"by": "MatMulNBits", "bits": 8, "symmetric": True, "per": "block", "range": "dynamic"}
-"""How ONNX Runtime's own operator quantizes inputs."""
+"""Input quantization of ONNX Runtime's own operator."""
 TOLERANCE: Mapping[str, float] = {"trained": 0.05, "changed": 0.25, "float": 1e-4}
 """Largest accepted difference from the artifact's outputs, as a fraction of the largest output. Where inputs are quantized, a
 difference in the last bit of a float can move a value between two codes by a whole code: these tolerances are for 8 bits, and

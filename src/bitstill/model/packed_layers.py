@@ -40,7 +40,7 @@ class PackedSpec:
 
     @property
     def grid(self) -> Grid:
-        """How the weight is cut into groups."""
+        """Division of the weight into groups."""
         return grid_of(self.shape, self.granularity)
 
 

@@ -28,7 +28,7 @@ from bitstill.program.operations import (
 
 Config = Mapping[str, Any]
 DEFAULT_EPSILON = 1e-12
-"""Of layer norms, where a config has none, or a family does not read it."""
+"""Epsilon of layer norms, if a config has none or a family ignores it."""
 
 
 def encoder(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Program:

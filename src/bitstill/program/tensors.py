@@ -1,4 +1,4 @@
-"""Which tensors a program reads, compared with those that an artifact has: none is missing, and none is left over."""
+"""Check of the tensors in an artifact against those that its program reads: none missing, none unused."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from bitstill.program.operations import (
 )
 
 _LEARNED = {"dynamic": (), "clip": ("low", "high"), "step": ("step", "ready")}
-"""What is kept for an input's range, by its kind; "ready" says that training has set the step."""
+"""Tensors of an input's range by its kind; "ready" marks an initialized step."""
 _STATISTICS = ("running_mean", "running_var")
 _COUNTER = "num_batches_tracked"
-"""What torch counts beside the statistics of a batch norm, and nothing is computed from."""
+"""Counter next to the statistics of a batch norm in torch, which is not used."""
 _POOLER = ("pooler.dense.weight", "pooler.dense.bias")
-"""What an encoder without a head may bring along, and a vector for each token does not need."""
+"""Optional part of an encoder without a head, not needed for token vectors."""
 
 
 def check_tensors(program: Program, archive: Archive) -> None:

@@ -24,7 +24,7 @@ STARTS: dict[bool, tuple[float, ...]] = {True: (1.0, 0.8, 0.6, 0.45, 0.3), False
 which are better spent on the middle."""
 FEW_LEVELS = 8
 ROUNDS = 3
-"""Of refinement from each start."""
+"""Rounds of refinement from each start."""
 
 Stored = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Step and offset as they will be stored."""

@@ -24,7 +24,7 @@ from bitstill.quant.scales import stored_scale, usable_scale
 
 StepStart = Literal["mean", "error"]
 STARTS = 64
-"""How many steps are tried for the one of least error."""
+"""Number of candidates in the search for the step of least error."""
 SMALLEST_STEP = 1e-8
 """Lower bound of a learned step."""
 

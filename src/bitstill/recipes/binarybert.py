@@ -342,7 +342,7 @@ class _Start:
 
 
 def _heads(model: nn.Module) -> set[int]:
-    """How many heads attention layers have, where they can be told apart; for others the config's number."""
+    """Numbers of heads of the attention layers, where these are recognised; otherwise the config's number."""
     numbers = {each.heads for each in attention_layers(model)}
     declared = getattr(getattr(model, "config", None), "num_attention_heads", None)
     return numbers or ({declared} if isinstance(declared, int) else set())

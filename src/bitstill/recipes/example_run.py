@@ -14,7 +14,7 @@ from bitstill.recipes.recipe import Recipe, RunContext
 from bitstill.train.stage import Stage
 
 LAYERS = 12
-"""Of the transformer that stands for any: BERT-base has as many."""
+"""Layers of the example transformer, as in BERT-base."""
 
 
 class _Block(nn.Module):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _MARKS = (99, 90, 0, 97, 60, 99.9, 100, 95, 99.5, 80, 98, 40, 99.8)
 """Candidates for ticks, the most welcome first."""
 _BEYOND = 1.6
-"""How far the horizontal axis goes beyond the largest value, for labels."""
+"""Factor by which the horizontal axis exceeds the largest value, for labels."""
 SPREAD = 15.0
 """Percentage points from which a linear axis would squeeze the good models into one line."""
 

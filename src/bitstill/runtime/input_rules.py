@@ -11,7 +11,7 @@ from bitstill.runtime.structs import Range
 
 
 def rule_of(archive: Archive, transform: str, rule: Mapping[str, Any]) -> structures.Rule:
-    """How a value is quantized, all but the rows that share a range.
+    """Rule of a value's quantization, except for the rows that share a range.
 
     Args:
         archive: the artifact.

@@ -30,7 +30,7 @@ def _opened(path: Path) -> ctypes.CDLL | None:
     try:
         return _checked(ctypes.CDLL(str(path)))
     except OSError as error:  # truncated, or for another architecture
-        warnings.warn(f"bitstill goes on without its compiled library, slowly: {error}", stacklevel=4)
+        warnings.warn(f"bitstill continues without its compiled library, slowly: {error}", stacklevel=4)
         return None
 
 

@@ -141,7 +141,7 @@ class _MatrixPacker:
         return _inputs_last(codes.reshape(self.record.shape)), plane
 
     def _mask(self) -> Array:
-        """Which weights are not pruned, uint8 (outputs, inputs)."""
+        """Mask of weights that are not pruned, uint8 (outputs, inputs)."""
         mask = kept_weights(self.archive, self.record)
         assert mask is not None
         return _inputs_last(mask.reshape(self.record.shape).astype(np.uint8))

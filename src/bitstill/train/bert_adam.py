@@ -48,5 +48,5 @@ class BertAdam(torch.optim.AdamW):
 
 
 def step_ratio(steps: int, beta1: float, beta2: float) -> float:
-    """How many times longer the given step is without bias correction, counted from 1: (1 - beta1^t) / sqrt(1 - beta2^t)."""
+    """Ratio of step t, from 1, without bias correction to that with it: (1 - beta1^t) / sqrt(1 - beta2^t)."""
     return float((1.0 - beta1**steps) / (1.0 - beta2**steps) ** 0.5)

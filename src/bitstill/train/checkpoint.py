@@ -35,7 +35,7 @@ _CHUNK = 2**20
 
 @dataclass
 class Position:
-    """Where a run is.
+    """Progress of a run.
 
     Args:
         stage: index of the current stage (or of the next one, at step 0).

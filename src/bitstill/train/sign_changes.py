@@ -1,4 +1,4 @@
-"""How many binary weights a schedule lets change sign: a student that cannot keeps the signs of its float weights."""
+"""Estimate of the binary weights that can change sign under a schedule: otherwise a student keeps its float weights' signs."""
 
 from __future__ import annotations
 

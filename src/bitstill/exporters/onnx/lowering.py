@@ -77,7 +77,7 @@ class Lowering:
         return (self.leftover(f"{layer}.bias"),) if f"{layer}.bias" in self.archive.tensors else ()
 
     def shape(self, layer: str) -> tuple[int, ...]:
-        """Of the layer's weight."""
+        """Shape of the layer's weight."""
         record = self.archive.layers.get(layer)
         return record.shape if record is not None else self.archive.tensors[f"{layer}.weight"].shape
 
@@ -109,7 +109,7 @@ class Lowering:
         return self._rows.setdefault(rank, value)
 
     def first_tokens(self) -> None:
-        """From here on, values have a row for each text."""
+        """Mark that values have one row per text from now on."""
         self._rows.clear()
         self.tokens = False
 

@@ -177,7 +177,7 @@ def _with_biases(low: Lowering, value: str, layers: list[str], rank: int) -> str
 
 
 def _sums(low: Lowering, codes: inputs.Codes) -> str:
-    """Of each row of codes, less their zero point, float32 (rows, 1)."""
+    """Sum of each row of codes minus their zero point, float32 (rows, 1)."""
     name = f"sums of {codes.codes}"
     if name not in low.shared:
         plain = low.graph.cast(codes.codes, "float32")
