@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bitstill.artifact.files import check_new, replaced_folder, write_file
 from bitstill.artifact.format import CONFIG, TOKENIZER_FILES, WEIGHTS
 from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import Archive, Array, read
-from bitstill.deliver.parity import Compared, Run, compare_outputs
+from bitstill.deliver.parity import Compared, Run, compare_in_float, compare_outputs, without_input_quantization
 from bitstill.errors import ArtifactError, SpecError, suggest
 from bitstill.exporters.compressed_tensors import bits_of, packable, packed_words, quantization_config, unpacked_weight
 from bitstill.exporters.gguf import write_gguf
@@ -25,7 +26,7 @@ from bitstill.exporters.onnx.graph import OPSET
 from bitstill.exporters.onnx.lower import PER_TENSOR, Products, lower
 from bitstill.exporters.onnx.session import open_session
 from bitstill.exporters.openvino import open_model, write_openvino
-from bitstill.program.from_artifact import plan_of, program_of
+from bitstill.program.from_artifact import program_of
 
 MODEL, XML, GGUF, NOTES = "model.onnx", "model.xml", "model.gguf", "export.json"
 BLOCKS = {"by": "MatMulNBits", "bits": 8, "symmetric": True, "per": "block", "range": "dynamic"}
@@ -141,6 +142,9 @@ def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]
     if in_blocks and "packed blocks" not in lowered.arithmetic.values():
         fix = "Train linear layers with Uniform(symmetric=True), Ternary or Binary, or leave activations out."
         raise ArtifactError("a layer that fits blocks", given="none", where=str(archive.folder), fix=fix)
+    if _quantizes_inputs(archive):
+        plain = without_input_quantization(archive)
+        compare_in_float(archive, open_session(lower(program_of(plain), plain, opset=opset).data))
     compared = _compare(archive, open_session(lowered.data), options)
     write_file(folder / MODEL, lowered.data)
     rules = _rules(archive)
@@ -156,12 +160,13 @@ def _to_onnx(archive: Archive, folder: Path, options: Options) -> dict[str, Any]
 
 
 def _to_openvino(archive: Archive, folder: Path, options: Options) -> dict[str, Any]:
-    exported, program = archive, program_of(archive)
-    if options.activations == "float":
-        layers = {name: replace(layer, input=None) for name, layer in archive.layers.items()}
-        exported = replace(archive, layers=layers, config={**archive.config, ATTENTION: {}})
-        program = plan_of(exported)
-    types = write_openvino(program, exported, folder / XML)
+    plain = without_input_quantization(archive)
+    exported = plain if options.activations == "float" else archive
+    if exported is not plain and _quantizes_inputs(archive):
+        with tempfile.TemporaryDirectory() as temporary:
+            write_openvino(program_of(plain), plain, Path(temporary) / XML)
+            compare_in_float(archive, open_model(Path(temporary) / XML))
+    types = write_openvino(program_of(exported), exported, folder / XML)
     compared = _compare(archive, open_model(folder / XML), options)
     return {
         "file_bytes": sum((folder / XML).with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin")),
@@ -171,6 +176,10 @@ def _to_openvino(archive: Archive, folder: Path, options: Options) -> dict[str, 
         "attention_quantized": exported.config.get(ATTENTION) or {},
         "compared": asdict(compared),
     }
+
+
+def _quantizes_inputs(archive: Archive) -> bool:
+    return bool(_rules(archive) or archive.config.get(ATTENTION))
 
 
 def _rules(archive: Archive) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,19 +13,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bitstill.artifact.config_keys import ATTENTION
 from bitstill.artifact.reader import Archive
 from bitstill.data.task import predict
+from bitstill.deliver.architecture import from_architecture
 from bitstill.deliver.evaluate import task_of
 from bitstill.deliver.load import load
 from bitstill.errors import ArtifactError
+from bitstill.model.restore import load_into
 from bitstill.program.heads import Head, head_of
-from bitstill.program.samples import random_inputs
+from bitstill.program.samples import contrasting_inputs, random_inputs
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Array]
 """Runs an exported network: inputs by name to its outputs."""
-SAMPLES, LENGTHS = 16, (4, 32)
-"""Random inputs of a comparison: their number, and the range of tokens in a text."""
+SAMPLES, LENGTH = 16, 32
+"""Random inputs of a comparison: their number in the first batch, and the most tokens of a text there."""
+IN_FLOAT = 1e-4
+"""Largest accepted difference where no input is quantized, as a fraction of the largest output."""
 BATCH = 32
 """Batch size on a task."""
 
@@ -59,6 +64,14 @@ class Compared:
         return self.largest_difference <= self.tolerance * self.largest_output
 
 
+def without_input_quantization(archive: Archive) -> Archive:
+    """The artifact with inputs of layers and operands of attention products in float."""
+    layers = {name: replace(layer, input=None) for name, layer in archive.layers.items()}
+    learned = {name for name in archive.leftovers if {"input_transform", "attention_transform"} & set(name.split("."))}
+    tensors = {name: tensor for name, tensor in archive.tensors.items() if name not in learned}
+    return replace(archive, layers=layers, tensors=tensors, config={**archive.config, ATTENTION: {}})
+
+
 def compare_outputs(
     archive: Archive, run: Run, tolerance: float, *, on_task: bool = False, data: Path | None = None
 ) -> Compared:
@@ -75,22 +88,47 @@ def compare_outputs(
         ArtifactError: outputs differ by more than the tolerance.
     """
     model = load(archive.folder)
-    compared = _on_task(archive, model, run, tolerance, data) if on_task else _on_random_inputs(archive, model, run, tolerance)
+    return _checked(
+        _on_task(archive, model, run, tolerance, data) if on_task else _on_random_inputs(archive, model, run, tolerance),
+        archive,
+    )
+
+
+def compare_in_float(archive: Archive, run: Run) -> None:
+    """Compare an export of `without_input_quantization(archive)` with that artifact in torch.
+
+    A rounded input hides small differences, of an activation or an epsilon; here they show.
+
+    Raises:
+        ArtifactError: outputs differ by more than the last digits of a float.
+    """
+    plain = without_input_quantization(archive)
+    model = load_into(from_architecture(plain.config), plain)
+    _checked(_on_random_inputs(plain, model, run, IN_FLOAT), archive)
+
+
+def _checked(compared: Compared, archive: Archive) -> Compared:
     if not compared.passed:
         fix = "Nothing was written. Please report it with the artifact's config.json; bitstill.load runs it in torch."
-        expected = f"outputs that differ by at most {tolerance} of the largest, {compared.largest_output:.4g}"
+        expected = f"outputs that differ by at most {compared.tolerance} of the largest, {compared.largest_output:.4g}"
         given = f"a difference of {compared.largest_difference:.4g}"
         raise ArtifactError(expected, given=given, where=str(archive.folder), fix=fix)
     return compared
 
 
 def _on_random_inputs(archive: Archive, model: nn.Module, run: Run, tolerance: float) -> Compared:
-    longest = min(LENGTHS[1], archive.config.get("max_position_embeddings", LENGTHS[1]) - 2)
-    values = random_inputs(archive.config, SAMPLES, longest, shortest=LENGTHS[0])
-    with torch.inference_mode():
-        tensors = {name: torch.from_numpy(value) for name, value in values.items()}
-        answer = model(**tensors)[0] if "input_ids" in tensors else model(*tensors.values())
-    return _compared(answer.float().numpy(), run(values), "random", tolerance, head_of(archive.config))
+    """Outputs over all of `contrasting_inputs`; without a head, those of real tokens."""
+    ours, theirs = [], []
+    for values in contrasting_inputs(archive.config, SAMPLES, LENGTH):
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+            answer = model(**tensors)[0] if "input_ids" in tensors else model(*tensors.values())
+        one, other = answer.float().numpy(), run(values)
+        if one.ndim == 3 and "attention_mask" in values:
+            one, other = (outputs[values["attention_mask"] != 0][:, None] for outputs in (one, other))
+        ours.append(one)
+        theirs.append(other)
+    return _compared(np.concatenate(ours), np.concatenate(theirs), "random", tolerance, head_of(archive.config))
 
 
 def _on_task(archive: Archive, model: nn.Module, run: Run, tolerance: float, data: Path | None) -> Compared:

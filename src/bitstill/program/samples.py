@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bitstill.program.convnets import CONV_NETS
+from bitstill.program.families import FAMILIES
 
 Array = npt.NDArray[Any]
 FREE = {"height": 32, "width": 32, "frames": 100, "bands": 40}
 """Sizes for the free dimensions of images and spectrograms."""
+LONGEST = 512
+"""Tokens of the longest text of a comparison, where the network has positions for more."""
 WORDS = 1_000
 """Ids below this are special or unused tokens in most vocabularies."""
 
@@ -44,4 +47,40 @@ def random_inputs(
     values = {"input_ids": ids, "attention_mask": mask}
     if config.get("type_vocab_size"):
         values["token_type_ids"] = np.zeros_like(ids)
+    return values
+
+
+def contrasting_inputs(config: Mapping[str, Any], batch: int, length: int, seed: int = 0) -> list[dict[str, Array]]:
+    """Batches on which networks differ that compute almost the same thing.
+
+    Texts: a batch with texts of 1 token to `length`, padded; one text of a single token; and one as long as the table of
+    positions, or `LONGEST`. Tokens are of the whole vocabulary, rare ones and that of padding included, and each text but the
+    shortest has a second segment where the network knows segments. Images: a batch, and one alone.
+
+    Args:
+        config, seed: those of `random_inputs`.
+        batch: texts or images of the first batch.
+        length: tokens of its longest text, at most.
+    """
+    if "model_type" not in config:
+        return [random_inputs(config, size, 1, seed=seed + size) for size in (batch, 1)]
+    draw = np.random.default_rng(seed)
+    family, padding = FAMILIES.get(config["model_type"]), config.get("pad_token_id") or 0
+    first = 0 if family is None or family.counts_padding else padding + 1
+    longest = min(LONGEST, config.get("max_position_embeddings", LONGEST) - first)
+    lengths = draw.integers(1, min(length, longest) + 1, batch)
+    lengths[:2] = min(length, longest), 1
+    segments = config.get("type_vocab_size") or 0
+    return [
+        _texts(each, config["vocab_size"], padding, segments, draw) for each in (lengths, np.array([1]), np.array([longest]))
+    ]
+
+
+def _texts(lengths: Array, words: int, padding: int, segments: int, draw: np.random.Generator) -> dict[str, Array]:
+    """Random texts of these lengths, padded at the right; with segments, the second half of each is of the last one."""
+    place = np.arange(lengths.max())
+    mask = (place < lengths[:, None]).astype(np.int64)
+    values = {"input_ids": np.where(mask, draw.integers(0, words, mask.shape), padding), "attention_mask": mask}
+    if segments:
+        values["token_type_ids"] = np.where(place >= (lengths[:, None] + 1) // 2, segments - 1, 0) * mask
     return values
