@@ -307,13 +307,12 @@ def test_finetune_looks_where_it_will_write_before_it_trains(cli, bert, data, tm
     assert contents(tmp_path) == {"mine/config.json": b"{}"}
 
 
-def test_evaluate_reads_the_files_of_the_recipe_or_others_with_their_columns(cli, bert, data, tmp_path):
+def test_evaluate_reads_the_files_of_the_recipe_or_others_with_their_columns(cli, bert, own, tmp_path):
     out = tmp_path / "out"
-    assert cli(*POST, "--model", bert, "--data", data, *COLUMNS, *LENGTH, "--out", out).status == 0
+    assert cli(*POST, "--model", bert, "--data", own, *COLUMNS, *LENGTH, "--out", out).status == 0
     value = json.loads((out / "report.json").read_text())["delivered"]["test"]
     assert json.loads(cli("evaluate", out, "--json").out)["value"] == value, "the folder is in recipe.yaml"
-    recipe = out / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace(str(data), str(tmp_path / "moved")))
+    own.rename(tmp_path / "moved")
     refused(cli("evaluate", out), "task text: wanted a folder with your files, got none. Add --data FOLDER")
     refused(cli("evaluate", out, "--data", tmp_path / "nowhere"), "nowhere: wanted train.parquet")
     other = tiny.write_csv(tmp_path / "other", labels=("negative", "positive"))
