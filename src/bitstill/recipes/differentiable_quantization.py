@@ -36,7 +36,8 @@ class DifferentiableQuantization:
         init: where points start, "quantiles" (paper) or "uniform".
         share_points: redistribute points among layers by gradient norm (paper: yes; at 2 bits some layers get too few).
         teacher: "self", the unquantized student (paper's code), or "teacher".
-        alternate: also train the weights, alternating one epoch each and ending on the weights (paper's mixed mode).
+        alternate: also train the weights, in turns of one epoch each, ending on the weights, which keep the learned points (the
+            paper's mixed mode starts points afresh in each turn and trains weights under uniform levels).
         temperature, kd_weight: T and lam of lam T^2 KL + (1 - lam) CE (paper's code: 2 and 0.7).
         reduction: reduction of the KL over the batch: "batchmean", or "mean" (paper's code: also divides by the number of
             classes).
