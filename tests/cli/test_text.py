@@ -74,7 +74,9 @@ def test_compress_then_evaluate(cli, bert, data, tmp_path):
     out = tmp_path / "out"
     run = cli(*XTC, "--model", bert, "--data", data, *COLUMNS, *LENGTH, "--out", out)
     report = json.loads((out / "report.json").read_text())
-    assert run.status == 0 and run.err == "".join(f"warning: {message}\n" for message in report["warnings"]), run.err
+    lines = run.err.splitlines()
+    assert run.status == 0 and all(line.startswith("warning: ") for line in lines), run.err
+    assert {f"warning: {message}" for message in report["warnings"]} <= set(lines)
     assert report["task"] == "text" and [path.name for path in tmp_path.iterdir()] == ["out"]
     config = json.loads((out / "config.json").read_text())
     assert config["task_options"] == {
