@@ -31,7 +31,7 @@ def load(data: Path | None = None) -> Task:
     """Load the CIFAR-10 task.
 
     Args:
-        data: folder with train*.parquet and test*.parquet, columns `img` and `label`; None looks in
+        data: folder with train.parquet and test.parquet, or their pieces, columns `img` and `label`; None looks in
             `$BITSTILL_DATA/cifar10`, then on the hub under `HUB_NAME`.
 
     Raises:

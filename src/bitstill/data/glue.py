@@ -59,8 +59,8 @@ def load(name: str, data: Path | None = None) -> TextTask:
 
     Args:
         name: a key of `GLUE`.
-        data: folder with train*.parquet and validation*.parquet; None looks in `$BITSTILL_DATA/glue/<task>`, then on the hub
-            under `HUB_NAME`.
+        data: folder with train.parquet and validation.parquet or pieces; None looks in `$BITSTILL_DATA/glue/<task>`, then on
+            the hub under `HUB_NAME`.
 
     Raises:
         DataError: files are missing, or columns or labels are invalid.

@@ -36,7 +36,7 @@ class Speech:
     """A data set of spoken words.
 
     Args:
-        folder: its folder in `$BITSTILL_DATA`, with train*.parquet and test*.parquet, columns `audio` and `label`.
+        folder: its folder in `$BITSTILL_DATA`, with train.parquet and test.parquet or pieces, columns `audio` and `label`.
         hub: its name and configuration on the hub, and the revision with parquet files; None if it is not on the hub.
         mel: the spectrogram.
         keywords: words with a class of their own; all others share a class, and silence is another. None gives every word a
