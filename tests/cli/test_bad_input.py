@@ -16,6 +16,7 @@ from bitstill.artifact import files
 from bitstill.artifact.files import write_file
 from bitstill.recipes import PostTraining
 from bitstill.train.settings import Settings
+from tests.signing import edit_signed
 
 QD = ("compress", "--recipe", "quantized-distillation", "--task", "digits")
 # The cheapest run there is: one step of a student on its own.
@@ -200,7 +201,7 @@ def test_weights_that_are_not_numbers(cli, older, tmp_path, role):
     before = contents(older)
     models = {"student": "digits-student", "teacher": "digits-teacher", role: tmp_path / "broken"}
     run = cli(*QD, "--teacher", models["teacher"], "--student", models["student"], *OLDER, older)
-    refused(run, rf"{role}: hidden.0.weight: wanted finite weights, got 1 of 12288 NaN or infinite")
+    refused(run, "hidden.0.weight: wanted finite numbers, got nan")
     assert contents(older) == before
 
 
@@ -303,7 +304,7 @@ DAMAGED = {
     broken_config: "wanted a quantization_config written by bitstill",
     newer: "wanted format version 1 or 2 or 3, got 99.*Upgrade bitstill",
     foreign: "wanted quant_method 'bitstill', got 'gptq'",
-    edited_layer: "wanted the layers that were delivered",
+    edited_layer: "wanted the config.json that was delivered",
 }
 
 
@@ -321,12 +322,12 @@ def test_artifacts_that_cannot_be_read(cli, older, damage):
 def test_evaluate_refuses_an_unknown_split_or_task(cli, older):
     refused(cli("evaluate", older, "--split", "tset"), r"split: wanted a known split, got 'tset'. Did you mean 'test'\?")
     for name in ("mine", None, ["digits"]):
-        edit(older, lambda config, name=name: config.update(task=name))
+        edit_signed(older, config=lambda config, name=name: config.update(task=name))
         refused(cli("evaluate", older), "an artifact of a known task.*bitstill.load")
 
 
 def test_an_architecture_that_is_not_bitstills(cli, older):
-    edit(older, lambda config: config.update(architecture=None, **{"class": "my.Net"}))
+    edit_signed(older, config=lambda config: config.update(architecture=None, **{"class": "my.Net"}))
     refused(cli("evaluate", older), r"got a my.Net. .*bitstill.load\(folder, model=network\)")
 
 

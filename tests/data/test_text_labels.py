@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitstill.data.tables import read_table
+from bitstill.data.file_readers import read_table
 from bitstill.data.text_labels import (
     FEW_CLASSES,
     LARGEST_NUMBER,

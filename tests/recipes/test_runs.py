@@ -207,7 +207,8 @@ def test_alternation_moves_only_the_weights_in_its_last_turn():
 def test_post_training_is_prepare_and_freeze_by_hand(student, inputs):
     result = compress(PostTraining(3, skip="none", input=inputs), student())
     by_hand = student()
-    rule = Compression(weight=Uniform(3, granularity=PerGroup(128), scale_dtype="float16"), input=inputs)
+    weight = Uniform(3, granularity=PerGroup(128), scale_dtype="float16", fit="least-squares")
+    rule = Compression(weight=weight, input=inputs)
     prepare(by_hand, rule)
     wanted, found = pack(freeze(by_hand)), result.model
     assert same(state(found), state(wanted))

@@ -45,7 +45,7 @@ def run(out, kind, number, resume):
     recipe = bitstill.recipes.QuantizedDistillation(bits=2, steps=24, teacher_epochs=2, batch_size=100)
     models = {"teacher": "digits-teacher", "student": "digits-student"}
     settings = bitstill.train.Settings(progress=False, device="cpu", checkpoint_every=2)
-    bitstill.compress(recipe, "digits", models, out=out, settings=settings, resume=resume)
+    bitstill.compress(recipe, "digits", models, out=out, settings=settings, resume=resume, force=True)
 
 for line in sys.stdin:
     out, kind, number, resume = line.rstrip().split("\\t")

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from bitstill.artifact import codes as packing
 from bitstill.artifact import coding
-from bitstill.artifact.checks import DAMAGED, check_codes, check_layer, check_leftover, check_shared, check_values
 from bitstill.artifact.digests import check_digests
 from bitstill.artifact.format import CONFIG, FORMAT_VERSIONS, METADATA, WEIGHTS, LayerRecord, records_digest
+from bitstill.artifact.validate import DAMAGED, check_codes, check_layer, check_leftover, check_shared, check_values
 from bitstill.errors import ArtifactError
 from bitstill.quant.layouts import Layout, packed_length
 

@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 
 from bitstill.artifact.files import filled_folder, write_file
 from bitstill.constraints import LARGEST_DURATION, Count, FractionBelowOne, Range, check_fields
+from bitstill.data.file_readers import read_rows
 from bitstill.data.folders import check_same, check_unused
 from bitstill.data.part_files import part_files
 from bitstill.data.sources import quiet
-from bitstill.data.tables import read_rows
 from bitstill.errors import DataError, need_package, one_line
 
 TOKENS, MANIFEST, VERSION = "tokens.bin", "tokens.json", 2

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from bitstill.constraints import LARGEST_DURATION, Range, check_fields
+from bitstill.data.file_readers import Table, read_table
 from bitstill.data.objective import Objective
 from bitstill.data.objectives import Classification, MultiLabel, Regression
 from bitstill.data.part_files import part_files
 from bitstill.data.shuffle import permutation
-from bitstill.data.tables import Table, read_table
 from bitstill.data.text_labels import (
     SEPARATOR,
     Kind,

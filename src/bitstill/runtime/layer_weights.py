@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitstill.artifact.checks import DAMAGED
 from bitstill.artifact.reader import Archive
+from bitstill.artifact.validate import DAMAGED
 from bitstill.errors import ArtifactError
 from bitstill.runtime import pack_matrix, pack_table
 from bitstill.runtime.held import Held

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bitstill.artifact.checks import DAMAGED
 from bitstill.artifact.hub import resolve_folder
 from bitstill.artifact.reader import Archive, read
+from bitstill.artifact.validate import DAMAGED
 from bitstill.errors import ArtifactError, DataError, SpecError, suggest
 from bitstill.program import operations as ops
 from bitstill.program.from_artifact import as_artifact_error, program_of

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitstill.artifact.checks import DAMAGED
 from bitstill.artifact.format import LayerRecord, PlaneRecord
 from bitstill.artifact.reader import Archive
+from bitstill.artifact.validate import DAMAGED
 from bitstill.errors import ArtifactError
 from bitstill.quant.layouts import bits_for, packed_length
 from bitstill.runtime import structs as structures

@@ -99,7 +99,9 @@ def check_finite(name: str, tensor: Array) -> None:
         part = numbers[start : start + _CHUNK]
         if not np.isfinite(part).all():
             wrong = part[~np.isfinite(part)][0]
-            raise _error("finite numbers", str(wrong), name, "It was trained to that, or is damaged; deliver another model.")
+            raise _error(
+                "finite numbers", str(wrong), name, "The file is damaged, or its training diverged: deliver the model again."
+            )
 
 
 def check_shared(layers: Mapping[str, LayerRecord]) -> None:
