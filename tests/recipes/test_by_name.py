@@ -42,7 +42,7 @@ def test_types_and_ranges_are_written_as_a_person_reads_them():
     assert options["logit_weight"]["range"] == "at least 0"
     assert options["bits"]["type"] == "int from 1 to 8, 'ternary' or None"
     assert options["progressive"]["type"] == "list of int from 1 to 8 or 'ternary'"
-    assert (options["choice"]["type"], options["choice"]["range"]) == ("'skip', 'top' or 'bottom'", "")
+    assert (options["choice"]["type"], options["choice"]["range"]) == ("'skip', 'paper', 'top' or 'bottom'", "")
     assert options["input"]["type"] == "QuantizeInput or None"
 
 

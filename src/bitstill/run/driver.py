@@ -37,7 +37,7 @@ from bitstill.train.checkpoint import checkpoint_beside, checkpoint_of
 from bitstill.train.identity import HARDWARE, identity_of
 from bitstill.train.loop import train
 from bitstill.train.run import Data
-from bitstill.train.settings import accelerator
+from bitstill.train.settings import accelerator, check_trackers
 from bitstill.train.stage import Stage
 
 
@@ -154,6 +154,7 @@ def execute(job: Job, delivery: Delivery, out: Path, *, resume: bool = False, ke
     stopped = resume and checkpoint_of(out).exists()
     if not finished:
         delivery.check_place(out, stopped)
+    check_trackers(job.settings)
     accelerator(replace(job.settings, trackers=()))  # fixes the device before anything else asks for it
     processes = PartialState()
     with only_writer(out) if processes.is_main_process else contextlib.nullcontext():

@@ -47,16 +47,15 @@ class Settings:
         check_fields(self)
 
 
-def accelerator(settings: Settings) -> Accelerator:
-    """Accelerate's view of devices, processes and trackers.
+def check_trackers(settings: Settings) -> None:
+    """Refuse trackers that cannot log.
 
     Raises:
         MissingPackageError: a tracker's package is not installed.
-        SpecError: an unknown tracker, or device="cpu" in a process that has already used an accelerator.
+        SpecError: an unknown tracker.
     """
-    from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
-    from accelerate.utils import DistributedDataParallelKwargs, LoggerType, ProjectConfiguration
+    from accelerate.utils import LoggerType
 
     known = LoggerType.list()
     for name in settings.trackers:
@@ -65,6 +64,19 @@ def accelerator(settings: Settings) -> Accelerator:
         if name != "all" and LoggerType(name) not in get_available_trackers():
             fix = "Install its package, or take it out of the trackers."
             raise MissingPackageError(f"the package of {name}", given="none", where="settings.trackers", fix=fix)
+
+
+def accelerator(settings: Settings) -> Accelerator:
+    """Accelerate's view of devices, processes and trackers.
+
+    Raises:
+        MissingPackageError: a tracker's package is not installed.
+        SpecError: an unknown tracker, or device="cpu" in a process that has already used an accelerator.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+
+    check_trackers(settings)
     accelerator = Accelerator(
         cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
         log_with=list(settings.trackers) or None,
