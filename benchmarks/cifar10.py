@@ -1,10 +1,11 @@
-"""CIFAR-10 with the teacher and students of Polino et al. (2018): every row read back from its artifact.
+"""CIFAR-10 with the teacher and students of Polino et al. (2018): every row evaluated from its artifact.
 
     python benchmarks/cifar10.py --data FOLDER            # writes benchmarks/results/cifar10.json and .md
 
-Rows are written as they finish; a run that was stopped continues with the row it was in, from that row's checkpoint.
+Rows are written as they finish; an interrupted run resumes the unfinished row from its checkpoint.
 All students have the same schedule, far shorter than the paper's 200 epochs. As in the paper, weights are quantized in
-flat buckets of 256 with float32 scales, first and last layers included; rows that end in `tensor` have one scale per tensor.
+flat buckets of 256 with float32 scales, including the first and last layers; rows that end in `tensor` have one scale per
+tensor.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PAPER: dict[str, Any] = {"granularity": bitstill.quant.Bucket(256), "scale_dtype
 
 
 def rows(work: Path, teacher_epochs: float, epochs: float, point_epochs: float) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Every row's name and, to be called only when it is wanted, the arguments of `bitstill.compress`."""
+    """Arguments of `bitstill.compress` by row name, as functions that are called only for rows that run."""
     teacher = work / "teacher"
     found: dict[str, Callable[[], dict[str, Any]]] = {
         "teacher": lambda: {
@@ -63,7 +64,7 @@ def rows(work: Path, teacher_epochs: float, epochs: float, point_epochs: float) 
 
 
 def table(results: dict[str, Any]) -> str:
-    """The rows as Markdown."""
+    """Format the rows as Markdown."""
     lines = ["| row | test accuracy % | bytes on disk | bits per weight | smaller than float32 |", "|---|---|---|---|---|"]
     order = list(rows(Path(), 1, 1, 1))
     for name, row in sorted(results["rows"].items(), key=lambda item: order.index(item[0])):

@@ -1,4 +1,4 @@
-"""The table of `bitstill demo`, kept for README.md.
+"""Table of `bitstill demo`, for README.md.
 
 python benchmarks/demo.py          # writes benchmarks/results/demo.json and .md
 """

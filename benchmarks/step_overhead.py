@@ -1,11 +1,11 @@
-"""What compression costs on top of the work that cannot be avoided: teacher forward, plain student forward and backward.
+"""Overhead of compression over the unavoidable work: teacher forward, plain student forward and backward.
 
     python benchmarks/step_overhead.py          # writes benchmarks/results/step_overhead.json and .md
 
-The variants run in turns within one process, so that whatever else the machine does falls on all of them; the figure is the
-median over turns of the ratio within a turn. `compression` is one training step at quantized weights on a batch that is at
-hand, against the same step of the float student. `whole step` adds what any training has: making and augmenting the batch,
-the optimizer, zeroing gradients.
+The variants run in turns within one process, so that other load on the machine affects all of them equally; the figure is the
+median over turns of the ratio within a turn. `compression` is one training step at quantized weights on a prepared batch,
+against the same step of the float student. `whole step` adds the parts of any training: making and augmenting the batch, the
+optimizer, zeroing gradients.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SETTINGS = {
 
 
 def synthetic_task() -> Task:
-    """Random pictures of CIFAR-10's shape: the time of a step does not depend on what they show."""
+    """Random images of CIFAR-10's shape; the time of a step does not depend on their content."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8, generator=generator)
     part = Split({"image": images}, torch.randint(0, 10, (512,), generator=generator))
@@ -55,7 +55,7 @@ def synthetic_task() -> Task:
 
 
 def variants(name: str, bits: int, granularity: Any, precision: str, batch_size: int) -> dict[str, Callable[[], None]]:
-    """The steps to compare, by name."""
+    """Steps to compare, by name."""
     task = synthetic_task()
     terms = distillation_terms(task.objective, temperature=2.0, kd_weight=0.7, reduction="batchmean")
     stage = Stage("s", terms=terms, steps=1, batch_size=batch_size)
@@ -99,7 +99,7 @@ def variants(name: str, bits: int, granularity: Any, precision: str, batch_size:
 
 
 def measure(functions: dict[str, Callable[[], None]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each function in each turn; the first two turns warm up and are dropped."""
+    """Seconds of each function in each turn; the first two turns are warm-up and are dropped."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 2):
         for name, function in functions.items():

@@ -1,6 +1,6 @@
-"""Put the committed result tables into README.md and the pages under docs, between their marks.
+"""Insert the committed result tables into README.md and the pages under docs, between their markers.
 
-python benchmarks/tables.py          # --check only says whether they are up to date
+python benchmarks/tables.py          # --check only reports whether they are up to date
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def pages() -> list[Path]:
 
 
 def filled(text: str) -> str:
-    """`text` with every marked place holding its result file."""
+    """`text` with the result file inserted at every marker."""
     return MARK.sub(lambda mark: mark[1] + (ROOT / mark[2]).read_text() + mark[3], text)
 
 

@@ -1,13 +1,13 @@
-"""What a step of XTC costs on all-MiniLM-L6-v2, in turns with what cannot be avoided and with DeepSpeed.
+"""Cost of an XTC step on all-MiniLM-L6-v2, interleaved with the unavoidable work and with DeepSpeed.
 
     python benchmarks/transformer_step.py                 # writes benchmarks/results/transformer_step.json and .md
 
-`unavoidable` is the teacher's forward pass, and forward and backward of a float student; `fine-tuning` the latter alone. `XTC`
-is bitstill's training step at 1 bit with 8-bit inputs: hidden states, attention scores and logits. DeepSpeed takes part if it
-can be imported (DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed==0.19.6; later versions have no compression). It
-quantizes the same matrices and word embeddings, with the same three losses written out as its example does. All share one
-float32 process, run in turns; a figure is the median over turns of the ratio within a turn. Batches are texts of SST-2 of
-similar length. The optimizer's step, the same for all, is left out.
+`unavoidable` is the teacher's forward pass plus forward and backward of a float student; `fine-tuning` is the latter alone.
+`XTC` is bitstill's training step at 1 bit with 8-bit inputs: hidden states, attention scores and logits. DeepSpeed is included
+if it can be imported (DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed==0.19.6; later versions have no compression).
+It quantizes the same matrices and word embeddings, with the same three losses, written out as in its example. All run in turns
+in one float32 process; a figure is the median over turns of the ratio within a turn. Batches are texts of SST-2 of similar
+length. The optimizer's step, the same for all, is left out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Step = Callable[[Batch], None]
 
 
 def plain_steps(teacher: nn.Module, task: Task) -> dict[str, Step]:
-    """Fine-tuning of a float copy, without and with the teacher's forward pass."""
+    """Fine-tuning steps of a float copy, without and with the teacher's forward pass."""
     student = copy.deepcopy(teacher).train()
     student.set_attn_implementation("sdpa")
     frozen = copy.deepcopy(teacher).eval()
@@ -64,7 +64,7 @@ def plain_steps(teacher: nn.Module, task: Task) -> dict[str, Step]:
 
 
 def xtc_step(teacher: nn.Module, task: Task, recipe: bitstill.recipes.XTC) -> Step:
-    """Bitstill's own training step, without the optimizer."""
+    """Training step of bitstill, without the optimizer."""
     models = {"teacher": teacher}
     (stage,) = recipe.stages(RunContext(task.objective, models))
     for action in stage.begin:
@@ -81,7 +81,7 @@ def xtc_step(teacher: nn.Module, task: Task, recipe: bitstill.recipes.XTC) -> St
 
 
 def deepspeed_step(teacher: nn.Module) -> Step | None:
-    """The same with DeepSpeed's compressed layers and the losses of its example; None without DeepSpeed."""
+    """Same step with DeepSpeed's compressed layers and the losses of its example; None without DeepSpeed."""
     try:
         from deepspeed.compression.compress import init_compression
         from deepspeed.compression.config import get_compression_config
@@ -131,7 +131,7 @@ def deepspeed_step(teacher: nn.Module) -> Step | None:
 
 
 def measure(steps: dict[str, Step], task: Task, turns: int, batch_size: int) -> dict[str, list[float]]:
-    """Seconds of each step in each turn, on the same batch within a turn; three turns warm up."""
+    """Seconds of each step in each turn, on the same batch within a turn, after three warm-up turns."""
     sampler = Sampler(task.train, batch_size, "benchmark")
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns + 3):
@@ -145,7 +145,7 @@ def measure(steps: dict[str, Step], task: Task, turns: int, batch_size: int) -> 
 
 
 def main() -> None:
-    """Measure, and write both results."""
+    """Run the benchmark and write both result files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=32)

