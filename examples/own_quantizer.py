@@ -1,4 +1,4 @@
-"""A quantizer of your own: levels at powers of two, which hardware multiplies by with shifts (Miyashita et al. 2016).
+"""A custom quantizer: levels at powers of two, by which hardware multiplies with shifts (Miyashita et al. 2016).
 
 bitstill.prepare(model, bitstill.quant.Compression(weight=PowersOfTwo(bits=2)))
 
@@ -33,11 +33,11 @@ from bitstill.quant import (
 
 @dataclass(frozen=True)
 class PowersOfTwo(Quantizer):
-    """A sign and a power of two times a scale: -1, -1/2, ..., 1/2, 1 times the largest magnitude of the group.
+    """Sign and power of two, times a scale: -1, -1/2, ..., 1/2, 1 times the largest magnitude of the group.
 
     Args:
-        bits: 2 to 5; 2^(bits-1) powers of two, 1 the largest.
-        granularity: which weights share a scale.
+        bits: 2 to 5, for 2^(bits-1) powers of two, the largest of which is 1.
+        granularity: weights that share a scale.
         scale_dtype: precision of scales, in training and on disk.
     """
 
@@ -58,7 +58,7 @@ class PowersOfTwo(Quantizer):
     def quantize(
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
-        """Each weight at its nearest level."""
+        """Round each weight to its nearest level."""
         grid = grid_of(weight.shape, self.granularity)
         groups = to_groups(weight.float(), grid)
         low, high = group_extremes(groups, group_mask(mask, grid, weight.device))

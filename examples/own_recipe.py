@@ -1,4 +1,4 @@
-r"""A recipe of one's own: settings, and a method that turns them into stages.
+r"""A custom recipe: settings, and a method that turns them into stages.
 
     bitstill compress --recipe examples.own_recipe:TernaryInTwoSteps --task digits --out small \
         --teacher digits-teacher --student digits-student --set first_epochs=10
@@ -18,14 +18,14 @@ from bitstill.train import SGD, Compress, Cosine, Stage, Term
 
 @dataclass(frozen=True)
 class TernaryInTwoSteps:
-    """A student that learns from its teacher's logits, then, at half the learning rate, from the labels as well.
+    """Distillation from the teacher's logits, then, at half the learning rate, from logits and labels.
 
     Args:
-        quantizer: of the weights; any of `bitstill.quant`, or one of your own.
-        first_epochs: of learning from the teacher alone.
-        second_epochs: of learning from the teacher and the labels.
-        lr: peak learning rate of the first stage; the second has half of it.
-        teacher_epochs: for a teacher that has to be trained first.
+        quantizer: quantizer of the weights, from `bitstill.quant` or your own.
+        first_epochs: epochs with the teacher alone.
+        second_epochs: epochs with the teacher and the labels.
+        lr: peak learning rate of the first stage; the second uses half of it.
+        teacher_epochs: epochs for a teacher that has to be trained first.
     """
 
     quantizer: Quantizer = field(default_factory=Ternary)
@@ -59,7 +59,7 @@ class TernaryInTwoSteps:
         return (*self._train_teacher(labels, context), first, second)
 
     def _train_teacher(self, labels: Loss, context: RunContext) -> tuple[Stage, ...]:
-        """A stage for a teacher whose weights are random."""
+        """Training stage for a teacher with random weights."""
         if "teacher" not in context.untrained:
             return ()
         terms = (Term(labels, student="teacher"),)

@@ -1,9 +1,9 @@
-r"""A kind of task of one's own: counts, modelled by a Poisson distribution whose rate the network predicts.
+r"""A custom kind of task: counts, modelled by a Poisson distribution whose rate the network predicts.
 
     bitstill compress --recipe quantized-distillation --task examples.own_task:visits --out small \
         --teacher examples.own_task:Network --student examples.own_task:Network --bits 4 --epochs 30
 
-An objective is all that it takes: every recipe, report and table asks it for losses and metrics.
+It takes only an objective: every recipe, report and table gets losses and metrics from it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bitstill.losses import Loss, Output, as_logits
 
 @dataclass(frozen=True)
 class PoissonLoss:
-    """Negative log-likelihood of the labels, up to a constant; outputs are logarithms of rates. Mean over the batch."""
+    """Negative log-likelihood of the labels, up to a constant; outputs are log rates. Mean over the batch."""
 
     needs_teacher = False
 
@@ -56,7 +56,7 @@ class PoissonDivergence:
 
 @dataclass(frozen=True)
 class Counts:
-    """One count per sample: labels are whole numbers (samples,) as floats, outputs logarithms of rates (samples, 1)."""
+    """One count per sample: labels are whole numbers as floats (samples,), outputs are log rates (samples, 1)."""
 
     decides: str = "deviance explained"
     width: int = 1
@@ -64,16 +64,16 @@ class Counts:
     summary: str = "one rate"
 
     def check_labels(self, labels: Tensor, where: str) -> None:
-        """Counts are whole numbers of at least 0."""
+        """Check that labels are whole numbers of at least 0."""
         if labels.ndim != 1 or bool((labels < 0).any()) or bool((labels != labels.round()).any()):
             raise ValueError(f"{where}: counts have to be whole numbers of at least 0")
 
     def read(self, output: object, batch: Mapping[str, Tensor]) -> Tensor:
-        """What the network returns."""
+        """Output of the network, as it is."""
         return as_logits(output)
 
     def label_loss(self) -> Loss:
-        """Poisson likelihood."""
+        """Loss by Poisson likelihood."""
         return PoissonLoss()
 
     def imitation_loss(self, kind: str, temperature: object = 1.0, reduction: str = "batchmean") -> Loss:
@@ -81,7 +81,7 @@ class Counts:
         return PoissonDivergence()
 
     def metrics(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
-        """Share of the deviance that is explained, in percent: 0 for the mean of the labels, 100 for perfect rates."""
+        """Explained deviance in percent: 0 for the mean of the labels, 100 for perfect rates."""
         deviance, worst = _deviance(outputs.flatten().exp(), labels), _deviance(labels.mean().expand_as(labels), labels)
         return {"deviance explained": 100.0 * (1.0 - deviance / worst)}
 
@@ -91,16 +91,16 @@ class Counts:
         return {"counts": DetailTable(("mean count", "mean rate"), {"all samples": figures})}
 
     def constant_output(self, labels: Tensor) -> Tensor:
-        """The logarithm of the mean count."""
+        """Logarithm of the mean count."""
         return labels.mean().log().reshape(1)
 
     def head(self) -> dict[str, Any]:
-        """One output that is no class."""
+        """One output that is not a class."""
         return {"num_labels": 1, "problem_type": "regression"}
 
 
 class Network(nn.Module):
-    """Time and weekday (N, 9) to the logarithm of the rate (N, 1)."""
+    """Map from time and weekday (N, 9) to the log rate (N, 1)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,13 +112,13 @@ class Network(nn.Module):
 
 
 def visits(_data: Path | None = None) -> Task:
-    """Visitors of a library per hour, whose rates rise towards the afternoon and halve on weekends; no files are read."""
+    """Synthetic visitors of a library per hour; rates rise towards the afternoon and halve on weekends."""
     splits = [_split(samples, seed) for seed, samples in enumerate((1024, 128, 512))]
     return Task("visits", *splits, Counts(), lambda model, batch: model(batch["time"]))
 
 
 def _split(samples: int, seed: int) -> Split:
-    """The time as a point on a circle, the weekday as one of seven."""
+    """Random samples: the time as a point on a circle, the weekday one-hot."""
     generator = torch.Generator().manual_seed(seed)
     angle = 2 * torch.pi * torch.rand(samples, generator=generator)
     day = torch.randint(0, 7, (samples,), generator=generator)
@@ -127,5 +127,5 @@ def _split(samples: int, seed: int) -> Split:
 
 
 def _deviance(rates: Tensor, counts: Tensor) -> float:
-    """2 sum(count log(count / rate) - count + rate); a count of 0 adds its rate alone."""
+    """Deviance: 2 sum(count log(count / rate) - count + rate); a count of 0 adds only its rate."""
     return float(2 * (torch.xlogy(counts, counts / rates) - counts + rates).sum())

@@ -5,8 +5,8 @@
 
     curl -s localhost:8000/classify -H 'content-type: application/json' -d '{"texts": ["a warm and funny film"]}'
 
-Texts that come while a batch is being computed wait and make the next one, up to MOST together: under load, batches grow by
-themselves, and a text that comes alone is computed at once.
+Texts that arrive while a batch is being computed wait for the next one, of up to MOST texts: batches grow under load, and a
+text that arrives alone is computed immediately.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from tokenizers import Tokenizer
 import bitstill.runtime
 
 MOST, WAITING = 32, 1024
-"""Texts in a batch, and in the queue: whoever comes beyond that is told to come again later."""
+"""Maximum number of texts in a batch, and in the queue; further requests get status 503."""
 LONGEST = 1 << 15
-"""Characters of a text: all of it is cut into tokens while others wait, and the model reads the first few hundred."""
+"""Maximum length of a text in characters. Other texts wait while it is tokenized, and the model reads only its beginning."""
 
 
 class Texts(BaseModel):
-    """What is asked."""
+    """Body of a request."""
 
     texts: list[Annotated[str, Field(max_length=LONGEST)]] = Field(min_length=1, max_length=MOST)
 
 
 class Batcher:
-    """Answers texts in batches, one batch at a time, in a thread beside the event loop."""
+    """Classifies texts in batches, one batch at a time, in a thread beside the event loop."""
 
     def __init__(self, folder: Path) -> None:
         self.model = bitstill.runtime.load(folder)
@@ -53,7 +53,7 @@ class Batcher:
         self.queue: asyncio.Queue[tuple[str, asyncio.Future[np.ndarray]]] = asyncio.Queue(WAITING)
 
     def answer(self, texts: list[str]) -> np.ndarray:
-        """Probabilities, (texts, classes): of one class among all, or of each label by itself."""
+        """Probabilities (texts, classes), over all classes or independent for each label."""
         encoded = self.tokenizer.encode_batch(texts)
         parts = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         names = [each.name for each in self.model.program.inputs]
@@ -61,7 +61,7 @@ class Batcher:
         return self.model.head.probabilities(logits)
 
     async def ask(self, texts: list[str]) -> list[np.ndarray]:
-        """Wait for the answers to some texts."""
+        """Queue texts and wait for their answers."""
         if self.queue.maxsize - self.queue.qsize() < len(texts):
             raise HTTPException(503, "too many texts are waiting", headers={"Retry-After": "1"})
         answers = [asyncio.get_running_loop().create_future() for _ in texts]
@@ -70,14 +70,14 @@ class Batcher:
         return await asyncio.gather(*answers)
 
     async def work(self) -> None:
-        """Answer whatever waits, for ever."""
+        """Answer queued texts in an endless loop."""
         while True:
             batch = [await self.queue.get()]
             while len(batch) < MOST and not self.queue.empty():
                 batch.append(self.queue.get_nowait())
             try:
                 found = await asyncio.to_thread(self.answer, [text for text, _ in batch])
-            except Exception as error:  # whoever asked is told; the next batch is another
+            except Exception as error:  # passed to the callers; the next batch is not affected
                 found = [error] * len(batch)
             for (_, waiting), one in zip(batch, found, strict=True):
                 if waiting.cancelled():
@@ -90,7 +90,7 @@ class Batcher:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load once, before the first request."""
+    """Load the model once, before the first request."""
     app.state.batcher = Batcher(Path(os.environ["BITSTILL_ARTIFACT"]))
     worker = asyncio.create_task(app.state.batcher.work())
     yield
@@ -102,13 +102,13 @@ app = FastAPI(lifespan=lifespan)
 
 @app.exception_handler(RequestValidationError)
 async def refuse(_request: Request, error: RequestValidationError) -> JSONResponse:
-    """What was wrong and where, without what was given: that may be long, or no Unicode."""
+    """Report what is wrong and where, without the input, which may be long or not Unicode."""
     return JSONResponse({"detail": [{"loc": each["loc"], "msg": each["msg"]} for each in error.errors()]}, 422)
 
 
 @app.post("/classify")
 async def classify(asked: Texts, request: Request) -> list[dict[str, float]]:
-    """For each text, the probability of each class or label."""
+    """Probability of each class or label, for each text."""
     batcher = request.app.state.batcher
     found = await batcher.ask(asked.texts)
     labels = batcher.model.labels or tuple(map(str, range(len(found[0]))))
