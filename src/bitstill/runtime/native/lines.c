@@ -1,17 +1,17 @@
-/* Codes to lines, and packed rows of a file to codes. */
+/* Packing of codes into lines, and unpacking of rows of a file into codes. */
 #include <string.h>
 
 #include "tier.h"
 
 #define NIBBLE_LINE 32 /* inputs in a line of nibbles */
 
-/* Four codes of a bit each: the first in the lowest bit. */
+/* Packs four 1-bit codes, the first into the lowest bit. */
 static inline uint8_t nibble_of(const uint8_t *codes) {
     return (uint8_t)(codes[0] | codes[1] << 1 | codes[2] << 2 | codes[3] << 3);
 }
 
-/* Codes of one output, in bytes that are 0 or 1, into as many whole lines of nibbles as they fill. Returns how many
-   were packed. */
+/* Packs codes of one output (bytes 0 or 1) into as many whole lines of nibbles as they fill. Returns the number of
+   codes packed. */
 static int64_t pack_whole_nibble_lines(const uint8_t *codes, int64_t inputs, uint8_t *lines) {
     int64_t k = 0;
     for (; k + NIBBLE_LINE <= inputs; k += NIBBLE_LINE, lines += BS_LINE)
@@ -23,7 +23,7 @@ static int64_t pack_whole_nibble_lines(const uint8_t *codes, int64_t inputs, uin
     return k;
 }
 
-/* Where in a line of nibbles the code of one output and input is: its byte, and its bit there. */
+/* Byte and bit of the code of one output and input in a line of nibbles. */
 static inline int nibble_byte(int64_t quad) { return (int)(quad / 4 * 32 + quad % 2 * 16); }
 static inline int nibble_bit(int64_t quad, int64_t input) { return (int)(quad / 2 % 2 * 4 + input % BS_QUAD); }
 

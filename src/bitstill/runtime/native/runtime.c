@@ -1,4 +1,4 @@
-/* Running steps, and the bare product. */
+/* Execution of steps, and the bare integer product. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,7 +20,7 @@ typedef struct {
     const bs_tier *tier;
 } product;
 
-/* All slices of a block of rows and a few panels, in acc. */
+/* Multiplies all slices of a block of rows and a few panels into acc. */
 static void multiply_slices(const product *p, const int8_t *packed, int m, int64_t panel, int panels, int32_t *acc) {
     const bs_plane *plane = &p->matrix->plane[p->plane];
     for (int s = 0; s < plane->slices; s++) {
@@ -66,8 +66,8 @@ void bs_product(const int8_t *codes, int64_t m, const bs_matrix *matrix, int pla
     bs_parallel(multiply_all, &p, threads);
 }
 
-/* Packed codes of a block of rows, and their sums; of a convolution, before them the windows as rows; or floats
-   instead. */
+/* Bytes for the packed codes of a block of rows and their sums; for a convolution, preceded by the windows as rows;
+   floats instead of codes if inputs are not quantized. */
 static int64_t product_scratch(const bs_step *step) {
     const bs_matrix *matrix = step->matrix;
     int64_t windows = step->op == BS_CONVOLVE ? BS_BLOCK : 0;
@@ -76,7 +76,7 @@ static int64_t product_scratch(const bs_step *step) {
     return sums + (bs_rows_at_once(matrix) * BS_PACKED_BYTES + windows) * matrix->padded;
 }
 
-/* Keys, values, scores of a few queries, and one query's as codes. */
+/* Bytes for keys, values, scores of a few queries, and codes of one query. */
 static int64_t attention_scratch(const bs_step *step, int64_t longest) {
     int64_t floats = step->head_width + BS_UP(step->head_width, BS_PANEL) + BS_QUERIES;
     return BS_UP(longest, BS_PANEL) * ((int64_t)sizeof(float) * floats + 1);

@@ -1,4 +1,4 @@
-/* Which tiers this processor can run, and which is in use. */
+/* Tiers that this processor can run, and the one in use. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,7 +28,7 @@ enum { MAX_TIERS = 8 };
 
 static const bs_tier *_Atomic selected;
 
-/* The sizes of a trial product: more rows than a tile of any tier has, and lines that are left out at both ends. */
+/* Sizes of a trial product: more rows than a tile of any tier, and lines skipped at both ends. */
 enum { ROWS = 21, PADDED = 384, END = 352, LATER = 32, PANELS = BS_PANELS_AT_ONCE, OUTPUTS = PANELS * BS_PANEL };
 
 typedef struct {
@@ -38,14 +38,14 @@ typedef struct {
         const bs_tier *tier;
         uint8_t lines[OUTPUTS * PADDED];
         int32_t sums[PANELS * BS_TILE];
-    } side[2]; /* the tier that is tried, and plain C */
+    } side[2]; /* the tier under test, and plain C */
     uint32_t random;
 } trial;
 
 /* The linear congruential generator of Numerical Recipes. */
 static uint32_t next_random(trial *t) { return t->random = t->random * 1664525 + 1013904223; }
 
-/* The product of the first m rows, from input `first` on. */
+/* Product of the first m rows, starting at input `first`. */
 static void multiply_trial(trial *t, int side, int bits, int first, int m) {
     const bs_tier *tier = t->side[side].tier;
     int form = bs_best_form(tier, bits), inputs = bs_line_inputs(bits);
@@ -59,7 +59,7 @@ static void multiply_trial(trial *t, int side, int bits, int first, int m) {
     tier->multiply(&gemm, t->side[side].sums);
 }
 
-/* Whether a tier multiplies as plain C does, for slices of so many bits, from the first input and from a later one. */
+/* Whether a tier agrees with plain C on slices of `bits` bits, from the first input and from a later one. */
 static int multiplies_slices(trial *t, int bits) {
     for (int i = 0; i < OUTPUTS * PADDED; i++) t->codes[i] = (uint8_t)(next_random(t) >> (32 - bits));
     for (int side = 0; side < 2; side++) {
@@ -87,7 +87,7 @@ static int multiplies(const bs_tier *tier) {
     return equal;
 }
 
-/* Tried once, because no test machine has every processor. */
+/* Tests each tier once at run time, because no test machine has every processor. */
 static int usable(int index) {
     enum { UNKNOWN, YES, NO };
     static _Atomic int verdict[MAX_TIERS];
@@ -99,7 +99,7 @@ static int usable(int index) {
 
 const bs_tier *bs_tier_in_use(void) {
     for (int i = 0; !selected; i++)
-        if (usable(i)) selected = bs_tiers[i]; /* plain C, the last, always is */
+        if (usable(i)) selected = bs_tiers[i]; /* the last one, plain C, always is */
     return selected;
 }
 

@@ -1,5 +1,5 @@
-/* A small pool of threads. One team works at a time; a call that comes meanwhile runs on its own thread alone, so
-   that many callers at once never start more threads than there are callers and one team. */
+/* A small thread pool. One team works at a time; a call that arrives meanwhile runs on its own thread only, so that
+   concurrent callers never use more threads than the callers and one team. */
 #include "threads.h"
 
 #include <stdlib.h>
@@ -21,8 +21,8 @@ void bs_barrier(bs_member *member) { (void)member; }
 
 #define MAX_THREADS 64
 #define CACHE_LINE 64
-#define SPINS 4000        /* before a waiting thread yields to others */
-#define AWAKE_SPINS 20000 /* before a thread without work sleeps: some tens of microseconds */
+#define SPINS 4000        /* spins before a waiting thread yields */
+#define AWAKE_SPINS 20000 /* spins before an idle thread sleeps: some tens of microseconds */
 
 #if defined(__x86_64__) || defined(__i386__)
 #define RELAX() __builtin_ia32_pause()
@@ -34,19 +34,19 @@ void bs_barrier(bs_member *member) { (void)member; }
 
 static struct {
     pthread_mutex_t team; /* held while a team works */
-    pthread_mutex_t lock; /* of the condition */
+    pthread_mutex_t lock; /* for the condition */
     pthread_cond_t woken;
     int workers, sleepers;
     atomic_uint call; /* counts teams */
-    _Alignas(CACHE_LINE) atomic_int arrived; /* at the barrier */
-    _Alignas(CACHE_LINE) atomic_int round;   /* of the barrier */
+    _Alignas(CACHE_LINE) atomic_int arrived; /* threads at the barrier */
+    _Alignas(CACHE_LINE) atomic_int round;   /* number of the barrier's round */
     atomic_int leaving;
     bs_body body;
     void *argument;
     int threads;
 } pool = {.team = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .woken = PTHREAD_COND_INITIALIZER};
 
-static unsigned first_call[MAX_THREADS]; /* of a worker: calls before it are not its own */
+static unsigned first_call[MAX_THREADS]; /* by worker: earlier calls do not concern it */
 
 static unsigned current_call(void) { return atomic_load_explicit(&pool.call, memory_order_acquire); }
 
@@ -67,7 +67,7 @@ void bs_barrier(bs_member *member) {
         relax_or_yield(spins);
 }
 
-/* Returns when there is a call after `seen`. */
+/* Waits for a call after `seen`. */
 static void await_call(unsigned seen) {
     for (int spins = 0; current_call() == seen && spins < AWAKE_SPINS; spins++) RELAX();
     if (current_call() != seen) return;
@@ -83,7 +83,7 @@ static void *worker(void *number) {
     unsigned seen = first_call[thread];
     for (;;) {
         await_call(seen);
-        seen++; /* a team leaves only when every worker has seen it, so that none is ever missed */
+        seen++; /* a team ends only after every worker has seen the call, so that none is missed */
         if (thread < pool.threads) {
             bs_member member = {thread, pool.threads};
             pool.body(pool.argument, &member);
@@ -94,7 +94,7 @@ static void *worker(void *number) {
 }
 
 static void after_fork(void) {
-    /* Workers are not copied into a child, and their locks may have been. */
+    /* A child process has no workers, but may have inherited locked mutexes. */
     pthread_mutex_init(&pool.team, NULL);
     pthread_mutex_init(&pool.lock, NULL);
     pthread_cond_init(&pool.woken, NULL);
@@ -110,13 +110,13 @@ static void start_workers(int count) {
         pthread_t thread;
         first_call[pool.workers + 1] = atomic_load(&pool.call);
         void *number = (void *)(intptr_t)(pool.workers + 1);
-        if (pthread_create(&thread, NULL, worker, number) != 0) return; /* then with fewer */
+        if (pthread_create(&thread, NULL, worker, number) != 0) return; /* continue with fewer */
         pthread_detach(thread);
         pool.workers++;
     }
 }
 
-/* Runs body with so many workers less one, and waits until all have left. */
+/* Runs body on the caller and `threads` - 1 workers, and waits until all have finished. */
 static void run_team(bs_body body, void *argument, int threads) {
     pool.body = body, pool.argument = argument, pool.threads = threads;
     atomic_store_explicit(&pool.leaving, pool.workers, memory_order_relaxed);

@@ -1,10 +1,10 @@
-/* Attention: softmax(q k^T / sqrt(head width)) v of each text and head, with the softmax quantized where a rule says
-   so. */
+/* Attention: softmax(q k^T / sqrt(head width)) v of each text and head, with the softmax quantized if the step has a
+   rule for it. */
 #include <math.h>
 
 #include "kernels.h"
 
-/* softmax(scores * scale) of n scores, in place; the rest up to a whole panel becomes 0. */
+/* softmax(scores * scale) of n scores, in place; padding up to a whole panel is set to 0. */
 static void softmax(float *scores, int64_t n, float scale, const uint8_t *masked) {
     int64_t padded = BS_UP(n, BS_PANEL);
     for (int64_t j = n; j < padded; j++) scores[j] = -INFINITY;
@@ -24,7 +24,7 @@ static void softmax(float *scores, int64_t n, float scale, const uint8_t *masked
     for (int64_t j = 0; j < padded; j += LANES) store(scores + j, load(scores + j) * splat(total));
 }
 
-/* Over all texts and heads, from min and max of each, interleaved. */
+/* Range over all texts and heads, from the min and max of each, interleaved. */
 static value_range overall_range(const bs_run *run, int value) {
     const float *ranges = value_of(run, value);
     value_range all = EMPTY_RANGE;
@@ -33,8 +33,7 @@ static value_range overall_range(const bs_run *run, int value) {
     return all;
 }
 
-/* n probabilities as what their codes stand for, in place; under a range of their own where the rule has one for each
-   row. */
+/* Quantizes and dequantizes n probabilities in place; with their own range if the rule has one per row. */
 static void requantize(const bs_rule *rule, float *row, int64_t n, value_range range, int8_t *codes) {
     if (rule->rows_per_range) range = widen_range(range, row, n);
     affine a = affine_for(rule, range);
@@ -42,7 +41,7 @@ static void requantize(const bs_rule *rule, float *row, int64_t n, value_range r
     for (int64_t j = 0; j < n; j++) row[j] = (float)(codes[j] - a.zero) * a.scale + a.shift;
 }
 
-/* (rows, columns) with rows `stride` apart, to (columns, rows) with rows `to_stride` apart. */
+/* Transposes (rows, columns) with rows `stride` apart to (columns, rows) with rows `to_stride` apart. */
 static void transpose(const float *from, int64_t stride, int64_t rows, int64_t columns, float *to, int64_t to_stride) {
     int64_t row = 0;
 #ifdef __SSE__ /* four by four */
@@ -61,7 +60,7 @@ static void transpose(const float *from, int64_t stride, int64_t rows, int64_t c
         for (int64_t j = 0; j < columns; j++) to[j * to_stride + row] = from[row * stride + j];
 }
 
-/* One text and head: rows of its tokens, and what is computed of them. */
+/* One text and head: rows of its tokens, and buffers for intermediate results. */
 typedef struct {
     const float *query, *key, *value; /* (n, width), rows `stride` apart */
     int64_t n, padded, stride;
@@ -96,7 +95,7 @@ static void copy_values(const head *h) {
         memcpy(h->values + j * h->padded_width, h->value + j * h->stride, sizeof(float) * h->width);
 }
 
-/* The probabilities of m queries, from query i on, in h->scores. */
+/* Computes the probabilities of m queries, starting at query i, in h->scores. */
 static void attention_probabilities(const head *h, int64_t i, int m) {
     float scale = 1.0f / sqrtf((float)h->width);
     multiply_floats((float_gemm){
@@ -106,9 +105,9 @@ static void attention_probabilities(const head *h, int64_t i, int m) {
     for (int r = 0; r < m; r++) softmax(h->scores + r * h->padded, h->n, scale, h->masked);
 }
 
-/* Probabilities of m queries times values, to rows `stride` apart. */
+/* Multiplies the probabilities of m queries by the values, into rows `stride` apart. */
 static void weighted_values(const head *h, int m, float *to) {
-    float tile[BS_QUERIES * BS_PANEL]; /* of columns that fill no panel */
+    float tile[BS_QUERIES * BS_PANEL]; /* columns that do not fill a panel */
     int64_t whole = h->width / BS_PANEL * BS_PANEL;
     float_gemm gemm = {
         .a = h->scores, .a_stride = h->padded, .m = m, .inner = h->n, .b = h->values, .b_stride = h->padded_width,
@@ -143,8 +142,8 @@ KERNEL(attend) {
     }
 }
 
-/* Min and max of the probabilities of each text and head, for a rule that has one range for all: a step before
-   attention. */
+/* Min and max of the probabilities of each text and head, as a separate step before attention, for rules with one
+   range for all. */
 KERNEL(attend_ranges) {
     bs_part part = bs_share(member, run->texts * step->heads);
     for (int64_t piece = part.from; piece < part.to; piece++) {

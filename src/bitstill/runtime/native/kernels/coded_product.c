@@ -1,11 +1,11 @@
 /* Products of quantized inputs with packed weights: integers, then scales, zero points and offsets, then the epilogue.
 
-   Of an input (q - z) a + s and a weight (first + step c) b + o, over the inputs of a group:
+   For inputs (q - z) a + s and weights (first + step c) b + o, summed over the inputs of a group:
 
        sum = ((c . q - z sum(c)) step + first sum(q - z)) a b + o a sum(q - z) + s sum(weights) */
 #include "epilogue.h"
 
-/* Sums of codes of each row and group of inputs, less the zero point: (m, groups). */
+/* Sums of codes minus zero points, for each row and group of inputs: (m, groups). */
 static void sum_codes(const bs_matrix *matrix, const int8_t *codes, int m, const int32_t *zero, int32_t *sums) {
     for (int i = 0; i < m; i++)
         for (int64_t g = 0; g < matrix->groups; g++) {
@@ -25,13 +25,13 @@ void prepare_rows(const bs_matrix *matrix, const int8_t *codes, coded_rows *rows
     rows->packed = tier_pack_rows(codes, matrix->padded, rows->m, matrix->plane[0].form[0], copy);
 }
 
-/* Numbers of each row; the last row's again, up to a few. */
+/* Numbers of each row; the last row is repeated up to a multiple of FEW_ROWS. */
 typedef struct {
-    int64_t row; /* the first one's place in the result */
+    int64_t row; /* index of the first row in the result */
     int m;
     float scale[BS_BLOCK], shift[BS_BLOCK];
     int32_t zero[BS_BLOCK], sum[BS_BLOCK];
-    int32_t any_zero; /* whether some zero point is not 0 */
+    int32_t any_zero; /* whether any zero point is not 0 */
 } row_numbers;
 
 INLINE void set_numbers(row_numbers *numbers, const coded_rows *rows) {
@@ -48,13 +48,13 @@ INLINE void set_sums(row_numbers *numbers, const coded_rows *rows, const bs_matr
         numbers->sum[i] = rows->sums[BS_MIN(i, rows->m - 1) * matrix->groups + group];
 }
 
-/* What is multiplied: one plane of a matrix, one group of inputs, a few panels. */
+/* Part of a product: one plane of a matrix, one group of inputs, a few panels. */
 typedef struct {
     const bs_matrix *matrix;
     const bs_plane *plane;
     int64_t group, panel;
     int panels;
-    int begins, ends; /* whether it is the first and the last of all groups and planes */
+    int begins, ends; /* whether it is the first and the last term over groups and planes */
 } term;
 
 INLINE void multiply_slices(const term *t, const coded_rows *rows, int32_t *acc) {
@@ -74,8 +74,8 @@ INLINE void multiply_slices(const term *t, const coded_rows *rows, int32_t *acc)
     }
 }
 
-/* Integer sums of one panel to floats: outputs where the term is the last, else added up in `tile`. What the loop reads
-   is in variables, because the compiler cannot tell that outputs do not overwrite it. */
+/* Converts integer sums of one panel to floats: outputs if the term is the last one, else partial sums in `tile`.
+   Inputs of the loop are copied to variables, because the compiler cannot rule out that outputs overwrite them. */
 INLINE void scale_panel(const bs_run *run, const bs_step *step, const term *t, const row_numbers *numbers,
                         int64_t panel, const int32_t *acc, float *tile) {
     const bs_matrix *matrix = t->matrix;
@@ -116,7 +116,7 @@ INLINE void scale_panel(const bs_run *run, const bs_step *step, const term *t, c
 
 void finish_codes(const bs_run *run, const bs_step *step, const coded_rows *rows, int64_t panel, int panels) {
     const bs_matrix *matrix = step->matrix;
-    float tile[BS_PANELS_AT_ONCE * BS_TILE]; /* where products are added up */
+    float tile[BS_PANELS_AT_ONCE * BS_TILE]; /* accumulates products */
     row_numbers numbers;
     set_numbers(&numbers, rows);
     for (int64_t group = 0; group < matrix->groups; group++) {

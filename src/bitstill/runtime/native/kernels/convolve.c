@@ -2,10 +2,10 @@
    channels). */
 #include "kernels.h"
 
-/* Windows as rows (m, padded), each (kernel height, kernel width, channels). An element is a code or a float. */
+/* Source of windows, gathered as rows (m, padded) of (kernel height, kernel width, channels) codes or floats. */
 typedef struct {
     const char *image;
-    int64_t element; /* its bytes */
+    int64_t element; /* bytes of an element */
     int64_t padded;  /* elements in a row */
 } window_source;
 
@@ -25,7 +25,7 @@ static void gather_window(const bs_step *step, window_source from, int64_t row, 
     memset(to, 0, (size_t)(end - to));
 }
 
-/* The scale, zero point and shift of each row: all pixels of a sample have the same. */
+/* Scale, zero point and shift of each row, equal for all pixels of a sample. */
 typedef struct {
     float scale[BS_BLOCK], shift[BS_BLOCK];
     int32_t zero[BS_BLOCK];
@@ -38,7 +38,7 @@ static void convolve_block(const bs_run *run, const bs_step *step, int64_t row, 
     int64_t in_pixels = (int64_t)step->height * step->width, out_pixels = (int64_t)step->out_height * step->out_width;
     sample_numbers numbers;
     for (int i = 0; i < m; i++) {
-        int64_t pixel = (row + i) / out_pixels * in_pixels; /* the sample's first */
+        int64_t pixel = (row + i) / out_pixels * in_pixels; /* first pixel of the sample */
         numbers.scale[i] = codes.scale[pixel], numbers.shift[i] = codes.shift[pixel];
         numbers.zero[i] = codes.zero[pixel];
         gather_window(step, from, row + i, numbers.zero[i], gathered + i * matrix->padded);

@@ -1,4 +1,4 @@
-/* Steps that work on one row at a time: what codes stand for, elementwise operations, layer norm. */
+/* Steps that work on one row at a time: dequantization, elementwise operations, layer norm. */
 #include <math.h>
 
 #include "epilogue.h"

@@ -1,4 +1,4 @@
-/* Elementwise operations on a step's outputs, sixteen outputs of a few rows at a time, and storing these. */
+/* Elementwise operations on a step's outputs, sixteen outputs of a few rows at a time, and their storage. */
 #ifndef BITSTILL_EPILOGUE_H
 #define BITSTILL_EPILOGUE_H
 
@@ -6,19 +6,19 @@
 
 typedef vfloat panel_row[PANEL_REGISTERS];
 
-/* Where outputs belong in a step's result, and how many of them exist. */
+/* Position of outputs in a step's result, and their number without padding. */
 typedef struct {
-    int64_t row, channel; /* of the first one */
-    int rows, channels;   /* further rows repeat the last one, further channels pad a panel */
+    int64_t row, channel; /* of the first output */
+    int rows, channels;   /* extra rows repeat the last one, extra channels pad a panel */
 } output_block;
 
-/* For each register of a few rows: unrolled, so that they stay registers. */
+/* Loop over the registers of a few rows, unrolled so that they stay in registers. */
 #define EACH_OF(rows)                                        \
     _Pragma("GCC unroll 4") for (int r = 0; r < (rows); r++) \
         _Pragma("GCC unroll 2") for (int h = 0; h < PANEL_REGISTERS; h++)
 
 INLINE void apply_function(enum bs_function function, panel_row *y, const int rows) {
-    switch (function) { /* outside of the loop */
+    switch (function) { /* outside the loop */
     case BS_RELU: EACH_OF(rows) y[r][h] = activation(BS_RELU, y[r][h]); break;
     case BS_GELU: EACH_OF(rows) y[r][h] = activation(BS_GELU, y[r][h]); break;
     case BS_GELU_TANH: EACH_OF(rows) y[r][h] = activation(BS_GELU_TANH, y[r][h]); break;

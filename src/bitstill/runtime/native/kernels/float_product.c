@@ -1,9 +1,9 @@
-/* Products of floats: for layers whose inputs are not quantized, and for attention. */
+/* Float products, for layers without quantized inputs and for attention. */
 #include "epilogue.h"
 
-#define MAX_ROWS 8 /* of which sums are held in registers */
+#define MAX_ROWS 8 /* rows whose sums are held in registers */
 
-/* m rows times one or two registers' columns. Both registers in one loop: of a loop over them, compilers make two. */
+/* Multiplies m rows by one or two registers of columns, in one loop: compilers split a loop over the registers. */
 INLINE void multiply_columns(const float_gemm *gemm, const int m, int64_t column, const int two) {
     const float *a = gemm->a, *b = gemm->b + column;
     float *result = gemm->result + column;
@@ -26,7 +26,7 @@ INLINE void multiply_columns(const float_gemm *gemm, const int m, int64_t column
     }
 }
 
-/* The first m rows, and returns what is left. */
+/* Multiplies the first m rows, and returns the rest of the product. */
 INLINE float_gemm multiply_some(float_gemm gemm, const int m) {
     int64_t column = 0;
     for (; column + 2 * LANES <= gemm.columns; column += 2 * LANES) multiply_columns(&gemm, m, column, 1);
@@ -36,7 +36,7 @@ INLINE float_gemm multiply_some(float_gemm gemm, const int m) {
 }
 
 void multiply_floats(float_gemm gemm) {
-#if LANES == 16 /* and twice as many registers */
+#if LANES == 16 /* twice as many registers */
     while (gemm.m >= 8) gemm = multiply_some(gemm, 8);
 #endif
     while (gemm.m >= 4) gemm = multiply_some(gemm, 4);
@@ -44,16 +44,16 @@ void multiply_floats(float_gemm gemm) {
     if (gemm.m == 1) multiply_some(gemm, 1);
 }
 
-/* Codes of one input and a register of outputs, from bit `bit` of a byte of each output. */
+/* Codes of one input and a register of outputs, starting at bit `bit` of a byte per output. */
 INLINE vint line_codes(const uint8_t *line, int part, int64_t input, int bit, int bits) {
-    vint words; /* a quad of inputs each */
+    vint words; /* one quad of inputs each */
     memcpy(&words, line + BS_QUAD * LANES * part, sizeof words);
     return words >> (int)(input % BS_QUAD * 8 + bit) & splat_int((1 << bits) - 1);
 }
 
-/* The codes of input k and a register of a panel's outputs, from one slice. */
+/* Codes of input k and a register of a panel's outputs, from one slice. */
 INLINE vint slice_codes(const bs_matrix *matrix, const uint8_t *lines, int bits, int64_t panel, int64_t k, int part) {
-    int log_inputs = 5 - bits / 2; /* of a line: 32, 16 or 8 inputs for 1, 2 or 4 bits */
+    int log_inputs = 5 - bits / 2; /* inputs in a line: 32, 16 or 8 for 1, 2 or 4 bits */
     const uint8_t *line = lines + ((panel * matrix->padded + k) >> log_inputs) * BS_LINE;
     int quad = (int)((k & ((1 << log_inputs) - 1)) / BS_QUAD);
     return line_codes(line, part, k, quad * bits, bits);

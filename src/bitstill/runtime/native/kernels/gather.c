@@ -1,7 +1,7 @@
-/* Rows of tables, and of a text's first token. */
+/* Lookup of rows in tables, and of the first token of each text. */
 #include "epilogue.h"
 
-/* Adds some groups' weights of one plane to a row of floats. */
+/* Adds the weights of one plane, group by group, to a row of floats. */
 static void add_plane_row(const bs_table *table, const bs_rows_plane *plane, int64_t row, float *to) {
     const uint8_t *packed = plane->codes + row * plane->bytes;
     int64_t first_scale = (table->scale_rows > 1 ? row : 0) * table->groups;

@@ -1,9 +1,9 @@
-/* Images: their order of dimensions, and pooling. Inside a network they are (samples x height x width, channels). */
+/* Images: order of dimensions, and pooling. Inside a network they are (samples x height x width, channels). */
 #include <math.h>
 
 #include "epilogue.h"
 
-/* (samples, channels, height, width), as callers have them. */
+/* Converts from the layout of callers, (samples, channels, height, width). */
 KERNEL(input) {
     int64_t pixels = (int64_t)step->height * step->width;
     bs_part part = bs_share(member, run->samples * pixels);
@@ -14,7 +14,7 @@ KERNEL(input) {
     }
 }
 
-/* Back to (samples, channels x height x width), as the next layers expect them. */
+/* Converts to (samples, channels x height x width), the layout that the next layers expect. */
 KERNEL(flatten) {
     int64_t pixels = (int64_t)step->height * step->width;
     bs_part part = bs_share(member, run->samples);

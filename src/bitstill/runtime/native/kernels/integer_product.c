@@ -1,4 +1,4 @@
-/* The integer product by a tier's own instructions, and the tier itself. */
+/* The integer product with a tier's own instructions, and the tier itself. */
 #include <math.h>
 
 #include "kernels.h"
@@ -6,11 +6,11 @@
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
-/* Some rows of codes, and lines of one panel. */
+/* A few rows of codes, and lines of one panel. */
 typedef struct {
     const int8_t *codes;
-    int64_t stride; /* from one row to the next */
-    int64_t first;  /* input */
+    int64_t stride; /* distance from one row to the next */
+    int64_t first;  /* first input */
     const uint8_t *lines;
     int64_t n_lines;
     int shift;
@@ -23,10 +23,10 @@ static void panel_by_panel(const bs_gemm *gemm, int32_t *acc);
 
        INLINE void multiply_rows(row_tile tile, int m, const int bits)    adds a product of lines to tile.acc
 
-   and, where it has them, with a macro of that name:
-       TIER_PACKS_ROWS       tier_pack_rows: it reads rows of codes in a layout of its own
+   and, optionally, each with a macro that announces it:
+       TIER_PACKS_ROWS       tier_pack_rows: rows of codes are read in a special layout
        TIER_HAS_TABLES       multiply_nibbles, as multiply_rows
-       TIER_MULTIPLIES       tier_multiply, and begin and end: it multiplies more than one panel at a time */
+       TIER_MULTIPLIES       tier_multiply, and begin and end: more than one panel is multiplied at a time */
 
 #ifndef TIER_PACKS_ROWS
 const int8_t *tier_pack_rows(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {

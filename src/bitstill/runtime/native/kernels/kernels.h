@@ -1,5 +1,5 @@
-/* What the kernels of one tier share. Each file of this folder is compiled once for every instruction set, with TIER
-   and the flags of that tier; TIERED gives each compiled function a name of its own. */
+/* Shared declarations of the kernels of one tier. Each file of this folder is compiled once per instruction set, with
+   TIER and the flags of that tier; TIERED gives each compiled function a unique name. */
 #ifndef BITSTILL_KERNELS_H
 #define BITSTILL_KERNELS_H
 
@@ -14,8 +14,8 @@
 #define JOIN(tier, name) JOIN_(tier, name)
 #define TIERED(name) JOIN(TIER, name)
 
-#define PANEL_REGISTERS (BS_PANEL / LANES) /* of sixteen outputs */
-#define FEW_ROWS (LANES / 4) /* rows that are finished together, so that their latencies overlap */
+#define PANEL_REGISTERS (BS_PANEL / LANES) /* registers for sixteen outputs */
+#define FEW_ROWS (LANES / 4) /* rows processed together, so that their latencies overlap */
 
 /* The integer product: see tier.h. */
 #define tier_pack_rows TIERED(pack_rows)
@@ -23,8 +23,8 @@
 const int8_t *tier_pack_rows(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy);
 void tier_multiply(const bs_gemm *gemm, int32_t *acc);
 
-/* a (m, inner) times b (inner, columns), whose columns are a multiple of 16; strides are floats from one row to the
-   next. */
+/* Product of a (m, inner) and b (inner, columns), with columns a multiple of 16; strides are floats from one row to
+   the next. */
 typedef struct {
     const float *a, *b;
     float *result;
@@ -35,10 +35,10 @@ typedef struct {
 #define multiply_floats TIERED(multiply_floats)
 void multiply_floats(float_gemm gemm);
 
-/* The weights of one panel as floats, (inputs, 16): unpacked into `to`, or where they are. */
+/* Weights of one panel as floats (inputs, 16): unpacked into `to`, or in place if not packed. */
 #define dense_panel TIERED(dense_panel)
 const float *dense_panel(const bs_matrix *matrix, int64_t panel, float *to);
-/* The outputs of one panel for m rows of floats (m, inputs), from row `row` of the result on. */
+/* Computes the outputs of one panel for m rows of floats (m, inputs), starting at row `row` of the result. */
 #define finish_floats TIERED(finish_floats)
 void finish_floats(const bs_run *run, const bs_step *step, const float *rows, int64_t row, int m, const float *weights,
                    int64_t panel);
@@ -46,20 +46,20 @@ void finish_floats(const bs_run *run, const bs_step *step, const float *rows, in
 /* Rows of codes, ready to be multiplied. */
 typedef struct {
     const int8_t *packed;
-    const int32_t *sums; /* of codes, less zero points, (m, groups) */
-    int64_t row;         /* the first one's place in the result */
+    const int32_t *sums; /* sums of codes minus zero points, (m, groups) */
+    int64_t row;         /* index of the first row in the result */
     int m;
     const float *scale, *shift; /* of each row */
     const int32_t *zero;        /* of each row */
 } coded_rows;
-/* Packs rows of codes (m, padded) and sums them up, in `scratch`; all but these two fields are set already. */
+/* Packs and sums rows of codes (m, padded) in `scratch`, setting these two fields; the others are already set. */
 #define prepare_rows TIERED(prepare_rows)
 void prepare_rows(const bs_matrix *matrix, const int8_t *codes, coded_rows *rows, char *scratch);
-/* The outputs of a few panels, from `panel` on. */
+/* Computes the outputs of a few panels, starting at `panel`. */
 #define finish_codes TIERED(finish_codes)
 void finish_codes(const bs_run *run, const bs_step *step, const coded_rows *rows, int64_t panel, int panels);
 
-/* How codes stand for values: (code - zero) * scale + shift. */
+/* Values of codes: (code - zero) * scale + shift. */
 typedef struct {
     float scale, shift;
     int32_t zero;
@@ -74,7 +74,7 @@ value_range widen_range(value_range range, const float *x, int64_t n);
 affine affine_for(const bs_rule *rule, value_range range);
 #define quantize_row TIERED(quantize_row)
 void quantize_row(const bs_rule *rule, affine a, const float *x, int64_t n, int8_t *to);
-/* Whether codes depend on the range of the values. */
+/* Whether quantization depends on the range of the values. */
 static inline int needs_range(const bs_rule *rule) { return rule->range != BS_STEP || !rule->symmetric; }
 
 /* A quantized value in the arena. */
@@ -95,7 +95,7 @@ static inline coded_value codes_of(const bs_run *run, int value) {
     return (coded_value){(float *)scale, (int32_t *)zero, (float *)shift, (int8_t *)codes};
 }
 
-/* The kernels, by operation. */
+/* Kernels by operation. */
 #define KERNEL(name) void TIERED(name)(const bs_run *run, const bs_step *step, bs_member *member)
 KERNEL(gather);
 KERNEL(map);

@@ -1,7 +1,7 @@
-/* Linear layers: over codes, or over floats. */
+/* Linear layers, over codes or floats. */
 #include "kernels.h"
 
-/* Pieces are blocks of rows times panels. Each thread takes rows of its own, or some panels of all rows. */
+/* Pieces are blocks of rows times panels. Each thread takes its own rows, or some panels of all rows. */
 static void linear_codes(const bs_run *run, const bs_step *step, bs_member *member) {
     const bs_matrix *matrix = step->matrix;
     int64_t panels = bs_panels(matrix), rows = run->rows[step->output], block = bs_rows_at_once(matrix);
@@ -26,7 +26,7 @@ static void linear_codes(const bs_run *run, const bs_step *step, bs_member *memb
     }
 }
 
-/* Each thread takes some panels, which are unpacked once for all rows. */
+/* Each thread takes some panels and unpacks them once for all rows. */
 static void linear_floats(const bs_run *run, const bs_step *step, bs_member *member) {
     const bs_matrix *matrix = step->matrix;
     const float *x = value_of(run, step->input);

@@ -1,11 +1,11 @@
-/* Values to codes: by the rules of bitstill.quant.inputs. Codes are kept signed: unsigned ones less 128. */
+/* Quantization by the rules of bitstill.quant.inputs. Codes are stored signed: unsigned ones minus 128. */
 #include <math.h>
 
 #include "kernels.h"
 
 #define SMALLEST_NORMAL 1.17549435e-38f
-#define MIDDLE 128 /* of unsigned codes */
-#define CHUNK 64   /* values that are quantized between two stores */
+#define MIDDLE 128 /* middle of unsigned codes */
+#define CHUNK 64   /* values quantized between two stores */
 
 value_range widen_range(value_range range, const float *x, int64_t n) {
     int64_t k = 0;
@@ -41,17 +41,17 @@ affine affine_for(const bs_rule *rule, value_range range) {
     return (affine){.scale = scale, .zero = code_of_zero - MIDDLE};
 }
 
-/* The lowest bytes of some numbers. */
+/* Stores the lowest byte of each number. */
 INLINE void narrow(const int32_t *from, int64_t n, int8_t *to) {
     for (int64_t i = 0; i < n; i++) to[i] = (int8_t)from[i];
 }
 
 INLINE void store_codes(int32_t *to, vint codes) { memcpy(to, &codes, sizeof codes); }
 
-/* Below 128, x times 1 / scale is within 3e-5 of x / scale: only where it is as near to a tie must x be divided. */
+/* Below 128, x times 1 / scale is within 3e-5 of x / scale: x has to be divided only if it is this close to a tie. */
 #define RECIPROCAL_ERROR 3e-5f
 
-/* Symmetric codes under a dynamic range, which none exceeds: CHUNK at a time. Returns how many are done. */
+/* Symmetric codes with a dynamic range, so that nothing is clipped: CHUNK at a time. Returns the number processed. */
 static int64_t quantize_chunks(const float *x, int64_t n, float scale, int8_t *to) {
     const vfloat reciprocal = splat(1.0f / scale), tie = splat(0.5f - RECIPROCAL_ERROR);
     int64_t k = 0;
@@ -71,7 +71,7 @@ static int64_t quantize_chunks(const float *x, int64_t n, float scale, int8_t *t
     return k;
 }
 
-/* A rule in registers: clip, subtract shift, divide, round, add zero, clamp, subtract middle. */
+/* Rule in registers: clip, subtract shift, divide, round, add zero, clamp, subtract middle. */
 typedef struct {
     vfloat clip_low, clip_high, shift, scale, zero, low, high;
     vint middle;
@@ -89,7 +89,7 @@ static inline vector_rule vectors_of(const bs_rule *rule, affine a) {
     };
 }
 
-#define FAR 1e6f /* beyond it rounding by addition fails, and the code is at an end of its range anyway */
+#define FAR 1e6f /* above, rounding by addition fails, and the code is at an end of its range anyway */
 
 INLINE vint vector_codes(const vector_rule *v, vfloat x) {
     vfloat scaled = (vmin(vmax(x, v->clip_low), v->clip_high) - v->shift) / v->scale;
@@ -118,14 +118,14 @@ KERNEL(quantize) {
     coded_value codes = codes_of(run, step->output);
     const float *x = value_of(run, step->input);
     int64_t rows = run->rows[step->output], padded = run->width[step->output];
-    /* Rows may be cut into shorter ones. */
+    /* Rows may be split into shorter ones. */
     int64_t width = run->rows[step->input] * run->width[step->input] / BS_MAX(rows, 1);
     int64_t together = rule->rows_per_range ? rule->rows_per_range : BS_MAX(rows, 1), current = -1;
     bs_part part = bs_share(member, rows);
     affine a = {.scale = 1.0f};
     for (int64_t row = part.from; row < part.to; row++) {
         int64_t set = row / together;
-        if (set != current) { /* a range over rows of several threads is computed by each of them */
+        if (set != current) { /* several threads may share a range: each computes it */
             int64_t first = set * together, end = BS_MIN(first + together, rows);
             value_range range = EMPTY_RANGE;
             if (needs_range(rule)) range = widen_range(range, x + first * width, (end - first) * width);

@@ -1,5 +1,4 @@
-/* Eight floats at a time, or sixteen where registers are that wide, in the compiler's own vector types, which it
-   translates to the instruction set. */
+/* Vectors of eight floats, or sixteen if registers are that wide, in the compiler's generic vector types. */
 #ifndef BITSTILL_SIMD_H
 #define BITSTILL_SIMD_H
 
@@ -28,7 +27,7 @@ INLINE vint to_int(vfloat x) { return __builtin_convertvector(x, vint); } /* tow
 INLINE vfloat select_lanes(vint where, vfloat yes, vfloat no) {
     return (vfloat)((where & (vint)yes) | (~where & (vint)no));
 }
-#if LANES == 16 /* one instruction, which compilers do not recognize: a > b ? a : b */
+#if LANES == 16 /* one instruction, which compilers do not generate from a > b ? a : b */
 INLINE vfloat vmax(vfloat a, vfloat b) { return (vfloat)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vfloat vmin(vfloat a, vfloat b) { return (vfloat)_mm512_min_ps((__m512)a, (__m512)b); }
 #elif defined(__AVX__)
@@ -41,8 +40,8 @@ INLINE vfloat vmin(vfloat a, vfloat b) { return select_lanes(a < b, a, b); }
 #define ALL_BUT_SIGN 0x7fffffff
 INLINE vfloat vabs(vfloat x) { return (vfloat)((vint)x & splat_int(ALL_BUT_SIGN)); }
 
-/* To the nearest whole number, ties to even, as torch and ONNX round: for |x| < 2^22, and no compiler that keeps to
-   IEEE arithmetic may simplify it. Between the two steps the float's lowest byte is that of the number. */
+/* Rounds to the nearest integer, ties to even, as torch and ONNX do, for |x| < 2^22. Under IEEE rules, compilers may
+   not simplify it. After the addition, the lowest byte of the float is that of the integer. */
 #define ROUNDING 12582912.0f /* 1.5 * 2^23 */
 INLINE vfloat round_even(vfloat x) { return (x + splat(ROUNDING)) - splat(ROUNDING); }
 INLINE vint rounded_in_low_byte(vfloat x) { return (vint)(x + splat(ROUNDING)); }
@@ -57,7 +56,7 @@ INLINE int any_lane(vint where) {
 INLINE float reduce_sum(vfloat x) { return _mm512_reduce_add_ps((__m512)x); }
 INLINE float reduce_max(vfloat x) { return _mm512_reduce_max_ps((__m512)x); }
 INLINE float reduce_min(vfloat x) { return _mm512_reduce_min_ps((__m512)x); }
-/* a / b to within the last bit, faster than a division; b is far from 0 and from infinity. */
+/* a / b to within the last bit, faster than a division; b must be far from 0 and infinity. */
 INLINE vfloat divide(vfloat a, vfloat b) {
     vfloat reciprocal = (vfloat)_mm512_rcp14_ps((__m512)b);
     reciprocal = reciprocal * (splat(2.0f) - b * reciprocal);
@@ -79,7 +78,7 @@ INLINE float reduce_min(vfloat x) {
 INLINE vfloat divide(vfloat a, vfloat b) { return a / b; }
 #endif
 
-/* Horner's rule, from the highest power down. */
+/* Evaluates a polynomial by Horner's rule; the coefficient of the highest power comes first. */
 INLINE vfloat polynomial(vfloat x, const float *coefficients, const int n) {
     vfloat y = splat(coefficients[0]);
 #pragma GCC unroll 8
@@ -88,15 +87,15 @@ INLINE vfloat polynomial(vfloat x, const float *coefficients, const int n) {
 }
 #define POLYNOMIAL(x, coefficients) polynomial(x, coefficients, sizeof coefficients / sizeof coefficients[0])
 
-#define LOWEST_EXPONENT -87.3f /* of e, whose power is a normal number */
-#define HIGHEST_EXPONENT 88.3f /* and whose power is finite */
+#define LOWEST_EXPONENT -87.3f /* lowest x for which e^x is a normal number */
+#define HIGHEST_EXPONENT 88.3f /* highest x for which e^x is finite */
 #define LOG2_E 1.44269504f
-#define LN_2_HIGH 0.693359375f /* ln(2) in two parts, of which n times the first is exact */
+#define LN_2_HIGH 0.693359375f /* ln(2) in two parts; n times the first is exact */
 #define LN_2_LOW -2.12194440e-4f
 #define EXPONENT_BIAS 127
 #define MANTISSA_BITS 23
 
-/* e^x by 2^n * e^r, |r| <= ln(2) / 2, and the Taylor series of e^r to r^7: 2e-7 relative. */
+/* e^x as 2^n * e^r, |r| <= ln(2) / 2, with the Taylor series of e^r to r^7: relative error 2e-7. */
 INLINE vfloat vexp(vfloat x) {
     static const float taylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
     x = vmin(vmax(x, splat(LOWEST_EXPONENT)), splat(HIGHEST_EXPONENT));
@@ -105,8 +104,8 @@ INLINE vfloat vexp(vfloat x) {
     return POLYNOMIAL(r, taylor) * (vfloat)((to_int(n) + splat_int(EXPONENT_BIAS)) << MANTISSA_BITS);
 }
 
-#define TANH_SMALL 0.6f  /* below this, 1 - 2 / (e^2x + 1) cancels, and a continued fraction is exact */
-#define TANH_LARGE 30.0f /* beyond half of this, it is 1 in single precision */
+#define TANH_SMALL 0.6f  /* below, 1 - 2 / (e^2x + 1) cancels, and a continued fraction is exact */
+#define TANH_LARGE 30.0f /* above half of this, tanh is 1 in single precision */
 
 INLINE vfloat vtanh(vfloat x) {
     static const float over[] = {1.0f, 105.0f, 945.0f}, under[] = {15.0f, 420.0f, 945.0f};
@@ -116,7 +115,7 @@ INLINE vfloat vtanh(vfloat x) {
     return select_lanes(vabs(x) < splat(TANH_SMALL), small, large);
 }
 
-#define ERF_LARGE 4.0f /* beyond it, it is 1 in single precision */
+#define ERF_LARGE 4.0f /* above, erf is 1 in single precision */
 
 /* The error function as x P(x^2) / Q(x^2); the coefficients are those of Eigen and XLA. */
 INLINE vfloat verf(vfloat x) {

@@ -1,5 +1,5 @@
-/* x86 with tiles of bytes: 16 rows times 64 inputs times 16 outputs at once. A few lines, unpacked, are a tile of
-   weights; what is too little for tiles is left to AVX-512. */
+/* x86 with tiles of bytes: 16 rows times 64 inputs times 16 outputs at once. A few unpacked lines form a tile of
+   weights; products too small for tiles are left to AVX-512. */
 #define AMX
 #include "tiers/avx512.h"
 
@@ -13,20 +13,20 @@
 #define TIER_MULTIPLIES
 enum { ONE_BIT_FORM = BS_LINES_1, MIN_ROWS_PER_THREAD = 32 };
 
-#define MIN_TILE_ROWS 3 /* from which on a tile is worth its while */
+#define MIN_TILE_ROWS 3 /* minimum number of rows for which a tile is faster */
 #define SIDE 16         /* rows and outputs of a tile, and quads of inputs */
-#define TILES 8         /* registers */
+#define TILES 8         /* tile registers */
 
 /* Intel's manual: CPUID leaf 7, EDX bits 24 and 25. */
 #define CPUID_FEATURES 7
 #define CPUID_AMX 24
 #define AMX_TILE_AND_INT8 3
-#ifndef ARCH_REQ_XCOMP_PERM /* of Linux, in headers that are newer than some compilers' */
+#ifndef ARCH_REQ_XCOMP_PERM /* Linux; missing from the headers of some compilers */
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #endif
 #define XFEATURE_XTILEDATA 18
 
-/* Tiles are a state so large that the kernel gives it only to processes that ask. */
+/* Tile state is so large that the kernel provides it only on request. */
 static int runs_here(void) {
     unsigned a, b, c, d;
     __builtin_cpu_init();
@@ -40,8 +40,8 @@ static int runs_here(void) {
 #endif
 }
 
-/* Registers: four tiles of sums, codes of rows 0 to 15 and 16 to 31, weights of two panels by turns. All are full:
-   rows and inputs that there are not are zeros. Macros, because what uses them makes text of them. */
+/* Registers: four tiles of sums, codes of rows 0 to 15 and 16 to 31, alternating weights of two panels. All are full:
+   missing rows and inputs are zeros. These are macros because the tile intrinsics stringify their arguments. */
 #define SUMS_0 0
 #define SUMS_1 1
 #define SUMS_2 2
@@ -57,9 +57,9 @@ typedef struct {
     uint8_t rows[16];
 } tile_configuration;
 
-#define MEMORY() __asm__ __volatile__("" ::: "memory") /* the compiler does not know what tiles read and write */
+#define MEMORY() __asm__ __volatile__("" ::: "memory") /* the compiler cannot see what tiles read and write */
 
-/* Once for all products: configuring tiles takes longer than a small product. */
+/* Called once for all products: configuring tiles takes longer than a small product. */
 static void begin(void) {
     tile_configuration configuration = {.palette = 1};
     for (int t = 0; t < TILES; t++) configuration.rows[t] = SIDE, configuration.bytes[t] = SIDE * BS_QUAD;
@@ -68,8 +68,8 @@ static void begin(void) {
 }
 static void end(void) { _tile_release(); }
 
-/* From one row to the next: more than the codes, so that a tile of the last inputs does not end behind them, and so
-   that sixteen rows do not fall into the same places of the cache. */
+/* Stride of rows: longer than the codes, so that a tile of the last inputs stays within its row, and so that sixteen
+   rows do not map to the same cache sets. */
 static inline int64_t stride_of(int64_t padded) { return padded + BS_LINE; }
 
 const int8_t *tier_pack_rows(const int8_t *codes, int64_t padded, int m, int form, int8_t *copy) {
@@ -83,7 +83,7 @@ const int8_t *tier_pack_rows(const int8_t *codes, int64_t padded, int m, int for
     return copy;
 }
 
-/* A tile of weights: 64 inputs, of which `quads` times four exist. */
+/* Unpacks a tile of weights: 64 inputs, of which the first 4 * `quads` exist. */
 INLINE void unpack_tile(const uint8_t *lines, int quads, const int bits, uint8_t *to) {
     const int of_line = 8 / bits;
 #define UNPACK(q) \
@@ -98,7 +98,7 @@ INLINE void unpack_tile(const uint8_t *lines, int quads, const int bits, uint8_t
     memset(to + quads * BS_LINE, 0, (size_t)((SIDE - quads) * BS_LINE));
 }
 
-/* Adds the sums of a tile, where they cannot be stored as they are. */
+/* Adds the sums of a tile that cannot be stored directly. */
 static void add_sums(const int32_t *sums, int m, const bs_gemm *gemm, int32_t *acc) {
     const __m128i shift = _mm_cvtsi32_si128(gemm->shift);
     if (gemm->result == BS_OVERWRITE) memset(acc, 0, sizeof(int32_t) * BS_PANEL * BS_UP(m, FEW_ROWS));
@@ -124,7 +124,7 @@ static void add_sums(const int32_t *sums, int m, const bs_gemm *gemm, int32_t *a
 
 typedef uint8_t unpacked_tile[SIDE * BS_LINE];
 
-/* Adds one tile of inputs: of up to sixteen rows and four panels. */
+/* Adds the products of one tile of inputs, for up to sixteen rows and four panels. */
 INLINE void dot_few_rows(const int8_t *codes, int64_t stride, unpacked_tile *weights, int panels) {
     _tile_loadd(CODES_0, codes, stride);
     _tile_loadd(WEIGHTS_0, weights[0], BS_LINE);
@@ -143,7 +143,7 @@ INLINE void dot_few_rows(const int8_t *codes, int64_t stride, unpacked_tile *wei
     }
 }
 
-/* The same of more rows, and of one or two panels. */
+/* The same for more rows, and one or two panels. */
 INLINE void dot_many_rows(const int8_t *codes, int64_t stride, unpacked_tile *weights, int panels) {
     _tile_loadd(CODES_0, codes, stride);
     _tile_loadd(WEIGHTS_0, weights[0], BS_LINE);
@@ -173,13 +173,13 @@ INLINE void store_many_rows(const bs_gemm *gemm, int panels, int32_t *acc) {
     }
 }
 
-/* Weights are unpacked some tiles ahead, because a tile cannot be loaded before what it is loaded from has left the
+/* Weights are unpacked some tiles ahead, because a tile cannot be loaded before the stores to it have left the
    processor. */
 #define AHEAD 2
 #define UNPACKED_TILES 4
 
-/* Up to four panels and sixteen rows, or two panels and more rows: four sums, because each addition waits for the one
-   before. */
+/* Multiplies up to four panels by sixteen rows, or two panels by more rows: four independent sums, because each
+   addition waits for the previous one. */
 INLINE void multiply_tiles(const bs_gemm *gemm, int first_panel, int panels, const int bits, int32_t *acc) {
     const int many = gemm->m > SIDE, quads = 8 / bits, lines = SIDE / quads;
     int64_t stride = stride_of(gemm->padded), count = BS_UP(gemm->n_lines, lines) / lines;

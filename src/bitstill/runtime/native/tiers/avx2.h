@@ -1,5 +1,4 @@
-/* x86 with AVX2: products of unsigned by signed bytes are added in pairs to 16 bits, and there for as long as they
-   fit. */
+/* x86 with AVX2: products of unsigned and signed bytes are added in pairs to 16-bit sums, for as long as they fit. */
 #include <immintrin.h>
 
 #define TIER_PACKS_ROWS
@@ -17,7 +16,7 @@ static int runs_here(void) {
 
 static inline int few_of(int rows) { return rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1; }
 
-/* Rows in tiles of 8, 4, 2 and 1, each by quads of inputs: (quads, rows of the tile, 4). */
+/* Copies rows into tiles of 8, 4, 2 and 1, each ordered by quads of inputs: (quads, rows of the tile, 4). */
 static const int8_t *interleave_rows(const int8_t *codes, int64_t padded, int m, int8_t *copy) {
     for (int row = 0, few; row < m; row += few) {
         few = few_of(m - row);
@@ -31,11 +30,11 @@ static const int8_t *interleave_rows(const int8_t *codes, int64_t padded, int m,
     return copy;
 }
 
-/* Pairs of codes of b bits times signed bytes are at most (2^b - 1) * 256 in size, and 16 bits hold 32767: so many
-   lines, of 8, 4 or 2 quads, are added up in 16 bits. */
+/* Number of lines, of 8, 4 or 2 quads, whose sums fit into 16 bits: pairs of b-bit codes times signed bytes are at
+   most (2^b - 1) * 256 in magnitude, and 16 bits hold 32767. */
 INLINE int64_t lines_in_words(const int bits) { return bits == 1 ? 15 : bits == 2 ? 10 : 4; }
 
-/* Products of one line, added to words. */
+/* Adds the products of one line to words. */
 INLINE void multiply_line(const int8_t *codes, const int m, __m256i packed, const int bits, __m256i *words) {
     const __m256i mask = _mm256_set1_epi8((char)((1 << bits) - 1));
     const int quads = 8 / bits;
@@ -51,7 +50,7 @@ INLINE void multiply_line(const int8_t *codes, const int m, __m256i packed, cons
     }
 }
 
-/* A tile of rows times half a panel. */
+/* Multiplies a tile of rows by half a panel. */
 INLINE void multiply_few(row_tile tile, const int m, const int bits) {
     const __m256i ones = _mm256_set1_epi16(1);
     const int8_t *codes = tile.codes + tile.first * m;
@@ -94,27 +93,27 @@ INLINE void multiply_rows(row_tile tile, int m, const int bits) {
     multiply_half(tile, m, bits);
 }
 
-/* Single bits by tables. A code is lo + 16 hi, 0 <= lo < 16, -8 <= hi < 8. For each quad of inputs there are two
-   tables of the sums of lo, and of hi + 32, over each of the 16 subsets of four: bytes from 0 to 60, of which four
-   can be added up in a byte. For each pair of quads (pairs, 64): lo of both, hi of both. */
+/* Single bits by lookup tables. A code is lo + 16 hi, 0 <= lo < 16, -8 <= hi < 8. For each quad of inputs there are
+   two tables of sums over the 16 subsets of the four inputs: of lo, and of hi plus 32. Entries are from 0 to 60, so
+   that four of them add up in a byte. Layout by pairs of quads (pairs, 64): lo of both, hi of both. */
 
-/* For the b-th of four inputs, from byte `at` on: that input's byte where the subset has it, else 128, which a
-   shuffle makes 0. */
+/* Shuffle index for the b-th of four inputs, which start at byte `at`: its byte if the subset contains it, else 128,
+   which yields 0. */
 #define MEMBER(subset, b, at) ((subset) >> (b) & 1 ? (at) + (b) : -128)
 #define SUBSETS_OF_4(n, b, at) MEMBER(n, b, at), MEMBER(n + 1, b, at), MEMBER(n + 2, b, at), MEMBER(n + 3, b, at)
 #define SUBSETS(b, at) SUBSETS_OF_4(0, b, at), SUBSETS_OF_4(4, b, at), SUBSETS_OF_4(8, b, at), SUBSETS_OF_4(12, b, at)
 #define SUBSETS_OF_PAIR(b) _mm256_setr_epi8(SUBSETS(b, 0), SUBSETS(b, BS_QUAD))
 
 #define PAIR 8        /* inputs of two quads */
-#define PAIR_BYTES 64 /* of their tables */
-#define HIGH_BIAS 32  /* added to sums of hi, which is at least -8 */
+#define PAIR_BYTES 64 /* bytes of their tables */
+#define HIGH_BIAS 32  /* added to sums of hi, whose terms are at least -8 */
 
-/* Tables of one pair of quads. */
+/* Computes the tables of one pair of quads. */
 INLINE void tabulate_pair(const int8_t *codes, int8_t *to) {
     const __m256i subsets[BS_QUAD] = {SUBSETS_OF_PAIR(0), SUBSETS_OF_PAIR(1), SUBSETS_OF_PAIR(2), SUBSETS_OF_PAIR(3)};
     const __m128i low = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
     __m128i pair = _mm_loadl_epi64((const __m128i *)codes), lo = _mm_and_si128(pair, low);
-    /* An arithmetic shift of bytes, by way of unsigned ones. */
+    /* Arithmetic shift of bytes, by way of an unsigned one. */
     __m128i hi = _mm_sub_epi8(_mm_xor_si128(_mm_and_si128(_mm_srli_epi16(pair, 4), low), eight), eight);
     __m256i lows = _mm256_broadcastsi128_si256(lo), highs = _mm256_broadcastsi128_si256(hi);
     __m256i sum_lo = _mm256_setzero_si256(), sum_hi = _mm256_set1_epi8(HIGH_BIAS);
@@ -141,8 +140,8 @@ const int8_t *tier_pack_rows(const int8_t *codes, int64_t padded, int m, int for
 #define LINES_IN_WORDS 64
 #define PAIRS_IN_LINE 4
 
-/* Sums of looked up bytes, of lo and of hi: both bytes of a word, and the upper one alone. The lower is their
-   difference. */
+/* Sums of table entries, for lo and hi: of whole words, and of their upper bytes. The sums of the lower bytes follow by
+   subtraction. */
 typedef struct {
     __m256i lo_both, lo_upper, hi_both, hi_upper;
 } table_sums;
@@ -161,7 +160,7 @@ INLINE void look_up_line(const __m256i *table, const __m256i *at, table_sums *su
     sums->hi_upper = _mm256_add_epi16(sums->hi_upper, _mm256_srli_epi16(hi, 8));
 }
 
-/* Of words of two rows, the sums over both halves: the first row's in the lower half. */
+/* Adds the halves of each of two rows of words; the first row's sum is in the lower half. */
 #define LOWER_HALVES 0x20
 #define UPPER_HALVES 0x31
 INLINE __m256i add_halves(__m256i first, __m256i second) {
@@ -169,18 +168,18 @@ INLINE __m256i add_halves(__m256i first, __m256i second) {
     return _mm256_add_epi16(lower, _mm256_permute2x128_si256(first, second, UPPER_HALVES));
 }
 
-/* Sums of even outputs, whose bytes are the lower ones, and of odd ones, of two rows. */
+/* Sums of two rows, for even outputs (the lower bytes) and odd ones. */
 typedef struct {
     __m256i even, odd;
 } output_sums;
 
-/* Of two rows, from sums of both bytes of a word and of the upper one. */
+/* Separates the sums of two rows, given those of whole words and of upper bytes. */
 INLINE output_sums split_bytes(const __m256i both[2], const __m256i upper[2]) {
     __m256i odd = add_halves(upper[0], upper[1]);
     return (output_sums){_mm256_sub_epi16(add_halves(both[0], both[1]), _mm256_slli_epi16(odd, 8)), odd};
 }
 
-/* lo + 16 hi of outputs 0 to 7 or 8 to 15 of two rows, in 32 bits. */
+/* lo + 16 hi in 32 bits, for outputs 0 to 7 or 8 to 15 of two rows. */
 INLINE __m256i weigh_low(__m256i lo, __m256i hi) {
     return _mm256_madd_epi16(_mm256_unpacklo_epi16(lo, hi), _mm256_set1_epi32(16 << 16 | 1));
 }
@@ -188,7 +187,7 @@ INLINE __m256i weigh_high(__m256i lo, __m256i hi) {
     return _mm256_madd_epi16(_mm256_unpackhi_epi16(lo, hi), _mm256_set1_epi32(16 << 16 | 1));
 }
 
-/* Adds outputs 8 half to 8 half + 7 of m rows. */
+/* Adds outputs 8 * half to 8 * half + 7 of m rows to the tile. */
 INLINE void add_outputs(__m256i even, __m256i odd, const int m, const int half, row_tile tile) {
     const __m128i shift = _mm_cvtsi32_si128(tile.shift);
     __m256i a = _mm256_sll_epi32(_mm256_unpacklo_epi32(even, odd), shift);
@@ -213,7 +212,7 @@ INLINE void add_table_sums(const table_sums *sums, const int m, int64_t n_lines,
     add_outputs(weigh_high(lo.even, hi.even), weigh_high(lo.odd, hi.odd), m, 1, tile);
 }
 
-/* One or two rows. */
+/* Multiplies one or two rows by table lookup. */
 INLINE void look_up(row_tile tile, const int m) {
     const __m256i low = _mm256_set1_epi8(15);
     const int8_t *tables = tile.codes + tile.first * BS_PACKED_BYTES;

@@ -1,5 +1,5 @@
-/* x86 with AVX-512 and its dot products of bytes: a line is one register, four products and their sum for each of 16
-   outputs. */
+/* x86 with AVX-512 and its dot products of bytes: a line is one register, and an instruction adds four products to
+   each of 16 outputs. */
 #include <immintrin.h>
 
 #ifndef AMX
@@ -12,15 +12,15 @@ static int runs_here(void) {
 }
 #endif
 
-#define ACCUMULATORS 8 /* registers of sums */
+#define ACCUMULATORS 8 /* registers for sums */
 
-/* The i-th quad of sixteen outputs. */
+/* Unpacks the i-th quad of sixteen outputs. */
 INLINE __m512i unpack_quad(const uint8_t *line, const int bits, const int i) {
     const __m512i mask = _mm512_set1_epi8((char)((1 << bits) - 1));
     return _mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(line), i * bits), mask);
 }
 
-/* Of few rows several sums each, because each addition waits for the one before. */
+/* With few rows, several independent sums each, because each addition waits for the previous one. */
 INLINE void multiply_few(row_tile tile, const int m, const int bits) {
     const int quads = 8 / bits, chains = BS_MIN(quads, ACCUMULATORS / m);
     const int8_t *codes = tile.codes + tile.first;

@@ -1,4 +1,4 @@
-/* x86 with dot products of bytes in registers of 32, and without AVX-512: half a line at once. */
+/* x86 with dot products of bytes in 32-byte registers, without AVX-512: half a line at once. */
 #include <cpuid.h>
 #include <immintrin.h>
 
@@ -8,7 +8,7 @@ enum { ONE_BIT_FORM = BS_LINES_1, MIN_ROWS_PER_THREAD = 8 };
 #define CPUID_FEATURES 7
 #define CPUID_AVX_VNNI 4
 
-/* Not every compiler's list of features has this one; that the system saves such registers follows from AVX2. */
+/* Not every compiler knows this feature by name; AVX2 implies that the system saves these registers. */
 static int runs_here(void) {
     unsigned a, b, c, d;
     __builtin_cpu_init();

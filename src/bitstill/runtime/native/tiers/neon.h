@@ -6,7 +6,7 @@
 
 enum { ONE_BIT_FORM = BS_LINES_1, MIN_ROWS_PER_THREAD = 8 };
 
-#define HWCAP_BIT_ASIMDDP 20 /* of Linux: dot products */
+#define HWCAP_BIT_ASIMDDP 20 /* Linux: dot products */
 
 static int runs_here(void) {
 #if defined(__linux__)
@@ -17,7 +17,7 @@ static int runs_here(void) {
 }
 
 #define MAX_FEW 4
-#define REGISTERS 4 /* of 16 bytes, in a line; of four outputs, in a panel */
+#define REGISTERS 4 /* per line, of 16 bytes; per panel, of four outputs */
 
 INLINE void multiply_few(row_tile tile, const int m, const int bits) {
     const int quads = 8 / bits;
