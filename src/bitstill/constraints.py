@@ -9,8 +9,8 @@
         def __post_init__(self) -> None:
             check_fields(self)
 
-Numbers without a range of their own must be finite, and a schedule keeps to the range at several moments of its stage. Only
-plain values are judged: numbers, text, flags, None and tuples of them.
+Numbers without a declared range must be finite. A schedule is checked against the range at several points of its stage. Only
+plain values are checked: numbers, text, flags, None and tuples of them.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from typing import Annotated, Any, Literal
 from bitstill.errors import SpecError, brief, suggest
 
 _MOMENTS = tuple(step / 16 for step in range(17))
-"""Progress at which a schedule is evaluated: 0 is the beginning of a stage, 1 its end."""
+"""Progress values at which a schedule is evaluated: 0 is the beginning of a stage, 1 its end."""
 LARGEST_DURATION = 10**9
-"""Steps of a stage; more is a slip of the keyboard."""
+"""Maximum number of steps of a stage; a larger number is likely a typo."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers that a setting may be: all bounds must hold.
+    """Range of allowed numbers: all bounds must hold.
 
     Args:
-        least, most: included.
-        above, below: excluded.
+        least, most: inclusive bounds.
+        above, below: exclusive bounds.
     """
 
     least: float = -math.inf
@@ -50,12 +50,12 @@ class Range:
         """Whether `number` is finite and within all bounds."""
         try:
             finite = math.isfinite(number)
-        except OverflowError:  # an integer that no float can hold
+        except OverflowError:  # an integer too large for a float
             return False
         return finite and self.least <= number <= self.most and self.above < number < self.below
 
     def __str__(self) -> str:
-        """The range as a phrase that follows the name of a setting."""
+        """Phrase that follows the name of a setting in a message."""
         low = f"above {_plain(self.above)}" if self.above > -math.inf else f"of at least {_plain(self.least)}"
         high = f"below {_plain(self.below)}" if self.below < math.inf else f"at most {_plain(self.most)}"
         has_low, has_high = max(self.above, self.least) > -math.inf, min(self.below, self.most) < math.inf
@@ -82,12 +82,12 @@ class Constraint:
     """Values allowed by the annotation of a field.
 
     Args:
-        numbers: int, float or both; without any, no number.
-        range: of those numbers; None where the annotation declares none.
-        words: values of a `Literal`.
-        plain: which of str, bool and None the field may be.
-        items: of a tuple; None where the field is none.
-        classes: names of the classes whose instances the field may be; "Any" allows everything.
+        numbers: int, float or both; if empty, numbers are not allowed.
+        range: range of these numbers; None if the annotation declares none.
+        words: values of a `Literal` annotation.
+        plain: those of str, bool and None that are allowed.
+        items: constraint on the items of a tuple; None if the field is not a tuple.
+        classes: names of the classes whose instances are allowed; "Any" allows everything.
     """
 
     numbers: frozenset[type] = frozenset()
@@ -103,7 +103,7 @@ class Constraint:
         return self.numbers == {int}
 
     def allows(self, value: object) -> bool:
-        """Whether a field may hold `value`."""
+        """Whether `value` is allowed."""
         if "Any" in self.classes or type(value) in self.plain:
             return True
         if any(value == word and type(value) is type(word) for word in self.words):
@@ -121,11 +121,11 @@ class Constraint:
         return bool(self.classes) or (str in self.plain and not isinstance(value, Mapping))
 
     def range_text(self) -> str:
-        """The range of the numbers as a person reads it ("from 0 to 1"), of those in a tuple too; empty without one."""
+        """Readable range of the numbers, in a tuple too ("from 0 to 1"); empty without one."""
         return _bounds(self.range) or ("" if self.items is None else self.items.range_text())
 
     def type_text(self) -> str:
-        """Types and range as a person reads them: "int from 1 to 8, 'ternary' or None"."""
+        """Readable types and range: "int from 1 to 8, 'ternary' or None"."""
         names = []
         if self.numbers:
             names.append(" ".join(filter(None, ("int" if self.whole else "float", _bounds(self.range)))))
@@ -138,14 +138,14 @@ class Constraint:
 
 
 def check_fields(settings: Any, where: str = "") -> None:
-    """Refuse what the annotations of a dataclass do not allow.
+    """Refuse values that the annotations of a dataclass do not allow.
 
     Args:
         settings: an instance; its `__post_init__` calls this.
-        where: what errors call it; its class without.
+        where: name of the instance in errors; by default, its class.
 
     Raises:
-        SpecError: naming the class, the field and what it may be.
+        SpecError: a value is not allowed; the message names the class, the field and its allowed values.
     """
     cls: Any = type(settings)
     for name in constraints(cls):
@@ -156,7 +156,7 @@ def check_field(cls: Any, name: str, value: object, where: str) -> None:
     """Refuse a value that the annotation of the field `name` of the dataclass `cls` does not allow.
 
     Raises:
-        SpecError: naming `where`, the field and what it may be.
+        SpecError: the value is not allowed; the message names `where`, the field and its allowed values.
     """
     constraint = constraints(cls)[name]
     if constraint.allows(value):
@@ -195,7 +195,7 @@ def constraints(cls: Any) -> dict[str, Constraint]:
 
 
 def _read(hint: Any) -> Constraint:
-    """The constraint that an annotation stands for."""
+    """Constraint that an annotation declares."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         own = next((each for each in arguments[1:] if isinstance(each, Range)), None)
@@ -227,7 +227,7 @@ def _either(first: Constraint, second: Constraint) -> Constraint:
 
 
 def numeric_fields(cls: Any) -> Iterator[tuple[str, Constraint]]:
-    """Names of the fields of a dataclass that may hold numbers, in a tuple or not, with the constraint of the numbers."""
+    """Names of the fields that may hold numbers, directly or in a tuple, with the constraint on the numbers."""
     for name, constraint in constraints(cls).items():
         if constraint.numbers:
             yield name, constraint
@@ -236,7 +236,7 @@ def numeric_fields(cls: Any) -> Iterator[tuple[str, Constraint]]:
 
 
 def _bounds(bounds: Range | None) -> str:
-    """A range on its own ("at least 0"); empty without one."""
+    """Phrase for a range alone ("at least 0"); empty without a range."""
     return "" if bounds is None else str(bounds).removeprefix("of ")
 
 

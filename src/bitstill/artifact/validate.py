@@ -1,4 +1,4 @@
-"""Checks of all tensors in an artifact, done once for all readers: shapes, finite numbers, valid codes."""
+"""Checks of all tensors in an artifact, shared by all readers: shapes, finite numbers, valid codes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from bitstill.quant.layouts import Layout, bits_for, packed_length
 Array = npt.NDArray[Any]
 DAMAGED = "The file is damaged; deliver the model again."
 _MOST_TRITS = 3**5 - 1
-"""Largest byte of five ternary codes."""
+"""Maximum byte value of five ternary codes."""
 _CHUNK = 2**18
-"""Bytes checked at a time, few enough for the processor's cache."""
+"""Bytes checked at a time; small enough for the processor's cache."""
 
 
 def check_layer(layer: LayerRecord, tensors: Mapping[str, Array]) -> None:
-    """Check that all tensors of a packed layer exist, with the type and shape in its record.
+    """Check that all tensors of a packed layer exist and have the type and shape in its record.
 
     Raises:
-        ArtifactError: one does not, or the record claims more weights than its codes can represent.
+        ArtifactError: a tensor is missing or differs, or the record claims more weights than its codes can represent.
     """
     expected = {name: layer.grid.scale_shape for name, kind in layer.tensors().items() if kind in ("scale", "offset")}
     if layer.mask:
@@ -51,7 +51,7 @@ def check_values(layer: LayerRecord, tensors: Mapping[str, Array]) -> None:
     """Check that scales, offsets and levels are finite, and that codes without entropy coding are valid.
 
     Raises:
-        ArtifactError: they are not.
+        ArtifactError: a number is not finite, or a code is invalid.
     """
     for name, kind in layer.tensors().items():
         if kind in ("scale", "offset", "levels"):
@@ -63,10 +63,10 @@ def check_values(layer: LayerRecord, tensors: Mapping[str, Array]) -> None:
 
 
 def check_codes(packed: Array, levels: int, layout: Layout, name: str) -> None:
-    """Check that packed codes (rows, bytes) are below `levels`, also in unused bits at the ends of rows.
+    """Check that packed codes (rows, bytes) are below `levels`, including unused bits at the ends of rows.
 
     Raises:
-        ArtifactError: they are not.
+        ArtifactError: a code is too large.
     """
     highest = _highest_code(np.atleast_2d(packed), levels, layout)
     if highest >= levels:
@@ -74,10 +74,10 @@ def check_codes(packed: Array, levels: int, layout: Layout, name: str) -> None:
 
 
 def check_leftover(name: str, tensor: Array) -> None:
-    """Check that a leftover holds finite numbers, and variances are non-negative.
+    """Check that a leftover holds finite numbers and that variances are non-negative.
 
     Raises:
-        ArtifactError: it does not.
+        ArtifactError: a number is not finite, or a variance is negative.
     """
     check_finite(name, tensor)
     if name.rpartition(".")[2] == "running_var" and tensor.size and not tensor.min() >= 0:
@@ -88,7 +88,7 @@ def check_finite(name: str, tensor: Array) -> None:
     """Check that no number is NaN or infinite.
 
     Raises:
-        ArtifactError: one is.
+        ArtifactError: a number is, or the tensor is complex.
     """
     if tensor.dtype.kind == "c":
         raise _error("real numbers", str(tensor.dtype), name)
@@ -105,7 +105,7 @@ def check_finite(name: str, tensor: Array) -> None:
 
 
 def check_shared(layers: Mapping[str, LayerRecord]) -> None:
-    """Check that layers with shared tensors have equal records, so that their weight is decoded once.
+    """Check that layers with shared tensors have equal records, so that the shared weight is decoded once.
 
     Raises:
         ArtifactError: two records differ.
@@ -119,7 +119,7 @@ def check_shared(layers: Mapping[str, LayerRecord]) -> None:
 
 
 def _highest_code(packed: Array, levels: int, layout: Layout) -> int:
-    """An upper bound of the codes that is below `levels` exactly if the highest code is."""
+    """Upper bound of the codes, below `levels` if and only if the highest code is."""
     bits = bits_for(levels)
     if not packed.size or (layout == "bits" and levels == 1 << bits):
         return 0

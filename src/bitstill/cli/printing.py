@@ -36,7 +36,7 @@ def write_page(path: Path, html: str) -> None:
 
 
 def show_warnings() -> None:
-    """Print each warning of bitstill as one yellow line on standard error, and those of others as Python does."""
+    """Print each of bitstill's warnings as one yellow line on standard error, and all others as Python does."""
     warnings.simplefilter("always", BitstillWarning)
     others = warnings.showwarning
 
@@ -51,7 +51,7 @@ def show_warnings() -> None:
 
 @contextlib.contextmanager
 def stoppable(advice: str = RESUME) -> Iterator[None]:
-    """Context of long work: Ctrl-C ends the command with status 130 and prints how to resume."""
+    """Context for long-running work: Ctrl-C ends the command with status 130 and prints how to resume."""
     try:
         yield
     except KeyboardInterrupt:
@@ -60,7 +60,7 @@ def stoppable(advice: str = RESUME) -> Iterator[None]:
 
 
 def digests_text(files: Sequence[str]) -> str:
-    """Which files of an artifact were compared with their digests, from `inspect`."""
+    """Files of an artifact that were verified against their digests, from `inspect`."""
     return f"digests: of {', '.join(files)}{'' if len(files) > 1 else ' alone; an older version wrote it'}."
 
 

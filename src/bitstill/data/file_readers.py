@@ -1,6 +1,6 @@
-"""Tables of rows in CSV, JSON, parquet and text files: read strictly, in UTF-8, with one clear error for what is wrong.
+"""Readers of CSV, JSON, parquet and text files: strict, UTF-8 only, one clear error for each problem.
 
-Cells of CSV files are strings, and an empty one is None: what a column means is decided by whoever knows its purpose.
+Cells of CSV files are returned as strings, empty ones as None. Callers, which know what a column is for, convert them.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from bitstill.errors import DataError, need_package, one_line
 
 Row = dict[str, Any]
 Table = dict[str, list[Any]]
-"""Columns by name, of one length."""
+"""Columns by name, all of the same length."""
 LARGEST_CELL = 1 << 27
-"""Characters of a cell of a CSV file, at most."""
+"""Maximum length of a cell in a CSV file, in characters."""
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _START = 4096
 
 
 def read_table(paths: Iterable[Path]) -> Table:
-    """The rows of files of one table as columns; a key that a JSON object lacks is None.
+    """Read the files of one table as columns; a key missing from a JSON object is None.
 
     Raises:
-        DataError: a file cannot be read, is damaged, or has other columns than the first.
+        DataError: a file cannot be read, is damaged, or has different columns from the first one.
     """
     table: Table = {}
     for path in paths:
@@ -41,14 +41,14 @@ def read_table(paths: Iterable[Path]) -> Table:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of a CSV, JSON, parquet or text file, one at a time; a line of a text file is its column "text".
+    """Read the rows of a CSV, JSON, parquet or text file one at a time. Lines of a text file form the column "text".
 
     Args:
-        path: of the file.
-        columns: that are read of a parquet file, where it has them; None reads all.
+        path: file to read.
+        columns: columns to read from a parquet file that has all of them; None reads every column.
 
     Raises:
-        DataError: it cannot be read, or is damaged.
+        DataError: the file cannot be read, or is damaged.
     """
     try:
         yield from _parquet_rows(path, columns) if path.suffix == ".parquet" else _READERS[path.suffix](path)
@@ -87,7 +87,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _check_header(header: list[str], path: Path) -> None:
-    """Refuse other separators than commas, and columns of one name. A first column without a name (an index) is allowed."""
+    """Refuse separators other than commas, and duplicate column names. An unnamed first column (an index) is allowed."""
     where = f"{path}, line 1"
     if not any(header):
         raise DataError("a readable file with a header", given="an empty line", where=where, fix="Name the columns there.")
@@ -156,10 +156,10 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 
 def _open_text(path: Path, newline: str | None = None) -> IO[str]:
-    """A text file in UTF-8, a byte order mark skipped.
+    """Open a text file in UTF-8, skipping a byte order mark.
 
     Raises:
-        DataError: it is in UTF-16 or UTF-32, or no text at all.
+        DataError: the file is in UTF-16 or UTF-32, or is not text.
     """
     with open(path, "rb") as file:
         start = file.read(_START)

@@ -1,4 +1,4 @@
-"""Whether a model and a task mean the same classes by the same outputs."""
+"""Check that a model and a task number their classes the same way."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bitstill.errors import DataError
 
 
 def check_label_order(id2label: Any, objective: Objective, where: str) -> None:
-    """Refuse a model that means other classes by the same numbers: an old trap of models for entailment.
+    """Refuse a model that numbers its classes differently, a common trap with entailment models.
 
-    Capitals do not count, and names that only one side has say nothing: LABEL_0 is whatever it was trained as. Where the task
-    has numbers from 0 for names, a model's class that is called by a number is that number.
+    Names are compared without case. Names that only one side has are ignored: LABEL_0 may be any class. If the task's classes
+    are named by numbers from 0, a model's class named by a number has that index.
 
     Args:
-        id2label: names of the model's outputs by number, as a config of transformers holds them; nothing is checked otherwise.
-        objective: of the task.
-        where: for errors.
+        id2label: names of the model's outputs by index, as in a transformers config; anything else is not checked.
+        objective: the objective of the task.
+        where: location named in errors.
 
     Raises:
-        DataError: a name that both have is another output, of as many outputs.
+        DataError: both have the same number of outputs, but a shared name has a different index.
     """
     if not isinstance(id2label, Mapping) or len(id2label) != len(objective.label_names):
         return

@@ -1,4 +1,4 @@
-"""Files of a part of the data in a folder: only those with documented names."""
+"""Files of one split of a data set in a folder; only documented names count."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _PIECE = r"(?:-(?P<number>\d+)(?:-of-(?P<count>\d+)(?:-[0-9a-f]{16})?)?)?"
 
 
 def part_files(folder: Path, part: str, suffixes: Collection[str]) -> list[Path]:
-    """The files of a part in order: `train.csv`, or its pieces `train-0.csv`, `train-00000-of-00002.csv` and so on.
+    """List the files of a split in order: `train.csv`, or its pieces `train-0.csv`, `train-00000-of-00002.csv` and so on.
 
     Args:
-        folder: where to look; subfolders are not read.
+        folder: folder to search, without its subfolders.
         part: "train", "test" and so on.
-        suffixes: of the files that count, with their dots.
+        suffixes: file suffixes to include, with their dots.
 
     Returns:
-        Files of one kind; none where there are none.
+        Files of the same kind; an empty list if there are none.
 
     Raises:
-        DataError: there are several kinds, a whole file beside pieces, or pieces are missing.
+        DataError: there are several kinds of files, a whole file beside pieces, or missing pieces.
     """
     pattern = re.compile(re.escape(part) + _PIECE)
     entries = sorted(folder.iterdir()) if folder.is_dir() else []

@@ -1,7 +1,7 @@
-"""Results that are worth nothing: what a run warns of, and refuses where it is strict.
+"""Checks for useless results, which a run warns about, or refuses if it is strict.
 
-Every rule reads the figures of a report, but for that of a teacher before training, which is compared with the constant answer
-on resamples of the validation split.
+All checks read the figures of a report, except for the check of a teacher before training, which compares the teacher with the
+constant answer on resamples of the validation split.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from bitstill.data.task import Split, Task, predict
 from bitstill.errors import BitstillWarning, TrainingError
 
 RESAMPLES, LEVEL = 100, 0.95
-"""How often a validation split is resampled, and in what fraction of the resamples a teacher must beat the constant answer."""
+"""Number of resamples of a validation split, and the fraction on which a teacher must beat the constant answer."""
 SAMPLES = 512
-"""Of the validation split that a teacher is judged on: enough to tell it from a constant answer, and quick."""
+"""Number of validation samples for judging a teacher: enough to tell it from a constant answer, and fast."""
 BULK = 3.0
-"""A file without its header that is so many times as large as its codes alone is far above its ideal size."""
+"""Ratio of file size without header to size of the codes above which a file is far above its ideal size."""
 
 
 def teacher_warnings(teacher: nn.Module, task: Task) -> list[str]:
-    """Warns of a teacher that is not clearly better than the best constant answer on the validation split.
+    """Warnings about a teacher that is not clearly better than the best constant answer on the validation split.
 
-    Clearly better is what beats it on the split, and on 95 of 100 resamples of the split with replacement (Efron 1979).
+    A clearly better teacher beats it on the split and on 95 of 100 resamples of the split with replacement (Efron 1979).
 
     Args:
-        teacher: as it will teach.
-        task: with labels.
+        teacher: the teacher as used in training.
+        task: a task with labels.
     """
     if task.objective.label_loss() is None:
         return []
@@ -57,7 +57,7 @@ def teacher_warnings(teacher: nn.Module, task: Task) -> list[str]:
 
 
 def _sample(split: Split) -> Split:
-    """At most `SAMPLES` of a split, at random, always the same ones."""
+    """Random sample of at most `SAMPLES` rows of a split, the same in every run."""
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:SAMPLES]
     inputs = {name: tensor[rows] for name, tensor in split.inputs.items()}
     return replace(
@@ -66,10 +66,10 @@ def _sample(split: Split) -> Split:
 
 
 def result_warnings(report: Mapping[str, Any]) -> list[str]:
-    """Warns of a delivered model that is of no use to anybody.
+    """Warnings about a delivered model that is useless.
 
     Args:
-        report: the contents of report.json.
+        report: contents of report.json.
     """
     return [*(_constant(report["delivered"]) or _far_below_teacher(report)), *_bulky(report.get("size"))]
 
@@ -78,9 +78,9 @@ def warn(messages: Sequence[str], strict: bool, where: str) -> None:
     """Issue `messages` as warnings.
 
     Args:
-        messages: one sentence or two each.
-        strict: refuse instead.
-        where: what they are about, for the error.
+        messages: warnings of one or two sentences.
+        strict: whether to raise an error instead.
+        where: subject of the messages, for the error.
 
     Raises:
         TrainingError: there are messages, and the run is strict.
@@ -93,7 +93,7 @@ def warn(messages: Sequence[str], strict: bool, where: str) -> None:
 
 
 def _constant(delivered: Mapping[str, Any]) -> list[str]:
-    """Of a student that answers one class, or is no better than the constant answer."""
+    """Warn about a student that predicts a single class, or is no better than the constant answer."""
     confusion = delivered.get("details", {}).get("confusion")
     name = delivered["metric"]
     if confusion is not None:
@@ -115,7 +115,7 @@ def _constant(delivered: Mapping[str, Any]) -> list[str]:
 
 
 def _far_below_teacher(report: Mapping[str, Any]) -> list[str]:
-    """Of a student below the midpoint between the constant answer and its teacher."""
+    """Warn about a student below the midpoint between the constant answer and its teacher."""
     delivered, teacher = report["delivered"], report.get("teacher")
     least = delivered.get("baseline", {}).get(delivered["metric"])
     if teacher is None or least is None or teacher["test"] <= least or delivered["test"] >= (teacher["test"] + least) / 2:
@@ -127,7 +127,7 @@ def _far_below_teacher(report: Mapping[str, Any]) -> list[str]:
 
 
 def _bulky(size: Mapping[str, Any] | None) -> list[str]:
-    """Of a file that is far larger than the codes of its quantized weights."""
+    """Warn about a file that is far larger than the codes of its quantized weights."""
     codes = 0 if size is None else size["by_kind"]["codes"]
     if size is None or not codes:
         return []

@@ -1,7 +1,7 @@
-"""Copies of live models: structure and state are copied, and attributes that cannot be copied are no obstacle.
+"""Copies of live models: structure and state are copied, attributes that cannot be copied are shared.
 
-A network may hold an activation of its last forward pass, a weight computed by old weight norm or `torch.nn.utils.prune`, a
-lock or an open file. `copy.deepcopy` refuses all of them; freezing, delivering and comparing a model need none of them.
+A network may hold an activation of its last forward pass, a weight computed by the old weight norm or `torch.nn.utils.prune`, a
+lock or an open file. `copy.deepcopy` fails on all of these; freezing, delivering and comparing a model need none of them.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def copy_model(model: nn.Module, where: str = "copy") -> nn.Module:
-    """Copy `model` without wrappers around it and inside it.
+    """Copy `model`, without wrappers around or inside it.
 
-    Tensors with a history become plain ones; attributes that cannot be copied are shared with `model`.
+    Tensors with autograd history are detached; attributes that cannot be copied are shared with `model`.
 
     Args:
         model: any module.
-        where: the calling function, for errors.
+        where: name of the calling function, for errors.
 
     Raises:
-        SpecError: a wrapper hides its weights.
+        SpecError: a wrapper hides the weights.
     """
     return copy_models({"model": model}, where)["model"]
 
 
 def copy_models(models: Mapping[str, nn.Module], where: str = "copy") -> dict[str, nn.Module]:
-    """Copy several models like `copy_model`; their copies share what the models share."""
+    """Copy several models as `copy_model` does; copies share the objects that the models share."""
     networks = {name: unwrapped(model, where) for name, model in models.items()}
     try:
         return _deep_copies(networks, {})
-    except Exception:  # whatever an attribute of a stranger's class raises
+    except Exception:  # attributes of foreign classes may raise anything
         return _deep_copies(networks, _stand_ins(networks))
 
 
 def _deep_copies(networks: dict[str, nn.Module], memo: dict[int, Any]) -> dict[str, nn.Module]:
-    for module in [module for network in networks.values() for module in network.modules()][::-1]:  # the innermost first
+    for module in [module for network in networks.values() for module in network.modules()][::-1]:  # innermost first
         inner = inner_model(module)
         if inner is not None:
             memo[id(module)] = copy.deepcopy(inner, memo)

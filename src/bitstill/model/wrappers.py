@@ -9,7 +9,7 @@ from torch import nn
 from bitstill.errors import SpecError
 
 COMPILED = "OptimizedModule"
-"""Class name of compiled models; importing the class would import the compiler."""
+"""Class name of compiled models. Importing the class itself would import the compiler."""
 _INSIDE: Mapping[str, str] = {
     COMPILED: "_orig_mod",
     "DataParallel": "module",
@@ -19,7 +19,7 @@ _INSIDE: Mapping[str, str] = {
     "ModelEmaV3": "module",
     "EMA": "ema_model",  # of ema-pytorch
 }
-"""Attribute of a wrapper that holds the model, by class name."""
+"""Name of the attribute that holds the wrapped model, by class name of the wrapper."""
 _WHOLE = "Load its full state dict into the network that it was made of."
 _REFUSED: Mapping[str, tuple[str, str]] = {
     "FullyShardedDataParallel": ("sharded parameters", _WHOLE),
@@ -27,12 +27,12 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
     "DeepSpeedEngine": ("parameters that DeepSpeed may shard", _WHOLE),
     "ScriptModule": ("a scripted or traced network", "Pass the network that it was made of."),
 }
-"""Reason for refusing modules of a class, and the fix."""
+"""Reason for refusing a module and the fix, by class name."""
 _ADAPTERS = ("peft",)
 
 
 def inner_model(module: nn.Module) -> nn.Module | None:
-    """Model inside a wrapper; None if `module` is no wrapper."""
+    """Model inside a wrapper; None if `module` is not a wrapper."""
     for name in _class_names(module):
         inner = module._modules.get(_INSIDE.get(name, ""))
         if inner is not None:
@@ -45,10 +45,10 @@ def unwrapped(model: nn.Module, where: str) -> nn.Module:
 
     Args:
         model: a network, or a wrapper around one.
-        where: the function that was called, for errors.
+        where: name of the calling function, for errors.
 
     Raises:
-        SpecError: it is no module, or its weights are sharded, scripted or split into adapters.
+        SpecError: `model` is not a module, or its weights are sharded, scripted or split into adapters.
     """
     if not isinstance(model, nn.Module):
         raise SpecError("a torch.nn.Module", given=type(model).__name__, where=where, fix="Pass the network itself.")
@@ -60,10 +60,10 @@ def unwrapped(model: nn.Module, where: str) -> nn.Module:
 
 
 def without_compiler(model: nn.Module, where: str) -> nn.Module:
-    """The network inside a compiled model, to be changed in place.
+    """Network inside a compiled model, for changes in place.
 
     Raises:
-        SpecError: another wrapper surrounds it, which has registered the parameters.
+        SpecError: it has another wrapper, which has registered the parameters.
     """
     if not isinstance(model, nn.Module) or type(model).__name__ == COMPILED:
         return without_compiler(unwrapped(model, where), where)

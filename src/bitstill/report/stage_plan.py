@@ -1,4 +1,4 @@
-"""Stages in words: what happens to the models, who learns from whom, on what, for how long. Drawn as text and as SVG."""
+"""Plans of stages in words: changes to the models, teachers and students, data, duration. Drawn as text and as SVG."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ LOSSES = {
     "SoftBinaryCrossEntropy": "soft cross-entropy",
     "SoftCrossEntropy": "soft cross-entropy",
 }
-"""Losses in words; others go by their class."""
+"""Losses in words; others are shown by class name."""
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """What one model, or the labels, teaches another.
+    """Losses between a teacher, or the labels, and a student.
 
     Args:
         teacher: a model's name, or "labels".
-        student: the model that learns.
-        losses: in words, with weights other than 1.
+        student: the model being trained.
+        losses: losses in words, with their weights unless 1.
     """
 
     teacher: str
@@ -50,11 +50,11 @@ class StagePlan:
     """A stage in words.
 
     Args:
-        name: of the stage.
+        name: name of the stage.
         duration: such as "30 epochs"; "" where nothing is trained.
-        data: what it learns from; "" where nothing is trained.
-        begin: what happens to the models first, one line each.
-        arrows: who teaches whom.
+        data: training data; "" where nothing is trained.
+        begin: changes to the models before training, one line each.
+        arrows: losses between teachers and students.
     """
 
     name: str
@@ -70,12 +70,12 @@ class StagePlan:
 
 
 def stage_plans(stages: Sequence[Stage]) -> tuple[StagePlan, ...]:
-    """Every stage in words."""
+    """Describe every stage in words."""
     return tuple(_plan(stage) for stage in stages)
 
 
 def planned_stages(entries: Sequence[Mapping[str, Any]]) -> tuple[StagePlan, ...]:
-    """The stages of a dry run, with their steps beside durations in epochs."""
+    """Stages of a dry run, with steps added to durations in epochs."""
     plans = [decode(StagePlan, {key: entry[key] for key in entry if key != "steps"}, "stages") for entry in entries]
     return tuple(
         replace(plan, duration=f"{plan.duration} ({entry['steps']:,} steps)") if "epoch" in plan.duration else plan
@@ -118,7 +118,7 @@ def _loss(term: Term) -> str:
 
 
 def _action(action: Any) -> tuple[str, ...]:
-    """An action in lines of words; those outside bitstill go by their class."""
+    """Describe an action in lines of words; actions defined outside bitstill are shown by class name."""
     match action:
         case actions.Compress(model, compression):
             rules = compression if isinstance(compression, tuple) else (compression,)

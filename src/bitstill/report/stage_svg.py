@@ -1,4 +1,4 @@
-"""Stages as an SVG: boxes are models, arrows are losses, one panel a stage, from top to bottom."""
+"""Diagram of stages as SVG: boxes are models, arrows are losses, with one panel per stage from top to bottom."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bitstill.report.stage_plan import Arrow, StagePlan
 from bitstill.report.svg import CARD, INK, MUTED, RULE, SERIES, css
 
 WIDTH, MARGIN, LINE, BOX = 720, 16, 18, 30
-"""Pixels: of the picture, around what a panel holds, between lines of text, and the height of a model's box."""
+"""Pixels: width of the image, margin inside a panel, line height of text, height of a model's box."""
 LEFT, RIGHT, BOX_WIDTH = 32, 556, 132
-"""Where the boxes of those that teach and of those that learn begin, and how wide they are."""
+"""Left edges of the boxes of teachers and of students, and the width of a box."""
 GAP = 26
-"""Between two panels."""
+"""Space between two panels."""
 
 
 def stage_svg(plans: Sequence[StagePlan]) -> str:
-    """The stages as an SVG element that follows the page's theme.
+    """Draw stages as an SVG element that follows the page's theme.
 
     Args:
-        plans: of `report.stage_plan.stage_plans`.
+        plans: output of `report.stage_plan.stage_plans`.
     """
     top, panels = 2.0, list[str]()
     for number, plan in enumerate(plans, 1):
@@ -46,7 +46,7 @@ def _row_height(arrow: Arrow) -> float:
 
 
 def _losses(arrow: Arrow) -> list[str]:
-    """The losses in lines that fit the arrow."""
+    """Losses, wrapped to the length of the arrow."""
     return textwrap.wrap(" + ".join(arrow.losses), 56)
 
 

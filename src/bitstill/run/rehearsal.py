@@ -1,4 +1,4 @@
-"""Every stage begun, and one step of it run, on copies of the models: what cannot work is refused before anything trains."""
+"""Rehearsal: every stage runs one step on copies of the models, so that errors surface before training starts."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from bitstill.train.stage import Stage, replay
 from bitstill.train.step import TrainingStep, run, taps
 
 REENTRANT = "None of the inputs have requires_grad=True"
-"""What torch warns of where a reentrant checkpoint cuts the gradient off."""
+"""Warning that torch issues when a reentrant checkpoint cuts off the gradient."""
 
 
 def rehearse(
     stages: Sequence[Stage], networks: Mapping[str, nn.Module], data: Data, accumulate: int = 1
 ) -> dict[str, nn.Module]:
-    """Begin every stage on copies of the models, and run its terms once on a few samples.
+    """Start every stage on copies of the models, and evaluate its terms once on a few samples.
 
     Args:
-        stages: in order.
-        networks: the models by name, which stay as they are.
-        data: what the stages learn from.
+        stages: stages in order.
+        networks: models by name; they are not changed.
+        data: training data of the stages.
         accumulate: parts into which a batch is split.
 
     Returns:
-        The copies, with the structure they will have at the end.
+        The copies, with their final structure.
 
     Raises:
-        BitstillError: a pattern or a layer pair names nothing, a model is unknown, layers cannot be compressed or are computed
-            with without being called, batches cannot be split as asked, or no gradient reaches what is trained.
+        BitstillError: a pattern or a layer pair matches nothing, a model is unknown, layers cannot be compressed or are never
+            called though their weight is used, batches cannot be split as requested, or trained models get no gradient.
     """
     models = copy_models(networks)
     for stage in stages:
@@ -56,10 +56,10 @@ def rehearse(
 
 
 def _rehearse_step(stage: Stage, models: dict[str, nn.Module], task: Task, accumulate: int) -> None:
-    """One forward pass of every term on as few samples as a part of a batch may have, in train mode."""
+    """Run one forward pass of every term in train mode, on as few samples as a part of a batch may have."""
     whole = min(stage.batch_size, len(task.train))
     check_shares(whole, stage, int(os.environ.get("WORLD_SIZE", "1")), accumulate)
-    batch = task.sample(min(2, whole // accumulate))  # processes share the statistics of a batch
+    batch = task.sample(min(2, whole // accumulate))  # processes share batch statistics
     teachers = {term.teacher for term in stage.terms if term.teacher and term.teacher not in stage.train}
     step = TrainingStep(stage, models, task)
     with torch.random.fork_rng():
@@ -77,11 +77,11 @@ def _rehearse_step(stage: Stage, models: dict[str, nn.Module], task: Task, accum
 
 @contextlib.contextmanager
 def _refusals(stage: Stage, samples: int) -> Iterator[None]:
-    """Turn what torch says of a training step that cannot work into errors that say what to do.
+    """Turn torch's messages about an impossible training step into errors with a fix.
 
     Raises:
-        SpecError: a norm takes its statistics from one value.
-        TrainingError: a checkpoint lets no gradient through.
+        SpecError: a norm computes its statistics from a single value.
+        TrainingError: a checkpoint blocks the gradient.
     """
     where = f"stage {stage.name!r}"
     try:
@@ -104,7 +104,7 @@ def _refusals(stage: Stage, samples: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _layers_that_run(step: nn.Module) -> Iterator[set[nn.Module]]:
-    """Within the block, the compressed layers that are called are collected."""
+    """Collect the compressed layers that are called within the block."""
     running: set[nn.Module] = set()
 
     def note(layer: nn.Module, _inputs: object) -> None:
@@ -119,12 +119,12 @@ def _layers_that_run(step: nn.Module) -> Iterator[set[nn.Module]]:
 
 
 def _check_calls(stage: Stage, step: TrainingStep, running: set[nn.Module], total: Tensor) -> None:
-    """Refuse compressed layers whose weight is used though they are not called: it would train in float.
+    """Refuse compressed layers whose weight is used without calling the layer: it would train in float.
 
-    A layer that is not used at all may be one of several experts, and others may need it.
+    A layer that is not used at all is allowed: it may be an expert that only other samples need.
 
     Raises:
-        SpecError: naming the layer.
+        SpecError: there is such a layer; the message names it.
     """
     silent = [(n, m) for n, m in step.models.named_modules() if is_compressed(m) and m not in running]
     if not silent:

@@ -1,4 +1,4 @@
-"""Estimate of the binary weights that can change sign under a schedule: otherwise a student keeps its float weights' signs."""
+"""Estimate of how many binary weights can change sign under a schedule; the rest keep the signs of the float weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bitstill.train.run import Run, data_for
 from bitstill.train.stage import Stage
 
 MOST = 0.5
-"""Below it a stage cannot change most signs, and warns."""
+"""Fraction below which a stage warns that most signs cannot change."""
 
 
 def note_sign_changes(run: Run, stage: Stage) -> None:
-    """Log which fraction of the binary weights can change sign in a stage and those that continue it; warn where it is small.
+    """Log the fraction of binary weights that can change sign in a stage and its continuations; warn if it is small.
 
-    Nothing is logged for stages that continue another, that train no binary weights, or whose optimizer is not `AdamW`: only
-    its steps are bounded.
+    Nothing is logged for stages that continue another, train no binary weights, or use an optimizer other than `AdamW`, the
+    only one with bounded steps.
     """
     stretch = _stretch(run.stages[run.position.stage :], stage)
     if (run.position.stage and not stage.begin) or not all(isinstance(each.optimizer, AdamW) for each in stretch):
@@ -47,7 +47,7 @@ def note_sign_changes(run: Run, stage: Stage) -> None:
 
 
 def adam_reach(optimizer: Optimizer, steps: int) -> float:
-    """About the farthest that `AdamW` moves a weight in so many steps: the sum of its learning rates (constant gradient)."""
+    """Approximate maximum distance that `AdamW` moves a weight: the sum of its learning rates (constant gradient)."""
     assert isinstance(optimizer, AdamW)
     rates = [at(optimizer.lr, (step + 0.5) / steps) for step in range(steps)]
     if optimizer.bias_correction:
@@ -73,7 +73,7 @@ def _binary_latents(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _stretch(stages: Sequence[Stage], first: Stage) -> list[Stage]:
-    """`first` and the stages after it that go on with the same models as it leaves them."""
+    """`first` and the following stages that continue training the same models unchanged."""
     stretch = [first]
     for stage in stages[1:]:
         if stage.begin or stage.train != first.train or not stage.terms:
