@@ -1,4 +1,4 @@
-"""Whatever happens to the files: a clear error, never a wrong model."""
+"""Damaged artifacts raise a clear error and never load as a wrong model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.signing import edit_config, edit_signed
 
 @pytest.fixture(scope="module")
 def delivered(tmp_path_factory, make_zoo, write_artifact) -> Path:
-    """One artifact with every kind of tensor: codes, entropy-coded codes, scales, offsets, levels, masks, leftovers."""
+    """An artifact with every kind of tensor: codes, entropy-coded codes, scales, offsets, levels, masks, leftovers."""
     torch.manual_seed(0)
     model = make_zoo()
     rules = (
@@ -49,7 +49,7 @@ def copy(delivered, tmp_path) -> Path:
 
 
 def refused(folder: Path, match: str, model: nn.Module | None = None) -> None:
-    """Reading, and loading into `model`, ends in an ArtifactError that says where and what to do."""
+    """Check that reading, and loading into `model`, raises an ArtifactError that names the place and the remedy."""
     with pytest.raises(ArtifactError, match=match) as caught:  # noqa: PT012
         archive = bitstill.read(folder)
         assert model is not None, "the damage went unnoticed"
@@ -180,7 +180,7 @@ def test_edited_records(copy, change):
 
 
 def test_files_of_two_artifacts(copy, tmp_path, zoo, write_artifact):
-    """The same architecture, shapes and settings, trained twice: only the checksum can tell."""
+    """Same architecture, shapes and settings, trained twice: only the checksum can tell them apart."""
     prepare(zoo, Compression(weight=Uniform(3)))
     one = write_artifact(tmp_path / "one", zoo)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A crash leaves the old artifact or the new one, and nothing else of the user's is ever lost."""
+"""Atomic writes: a crash leaves the old artifact or the new one, and no other file of the user is lost."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_write_file_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
 
 
 def test_permissions_are_those_of_any_new_folder(tmp_path):
-    """A temporary folder is private; a delivered one follows the user's umask."""
+    """Temporary folders are private; the delivered one follows the user's umask."""
     (tmp_path / "ordinary").mkdir()
     with replaced_folder(tmp_path / "out") as folder:
         _fill(folder, "new")

@@ -1,4 +1,4 @@
-"""Artifacts that an older commit wrote: today's code reads them to the same weights and gets the same answers."""
+"""Artifacts written by an older commit: today's code reads the same weights and computes the same outputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARCHIVES = {path.stem: path for path in sorted((Path(__file__).parents[1] / "fil
 
 
 def contents(commit: str) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, np.ndarray]]]:
-    """Digests of weights by artifact and layer, and inputs and outputs by artifact and name."""
+    """Weight digests by artifact and layer; inputs and outputs by artifact and name."""
     answers: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
     with zipfile.ZipFile(ARCHIVES[commit]) as file:
         for name, value in load(file.read("answers.safetensors")).items():
@@ -45,7 +45,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tolerance(name: str) -> float:
-    """Relative to the largest output: sums in another order change last bits, which may round one input's code up or down."""
+    """Relative to the largest output: another summation order changes last bits, which may round an input's code up or down."""
     inside_a_network = (name.startswith("bert-") and name != "bert-float-inputs") or name.startswith("inputs-")
     return 0.02 if inside_a_network else 1e-5
 

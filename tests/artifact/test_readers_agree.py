@@ -1,4 +1,4 @@
-"""Every reader says the same of an artifact: torch, the runtime and its reference in numpy refuse it, or answer alike."""
+"""All readers agree on every artifact: torch, the runtime and its numpy reference refuse it, or give the same outputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
-    """What each reader says of an artifact for the same pictures: outputs, or its error."""
+    """Outputs or error of each reader, for the same images."""
     image = np.linspace(-1, 1, 2 * 64, dtype=np.float32).reshape(2, 1, 8, 8)
 
     def in_numpy() -> Any:
@@ -61,10 +61,10 @@ def answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
 
 
 def agreement(source: Path, scratch: Path, count: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Artifacts changed in one or two places and signed anew: how many all readers refuse, all accept, or only some accept.
+    """Artifacts changed in one or two places and signed again: counts that all readers refuse, all accept, or some accept.
 
     Raises:
-        AssertionError: readers that accept an artifact answer differently.
+        AssertionError: readers that accept an artifact give different outputs.
     """
     counts = {"refused": 0, "accepted": 0, "split": 0}
     for number in range(count):

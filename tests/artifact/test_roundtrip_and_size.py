@@ -1,4 +1,4 @@
-"""What is in the file, how large it is, and that every byte is accounted for."""
+"""File contents and size: every byte is accounted for."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MLP_WEIGHTS, MLP_BIASES = 2 * 512 * 512 + 512 * 100, 512 + 512 + 100
     ],
 )
 def test_file_is_within_five_percent_of_the_arithmetic(spec: Quantizer, bits, floats_per_group, tmp_path, write_artifact):
-    """bits x weights / 8, the scales, and four bytes for each bias: what a user computes on paper."""
+    """bits x weights / 8, plus scales, plus four bytes per bias: what a user computes on paper."""
     model = _mlp()
     prepare(model, Compression(weight=spec))
     folder = write_artifact(tmp_path, model)
@@ -189,7 +189,7 @@ def test_zstandard_round_trip_and_refusals():
 
 
 def test_a_damaged_frame_never_decodes_to_other_bytes():
-    """Without a checksum, a flipped bit among the literals would."""
+    """Without a checksum, a flipped bit among the literals would go unnoticed."""
     data = np.random.default_rng(0).binomial(8, 0.5, 400).astype(np.uint8).tobytes()
     frame = coding.compress(data)
     for position in range(len(frame)):
@@ -213,7 +213,7 @@ def test_zeros_of_pruned_layers_are_stored_small_and_exactly(tmp_path, write_art
     how = archive.layers["0"].planes[0].coding
     assert layer.coding == how == ("zstd" if coding else "bitmap")
     assert layer.zeros == pytest.approx(0.8, abs=1e-4)
-    # One bit per weight, and what is kept: three levels without zero at 2 bits take 1.6 bits each.
+    # One bit per weight, plus the codes of nonzero weights: three levels without zero at 2 bits take 1.6 bits each.
     bitmap = 301 * 47 * (1 + 0.2 * (1.6 if bits == 2 else bits)) / 8
     assert layer.bytes["codes"] <= bitmap + 2
     if not coding:

@@ -1,4 +1,4 @@
-"""A weight that two layers share is stored once, and shared again when it is read; names of a user's own tensors stay free."""
+"""Weights shared by two layers: stored once and shared again when read; names of the user's own tensors stay free."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IDS = torch.arange(10).reshape(2, 5)
 
 
 class Tied(nn.Module):
-    """An embedding whose table is also the matrix of the last layer: ids (N, L) -> (N, L, words)."""
+    """An embedding whose table is also the last layer's matrix: ids (N, L) -> (N, L, words)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def test_tied_weights_are_stored_once_and_stay_tied(weight, prune, tmp_path, exa
 
 
 def test_what_has_become_different_is_stored_twice(tmp_path, exact):
-    """Each layer has steps of its own: once they differ, so do the codes."""
+    """Each layer has its own steps: once they differ, so do the codes."""
     model = Tied()
     prepare(model, Compression(weight=LearnedStep(4, granularity=PerChannel())))
     with torch.no_grad():

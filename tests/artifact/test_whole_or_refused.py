@@ -1,4 +1,4 @@
-"""Every file of an artifact that matters is as it was delivered, and every number in it one that can be, or it is refused."""
+"""Integrity: an artifact is refused if any file that matters has changed, or any number in it is impossible."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOKENIZER = {"tokenizer.json": b'{"model": {"vocab": {"a": 0}}}', "vocab.txt": b
 
 @pytest.fixture(scope="module")
 def delivered(tmp_path_factory, make_zoo, write_artifact) -> Path:
-    """An artifact with every kind of tensor and of file."""
+    """An artifact with every kind of tensor and file."""
     torch.manual_seed(0)
     model = make_zoo()
     rules = (
@@ -57,7 +57,7 @@ def copy(delivered, tmp_path) -> Path:
 
 
 def content_of(folder: Path) -> str:
-    """A digest of every weight and leftover as read, and of the configuration without what may be edited."""
+    """A digest of all weights and leftovers as read, and of the configuration without its editable fields."""
     archive = bitstill.read(folder)
     arrays = [archive.weight(name) for name in archive.layers] + list(archive.leftovers.values())
     config = {key: value for key, value in archive.config.items() if key != "_name_or_path"}
@@ -66,10 +66,10 @@ def content_of(folder: Path) -> str:
 
 
 def flips(folder: Path, name: str, positions: list[int], seed: int) -> dict[str, int]:
-    """How many files with one bit flipped are refused, and how many are read as the same artifact.
+    """Flip one bit at each position of a file; count how often it is refused and how often it reads as the same artifact.
 
     Raises:
-        AssertionError: one is read as another artifact.
+        AssertionError: a changed file reads as another artifact.
     """
     data, draw, whole = (folder / name).read_bytes(), random.Random(seed), content_of(folder)
     counts = {"refused": 0, "the same": 0}
@@ -166,7 +166,7 @@ def test_numbers_that_cannot_be(copy, change, message):
 @pytest.mark.parametrize("levels", [2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 63, 65, 127, 129, 255, 256])
 @pytest.mark.parametrize("layout", ["natural", "bytes"])
 def test_codes_beyond_their_levels_are_noticed_wherever_they_are(levels, layout):
-    """The oracle is unpacking: whatever bytes are there, they pass if every code in whole bytes is below `levels`."""
+    """The oracle is unpacking: arbitrary bytes pass if every code in whole bytes is below `levels`."""
     layout, draw = natural_layout(levels) if layout == "natural" else layout, np.random.default_rng(levels)
     length, most = 37, 243 if layout == "trits" else 256
     for top in (levels, levels, min(most, levels + 1), most):
@@ -186,7 +186,7 @@ def test_codes_beyond_their_levels_are_noticed_wherever_they_are(levels, layout)
 
 
 def test_few_bytes_cannot_stand_for_many_weights(zoo, tmp_path, write_artifact):
-    """A layer of zeros would be a frame of a few bytes: it is stored in as many as its weights are worth, and no fewer."""
+    """A layer of zeros would compress to a few bytes: it is stored in no fewer bytes than its number of weights warrants."""
     zoo.head = torch.nn.Linear(1024, 1024)
     with torch.no_grad():
         zoo.head.weight.zero_()
