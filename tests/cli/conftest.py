@@ -1,4 +1,4 @@
-"""Runs without their page: drawing it takes longer than these runs, and tests/report looks at it."""
+"""Fixtures of the command line. Runs draw no report page: it takes longer than these runs, and tests/report covers it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUIET = Settings(progress=False, device="cpu", teacher_precision="float32")
 
 
 class Run(NamedTuple):
-    """What a command left behind."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -34,7 +34,7 @@ def _no_page():
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Run the command line as its console script does, errors and all: (exit status, stdout, stderr)."""
+    """Runs the command line as its console script does, errors included: (exit status, stdout, stderr)."""
 
     def run(*arguments: object) -> Run:
         monkeypatch.setattr(sys, "argv", ["bitstill", *map(str, arguments)])
@@ -49,7 +49,7 @@ def cli(monkeypatch, capsys):
 
 @pytest.fixture(scope="package")
 def teacher(tmp_path_factory):
-    """A float artifact of the digits teacher, hardly trained."""
+    """A float artifact of the digits teacher, barely trained."""
     folder = tmp_path_factory.mktemp("teacher") / "teacher"
     recipe = QuantizedDistillation(None, kd_weight=0, steps=3)
     bitstill.compress(recipe, "digits", {"student": "digits-teacher"}, out=folder, settings=QUIET)
@@ -58,7 +58,7 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def delivered(tmp_path_factory, teacher):
-    """A 2-bit artifact of the digits student, hardly trained; read only."""
+    """A 2-bit artifact of the digits student, barely trained; read-only."""
     folder = tmp_path_factory.mktemp("delivered") / "student"
     models = {"teacher": teacher, "student": "digits-student"}
     bitstill.compress(QuantizedDistillation(2, steps=3), "digits", models, out=folder, settings=QUIET)
@@ -67,7 +67,7 @@ def delivered(tmp_path_factory, teacher):
 
 @pytest.fixture
 def older(tmp_path, delivered):
-    """A copy of an artifact, and a function that says whether it is as it was, byte for byte."""
+    """A copy of an artifact, and a function that checks that it is unchanged, byte for byte."""
     folder = tmp_path / "older"
     shutil.copytree(delivered, folder)
     return folder

@@ -1,4 +1,4 @@
-"""Every bad input: a non-zero status, one clear message, no traceback, and an older artifact untouched byte for byte."""
+"""Bad input: a non-zero status, one clear message, no traceback, and an existing artifact untouched byte for byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bitstill.train.settings import Settings
 from tests.signing import edit_signed
 
 QD = ("compress", "--recipe", "quantized-distillation", "--task", "digits")
-# The cheapest run there is: one step of a student on its own.
+# The cheapest run: one step of a student on its own.
 PT = (*QD, "--steps", "1", "--set", "kd_weight=0", "--set", "settings.progress=false", "--model", "digits-student")
 
 OLDER = ("--force", "--out")
@@ -37,7 +37,7 @@ def beside(folder):
 def refused(run, message):
     assert run.status == 1 and run.out == ""
     assert "Traceback" not in run.err and run.err.count("error:") == 1, run.err
-    lines = [line for line in run.err.splitlines() if not line.startswith("warning:")]  # of models worth nothing
+    lines = [line for line in run.err.splitlines() if not line.startswith("warning:")]  # about useless results
     flat = " ".join(" ".join(lines).split())
     assert re.search(message, flat), flat
     assert flat.startswith("error:") and flat.endswith((".", "?")), "one message and nothing else"
@@ -170,7 +170,7 @@ def test_unknown_flags_and_commands_are_usage_errors(cli):
 
 
 def test_a_teacher_of_other_classes(cli, older, tmp_path):
-    """An artifact with 7 outputs, whose config.json names the architecture, so that it loads without help."""
+    """An artifact with 7 outputs whose config.json names the architecture, so that it loads without help."""
     from bitstill.data.networks import from_architecture
 
     odd = from_architecture({"architecture": "resnet", "arguments": {"depth": 8, "width": 4, "channels": 1, "classes": 7}})
@@ -316,7 +316,7 @@ def test_artifacts_that_cannot_be_read(cli, older, damage):
     refused(cli("inspect", older), DAMAGED[damage])
     with pytest.raises(bitstill.BitstillError):
         bitstill.load(older)
-    if damage is not missing:  # as a model, a path that is no folder may have been meant as a name
+    if damage is not missing:  # given as a model, a missing path may have been meant as a name
         refused(cli(*PT[:-1], older, "--dry-run"), DAMAGED[damage])
 
 

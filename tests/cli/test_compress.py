@@ -1,4 +1,4 @@
-"""The command line where all is well: runs of three steps, run files, dry runs, and what is printed."""
+"""The command line on valid input: runs of three steps, run files, dry runs, and printed output."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_run_file_and_flags_that_override_it(cli, teacher, tmp_path):
 
 
 def test_epochs_on_the_command_line_beat_steps_in_the_file(cli, teacher, tmp_path):
-    """256 steps would be written in the file; half an epoch of 1,100 samples in batches of 128 is 4 steps."""
+    """The file would give 256 steps; half an epoch of 1,100 samples in batches of 128 is 4 steps."""
     run_file = tmp_path / "run.yaml"
     options = {"steps": 256}
     content = {"recipe": "quantized-distillation", "task": "digits", "model": str(teacher), "options": options}
@@ -110,7 +110,7 @@ def test_bits(cli, teacher, tmp_path, bits, quantizer, nominal):
 @pytest.mark.parametrize("recipe", ["differentiable-quantization", "post-training", "quantized-distillation"])
 @pytest.mark.parametrize("extra", [(), ("--set", "storage.leftovers=float16", "--bits", "3")], ids=["defaults", "float16"])
 def test_a_dry_run_knows_the_bytes_of_the_delivered_file_and_writes_nothing(cli, teacher, tmp_path, recipe, extra):
-    """Points that are shared out are left out: their number per layer, and so the padding of codes, depends on gradients."""
+    """Shared points are excluded: their number per layer, and so the padding of codes, depends on gradients."""
     own = {
         "quantized-distillation": ("--steps", "2"),
         "differentiable-quantization": ("--steps", "2", "--set", "float_epochs=0", "--set", "share_points=false"),

@@ -1,4 +1,4 @@
-"""Looking at artifacts and recipes: evaluate, inspect, recipes."""
+"""Commands that inspect artifacts and recipes: evaluate, inspect, recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes, quantizers, tasks and models of one's own on the command line, and the recipe.yaml that repeats the run."""
+"""User-defined recipes, quantizers, tasks and models on the command line, and the recipe.yaml that repeats the run."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def wants_width(width): return Mlp(width)
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The name of a module in the current directory."""
+    """Name of a module in the current directory."""
     name = f"own_{abs(hash(tmp_path))}"
     (tmp_path / f"{name}.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
@@ -117,7 +117,7 @@ def own(tmp_path, monkeypatch):
 @pytest.mark.parametrize("teacher", ["trained", "TRAINED", "Mlp"])
 @pytest.mark.parametrize("task", ["spots", "SPOTS"])
 def test_a_task_and_networks_of_ones_own(cli, own, tmp_path, task, teacher):
-    """A teacher whose weights are random is trained first; one that has its weights is not."""
+    """A teacher with random weights is trained first; a trained one is not."""
     models = ("--teacher", f"{own}:{teacher}", "--student", f"{own}:Mlp", "--set", "skip=none", "--set", "augment=false")
     run = ("compress", "--recipe", "quantized-distillation", "--task", f"{own}:{task}", *models, "--steps", 3, "--bits", 2)
     done = cli(*run, "--set", "teacher_epochs=1", "--set", "batch_size=20", *QUICK, "--out", "a", "--json")
@@ -133,7 +133,7 @@ def test_a_task_and_networks_of_ones_own(cli, own, tmp_path, task, teacher):
 
 
 def test_an_artifact_never_imports_what_it_names(cli, own, tmp_path):
-    """Else a file from a stranger would run code: evaluating imports what the command line names, and nothing else."""
+    """A stranger's file must not run code: evaluating imports only what the command line names."""
     models = ("--student", f"{own}:trained", "--task", f"{own}:spots")
     assert cli("compress", "--recipe", "post-training", *models, *QUICK, "--out", "a").status == 0
     del sys.modules[own]

@@ -1,4 +1,4 @@
-"""Artifacts on a hub: put there, fetched by name, and what is said when that does not work."""
+"""Artifacts on a hub: push, fetch by name, and error messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROGRAM = (sys.executable, "-m", "bitstill.cli.main")
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A hub, and a function that runs the command line against it in a process of its own."""
+    """A hub, and a function that runs the command line against it in its own process."""
     with serving() as found:
         own = {"HF_ENDPOINT": found.address, "HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_TOKEN": "hf_of_a_test"}
         environment = {**os.environ, **own, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}

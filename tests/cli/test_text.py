@@ -1,4 +1,4 @@
-"""Text tasks from the command line: flags of a user's own files, and one line for each bad input."""
+"""Text tasks from the command line: options for a user's own files, and a one-line error for each bad input."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bert(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Columns "review" and "mood"."""
+    """CSV files with columns "review" and "mood"."""
     folder = tiny.write_csv(tmp_path_factory.mktemp("data") / "csv", labels=("negative", "positive"))
     for path in folder.iterdir():
         path.write_text(path.read_text().replace("text,label", "review,mood", 1))
@@ -161,7 +161,7 @@ BAD = {
 }
 
 
-WITHOUT_SET = [name for name, (flags, _) in BAD.items() if "--set" not in flags]  # which finetune does not have
+WITHOUT_SET = [name for name, (flags, _) in BAD.items() if "--set" not in flags]  # finetune has no --set
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_bad_flags_are_one_line_and_write_nothing(cli, bert, data, tmp_path, mon
 
 @pytest.fixture
 def own(data, tmp_path):
-    """A copy of the files, to be spoiled."""
+    """A copy of the files for a test to damage."""
     folder = tmp_path / "own"
     shutil.copytree(data, folder)
     return folder
@@ -315,7 +315,7 @@ def test_evaluate_reads_the_files_of_the_recipe_or_others_with_their_columns(cli
 
 
 def test_evaluate_knows_the_classes_of_the_artifact_not_those_of_the_files(cli, bert, data, tmp_path):
-    """Files with other classes, or in which one is missing, would be counted against the wrong outputs."""
+    """Files with other classes, or with one missing, would be scored against the wrong outputs."""
     out, other = tmp_path / "out", tmp_path / "other"
     assert cli(*POST, "--model", bert, "--data", data, *COLUMNS, *LENGTH, "--out", out).status == 0
     shutil.copytree(data, other)
@@ -332,7 +332,7 @@ def test_evaluate_knows_the_classes_of_the_artifact_not_those_of_the_files(cli, 
 
 
 def test_variants_are_made_and_trained_on(cli, bert, data, tmp_path):
-    """From a model's own embeddings; the delivered run file says which variants were used."""
+    """Variants from a model's own embeddings; the delivered run file records which variants were used."""
     out, student = tmp_path / "variants", tmp_path / "student"
     made = cli("augment", "--task", "text", "--model", bert, "--method", "neighbours", "--variants", 3, "--out", out,
                "--data", data, *COLUMNS, "--json")  # fmt: skip
