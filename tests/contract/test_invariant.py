@@ -1,4 +1,4 @@
-"""The promise of the whole library: fake-quantized == frozen == packed == reloaded, bit for bit, for every quantizer."""
+"""The library's core promise: fake-quantized == frozen == packed == reloaded, bit for bit, for every quantizer."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def follow(model) -> None:
-    """As if an optimizer had made steps: loss-aware weights are delivered only then."""
+    """Simulate optimizer steps: loss-aware weights can be delivered only after some."""
     for module in model.modules():
         if getattr(module, "curvature", None) is not None:
             module.curvature.uniform_(0.1, 1.0)
 
 
 def check_one_life(model, skeleton, inputs, folder, write_artifact, exact) -> None:
-    """Follow `model`, prepared, through its life; every weight and output keeps every bit."""
+    """Follow a prepared `model` from training to reloading; every weight and output keeps every bit."""
     follow(model)
     model.train()
     trained = {n: exact(m.effective_weight()) for n, m in model.named_modules() if is_compressed(m)}
@@ -121,7 +121,7 @@ def test_every_quantizer_and_granularity(name, granularity, sparsity, dtype, mak
 
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
-    """A layer of any kind and odd size with an input for it, its weights of any magnitude."""
+    """A layer of any kind and odd size, with weights of any magnitude, and an input for it."""
     a, b, k = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.integers(1, 4))
     torch.manual_seed(draw(st.integers(0, 2**31)))
     match draw(st.sampled_from(["linear", "conv1d", "conv2d", "embedding"])):
@@ -161,7 +161,7 @@ def test_any_layer_with_any_weights(pair, name, granularity, sparsity, dtype, en
     model, skeleton = nn.Sequential(layer), nn.Sequential(type(layer)(**_arguments(layer)))
     prune = None if sparsity is None else Prune(sparsity)
     largest = float(layer.weight.detach().abs().max())
-    refused = dtype == "float16" and not 1e-3 < largest < 1e4  # scales may be beyond its range, or too near to zero
+    refused = dtype == "float16" and not 1e-3 < largest < 1e4  # scales may overflow float16 or underflow
     with contextlib.suppress(DataError) if refused else contextlib.nullcontext():
         prepare(model, Compression(weight=_spec(name, granularity, dtype), prune=prune))
     if not is_compressed(model[0]):
@@ -198,7 +198,7 @@ def test_quantized_inputs_come_back_too(range_and_scope, bits, symmetric, make_z
     model = make_zoo()
     inputs = QuantizeInput(bits, symmetric=symmetric, per=per, range=range_)
     prepare(model, Compression(weight=Uniform(4), input=inputs))
-    model.train()(ids)  # a learned step starts here
+    model.train()(ids)  # learned steps are initialized here
     check_one_life(model, make_zoo(), (ids,), tmp_path, write_artifact, exact)
     archive = bitstill.read(tmp_path)
     assert archive.layers["head"].input == {"bits": bits, "symmetric": symmetric, "per": per, "range": range_}

@@ -1,4 +1,4 @@
-"""A weight of two planes that are added up, as weight splitting will need: the same bits from freezing to every reader."""
+"""Weights that are a sum of two planes, as weight splitting makes them: the same bits from freezing to every reader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bitstill.quant.rules import Binary, Compression
 
 
 def two_planes(weight: torch.Tensor, granularity: PerChannel | PerGroup | Bucket, mask: torch.Tensor | None) -> Quantized:
-    """Binary of the weight plus binary of what that leaves over (Lin, Zhao, Pan 2017, with two bases)."""
+    """Binary of the weight plus binary of the residual (Lin, Zhao, Pan 2017, with two bases)."""
     first = binary(weight, mask, granularity=granularity)
     second = binary(weight - first.dequantize(), mask, granularity=granularity)
     return Quantized((*first.planes, *second.planes), first.grid, first.shape, mask)
