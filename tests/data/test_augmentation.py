@@ -1,4 +1,4 @@
-"""Variants of texts: only words that may be exchanged are, pairs stay clean, and what is on disk is what was asked for."""
+"""Variants of texts: only replaceable words change, pairs stay separate, and the files on disk match the request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.hf import tiny
 
 
 class Shouting:
-    """Proposes the word itself in capitals, numbered: what was exchanged can be seen."""
+    """Proposes the word itself in capitals, numbered, so that replacements are visible."""
 
     def __init__(self, name: str = "shouting", dies_after: int = 10**9) -> None:
         self.name, self.calls, self.dies_after = name, 0, dies_after
@@ -106,7 +106,7 @@ def test_labels_are_those_of_the_text_and_what_is_held_out_is_left_alone(tmp_pat
 
 
 def test_each_text_of_a_pair_is_varied_beside_the_originals_of_the_other(tmp_path):
-    """The published code leaves the last variant of the first text in the row while it varies the second."""
+    """The published code keeps the last variant of the first text in the row while it varies the second."""
     task = tiny.text_task(8, pair=True, names=None)
     write_variants(task, Shouting(), Augmentation(5), tmp_path / "out", progress=False)
     whole = with_variants(task, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""CIFAR-10 from local files: tiny ones made here, and a light look at the real ones where they are."""
+"""CIFAR-10 from local files: tiny ones made here, and a brief check of the real ones if present."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write(
 
 @pytest.fixture
 def folder(tmp_path):
-    """Forty training pictures in two files and ten for the test."""
+    """Forty training images in two files and ten test images."""
     path = tmp_path / "data"
     pixels = random_pixels(50)
     write(path, "train-0", pixels[:20], [n % 10 for n in range(20)])

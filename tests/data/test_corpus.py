@@ -1,4 +1,4 @@
-"""A corpus as packed sequences: every token once and in order, whatever the chunks, and again after a stop."""
+"""A corpus as packed sequences: every token once and in order, for any chunk size, and again after an interruption."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize("lines", [1, 4, 50])
 def test_a_text_file_without_empty_lines_is_read_in_pieces(tmp_path, monkeypatch, lines):
-    """A sentence in each line: as one document it would be in memory as a whole."""
+    """One sentence per line: as a single document, the whole file would be held in memory."""
     monkeypatch.setattr(module, "PIECE", 10)
     texts = [f"line {number}" for number in range(lines)]
     (tmp_path / "train.txt").write_text("\n".join(texts))

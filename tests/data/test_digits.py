@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn."""
+"""scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_sizes_types_and_classes(task):
 
 
 def test_every_picture_of_the_set_is_in_exactly_one_split(task):
-    """1,797 pictures, some of them equal: compare as multisets of (picture, label)."""
+    """1,797 images, some of them equal: compared as multisets of (image, label)."""
     pixels, labels = load_digits(return_X_y=True)
     wanted = sorted((np.rint(p * 255 / 16).astype(np.uint8).tobytes(), int(y)) for p, y in zip(pixels, labels, strict=True))
     found = sorted(

@@ -1,4 +1,4 @@
-"""GLUE from local files: tiny ones made here, and the real ones where they are."""
+"""GLUE from local files: tiny ones made here, and the real ones if present."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _own_cache(tmp_path_factory):
 
 
 def write(folder: Path, name: str, count: int = 12, **parts: list[object]) -> Path:
-    """Parquet files with a task's columns; each part is its labels."""
+    """Write Parquet files with a task's columns; each part is given as its labels."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, labels in (parts or {"train": [n % 2 for n in range(count)], "validation": [0, 1, 1]}).items():
         texts = {column: [f"{part} {column} {n}" for n in range(len(labels))] for column in glue.GLUE[name].text}

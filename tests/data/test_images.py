@@ -1,4 +1,4 @@
-"""Augmentation against a loop over single pictures."""
+"""Augmentation against a loop over single images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitstill.data.images import normalising_forward, shift_and_flip
 
 
 def one_picture(picture, u, pad, flip):
-    """Zero-pad, cut out at a row and a column, mirror: pixel by pixel."""
+    """Zero-pad, crop at a row and a column, mirror: pixel by pixel."""
     channels, height, width = picture.shape
     top, left = int(u[0] * (2 * pad + 1)) - pad, int(u[1] * (2 * pad + 1)) - pad
     result = torch.zeros_like(picture)

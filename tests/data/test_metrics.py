@@ -21,7 +21,7 @@ values = st.one_of(st.lists(st.tuples(coarse, coarse), min_size=3, max_size=40),
 
 
 def logits_of(classes: np.ndarray) -> torch.Tensor:
-    """Logits whose largest is each sample's class, not all by the same margin."""
+    """Logits whose maximum is at each sample's class, by varying margins."""
     noise = torch.linspace(0, 0.4, len(classes))
     return torch.nn.functional.one_hot(torch.from_numpy(classes), 2) + noise[:, None] * torch.tensor([1.0, 0.5])
 

@@ -1,4 +1,4 @@
-"""The networks: sizes as published, and the way through config.json and back."""
+"""The networks: published sizes, and the round trip through config.json."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_res8_has_the_published_parameter_counts(name, count):
 
 
 def test_res8_computes_what_its_published_code_computes():
-    """The loop of honk's model, written out with functions on the same weights."""
+    """The loop of honk's model, written with functions on the same weights."""
     model = build("res8-narrow", seed=1, classes=10).train()
     x = torch.randn(4, 1, 60, 40)
     convolutions = [model.stem, *(c for block in model.blocks for c in (block.conv1, block.conv2))]
@@ -118,7 +118,7 @@ def test_a_users_network_is_described_and_refused_with_what_to_do():
 
 
 def test_a_subclass_is_not_mistaken_for_one_of_bitstills():
-    """Its forward may differ, and config.json could not say so."""
+    """Its forward may differ, and config.json could not record that."""
 
     class Mine(ConvNet):
         def forward(self, x):

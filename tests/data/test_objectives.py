@@ -1,4 +1,4 @@
-"""What every objective promises, and what each says of outputs and labels, against scikit-learn and plain formulas."""
+"""The contract of every objective, and its treatment of outputs and labels, against scikit-learn and plain formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kind of task in `examples/own_task.py`, which knows public names alone: from training to the page of its artifact."""
+"""The task type in `examples/own_task.py`, built from public names only: from training to the page of its artifact."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def test_it_imports_public_packages_alone():
 
 
 def test_a_kind_of_task_costs_one_file():
-    """Outside its own file, nothing asks which objective it has: recipes, training and delivery know the protocol alone."""
+    """Nothing outside its file asks which objective it is: recipes, training and delivery use only the protocol."""
     kinds = {"Classification", "MultiLabel", "Regression"}
     source = ROOT / "src" / "bitstill"
     for folder in ("recipes", "train", "deliver", "run", "report", "artifact", "exporters", "runtime", "program", "hf", "cli"):
         for path in sorted((source / folder).rglob("*.py")):
-            if path.name == "example_run.py":  # draws recipes for a task of classification
+            if path.name == "example_run.py":  # draws recipes for a classification task
                 continue
             names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
             assert not names & kinds, f"{path}: {names & kinds}"

@@ -1,4 +1,4 @@
-"""Spoken words: spectrograms against another library, clips from every form in which they are stored, clear refusals."""
+"""Spoken words: spectrograms against another library, clips from every storage format, clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own text files: what is read, how labels are understood, and what is refused."""
+"""A user's own text files: what is read, how labels are interpreted, and what is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _own_cache(tmp_path_factory):
 
 
 def write(folder: Path, kind: str = "json", **parts: list[dict[str, object]] | str) -> Path:
-    """One file per part, or a part's very text."""
+    """Write one file per part; a part may be given as its literal text."""
     folder.mkdir(exist_ok=True)
     for part, rows in parts.items():
         path = folder / f"{part}.{kind}"
@@ -214,7 +214,7 @@ def test_odd_labels_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_numbers_are_never_taken_for_the_place_of_a_name(tmp_path, kind):
-    """The names are '1', '2' and 'x'; a file that has only numbers is read as numbers, and 1 is not the class after '1'."""
+    """The names are '1', '2' and 'x'; a file with only numbers is read as numbers, and 1 does not mean the class after '1'."""
     train = labelled("1", "2", "x", "1")
     test = labelled(1, 2)
     try:
@@ -322,7 +322,7 @@ def test_damaged_files_are_one_clear_error(tmp_path, case, capfd):
 
 
 def test_files_from_other_systems_are_read_as_they_are_meant(tmp_path):
-    """A byte order mark, CRLF, an index without a name, blank lines, and text in which a comma or a line break is quoted."""
+    """A byte order mark, CRLF, an unnamed index, blank lines, and quoted text with a comma or a line break."""
     rows = ',label,text\r\n0,1,"a, b"\r\n\r\n1,0,"two\r\nlines"\r\n2,1,café\r\n'
     folder = tmp_path / "data"
     folder.mkdir()

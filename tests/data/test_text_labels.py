@@ -1,4 +1,4 @@
-"""For any column of labels: its classes are exactly the distinct values, in the documented order, or there is one error."""
+"""Any column of labels: its classes are exactly the distinct values in the documented order, or one error is raised."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ columns = st.one_of(
 
 
 def read(values: list[Any]) -> tuple[tuple[str, ...], list[int]] | None:
-    """Names of the classes and the class of each row; None where the labels are values."""
+    """Class names and the class of each row; None if the labels are values."""
     column = parsed({"train": LabelColumn(values, "here")}, None)["train"]
     if kind_of(column.values) == "regression":
         assert as_values(column).isfinite().all()
@@ -51,7 +51,7 @@ def read(values: list[Any]) -> tuple[tuple[str, ...], list[int]] | None:
 
 
 def meanings(values: list[Any]) -> list[Any]:
-    """What each label means, by another road: strings that all are numbers, or true and false, are those."""
+    """Meaning of each label, computed independently: if all strings are numbers, or true and false, they are read as such."""
     if not all(isinstance(value, str) for value in values):
         return values
     if all(value.lower() in ("true", "false") for value in values):
