@@ -1,4 +1,4 @@
-"""Timing networks side by side: every kind that can take part, and what is refused. No figure is judged here."""
+"""Timing networks side by side: every kind that can take part, and what is refused. No timing is asserted here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C library behind packed layers in torch: what it says, what it leaves alone, and that compilers see it."""
+"""The C library behind packed layers in torch: its outputs, the layers it leaves alone, and its visibility to compilers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_layer_says_the_same(kind, which, granularity, tmp_path):
     assert isinstance(native[0], NativeLinear)
     for shape in ((70,), (5, 70), (2, 3, 70), (0, 70), (2, 2, 3, 70)):
         if (len(shape) == 1 and which.startswith("sample")) or (0 in shape and which not in ("float", "token")):
-            continue  # what has no answer in torch either
+            continue  # torch gives no result for it either
         x = torch.randn(shape)
         with torch.inference_mode():
             torch.testing.assert_close(native(x), packed(x), rtol=2e-5, atol=2e-5)

@@ -1,4 +1,4 @@
-"""Comparisons of exports notice small differences: each is planted in the program that is exported."""
+"""Verification of exports detects small differences: each is planted in the exported program."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.hf import tiny
 
 
 def artifact(folder, kind="bert", quantizer=None, **config):
-    """A tiny encoder with 8-bit weights and inputs, whose embeddings are as small as those of pretrained ones."""
+    """A tiny encoder with 8-bit weights and inputs, whose embeddings are as small as those of pretrained models."""
     model = tiny.model(kind, **config)
     torch.manual_seed(0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Results that are worth nothing are warned of with their likely cause, everywhere a reader looks, and refused if strict."""
+"""Useless results: a warning with the likely cause wherever a reader looks, and an error if strict."""
 
 from __future__ import annotations
 
