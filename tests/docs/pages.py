@@ -1,4 +1,4 @@
-"""Pages of the documentation as what they ask a reader to run: code and commands, in the order of the page."""
+"""Documentation pages as code and commands to run, in page order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHORTER = {
     "--epochs 2 ": "--steps 2 ",
     "{bits: 2, epochs: 20}": "{bits: 2, epochs: 1, teacher_epochs: 1}",
 }
-"""Durations that a test has time for, by what a page says."""
+"""Shorter durations for tests, by the text on the page."""
 OPTIONS = {
     "--recipe xtc": ("--steps", "2"),
     "--task text": ("--max-length", "32"),
@@ -38,7 +38,7 @@ OPTIONS = {
     "demo --recipe pqk": ("--epochs", "1"),
     "compress --recipe pqk": ("--set", "warmup_epochs=0.2", "--set", "mutual_epochs=0.2"),
 }
-"""Options that make a command short, by a part of it."""
+"""Options that shorten a command, by a substring of it."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Block:
     """A fenced block.
 
     Args:
-        language: "python" and "console" run; "yaml" is kept for `RUN.yaml`; "py" and "sh" need what a test has not.
-        text: its lines.
-        line: where it begins, for errors.
+        language: "python" and "console" run; "yaml" is written to `RUN.yaml`; "py" and "sh" need what a test does not have.
+        text: lines of the block.
+        line: first line number, for errors.
     """
 
     language: str
@@ -57,27 +57,27 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page."""
+    """Fenced blocks of a page."""
     text = page.read_text()
     fences = re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [Block(fence[1], fence[2], text.count("\n", 0, fence.start()) + 1) for fence in fences]
 
 
 def commands(block: Block) -> Iterator[str]:
-    """The lines of a console block that call bitstill."""
+    """Lines of a console block that call bitstill."""
     return (line for line in block.text.splitlines() if line.startswith("bitstill "))
 
 
 def run(page: Path, folder: Path, places: dict[str, str]) -> None:
-    """Run everything on a page in `folder`, which is the current one.
+    """Run everything on a page in `folder`, the current directory.
 
     Args:
-        page: to run.
-        folder: empty; files that the page makes stay there.
-        places: what stands for the names that a reader replaces by their own.
+        page: Markdown file.
+        folder: empty folder for the files that the page writes.
+        places: replacements for the names that a reader would replace by their own.
     """
     module = ModuleType(f"page_{page.stem.replace('-', '_')}")
-    sys.modules[module.__name__] = module  # where dataclasses look for their names
+    sys.modules[module.__name__] = module  # where dataclasses look up their names
     for block in blocks(page):
         text = _with(block.text, {**places, **SHORTER})
         where = f"{page.relative_to(ROOT)}:{block.line}"
@@ -103,7 +103,7 @@ def _with(text: str, instead: dict[str, str]) -> str:
 
 
 def places(folder: Path) -> dict[str, str]:
-    """Tiny models and a handful of sentences in place of what a reader has."""
+    """Tiny models and a handful of sentences in place of the reader's files."""
     model = str(tiny.saved(folder / "model", "bert"))
     corpus = folder / "corpus.txt"
     corpus.write_text("\n\n".join(tiny.sentences(120)[0]))

@@ -1,4 +1,4 @@
-"""What README.md and the pages under docs say works, and their figures are the committed ones."""
+"""README.md and the pages under docs: their code runs, and their figures match the committed results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .pages import PAGES, ROOT
 
 RESULTS = ("cifar10", "native_runtime", "onnx_runtime", "xtc")
 QUICK = {"arithmetic.md", "choose-bits.md", "errors.md", "export.md", "file-format.md", "own-network.md"}
-"""Pages that run within some seconds; the others do in `make test-all`."""
+"""Pages that run within seconds; `make test-all` runs the others."""
 RUNNABLE = [page for page in PAGES if any(block.language in ("python", "console") for block in pages.blocks(page))]
 
 
@@ -38,7 +38,7 @@ def test_code_and_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_the_delivered_folder_answers_in_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one block that a pipeline of transformers runs."""
+    """The one block that runs a transformers pipeline."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BITSTILL_DATA", str(pages.sentences(tmp_path / "data")))
     first = pages.Block("console", "bitstill compress --recipe xtc --model MODEL --task sst2 --bits 1 --out student-1bit\n", 1)
@@ -62,7 +62,7 @@ def test_tables_are_the_committed_results() -> None:
 
 
 def test_headline_figures_are_the_committed_ones() -> None:
-    """The table of README.md, from the result files that its links lead to."""
+    """The table of README.md against the result files that it links to."""
     results = {name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in RESULTS}
     xtc, cifar, onnx = results["xtc"]["rows"], results["cifar10"]["rows"], results["onnx_runtime"]["rows"]
     teacher, latency = xtc["sst2-teacher-0"], results["native_runtime"]["networks"]["MiniLM-L6"]["rows"]
@@ -88,7 +88,7 @@ def test_make_targets_that_pages_name_exist() -> None:
 
 
 def test_links_and_files_that_pages_name_exist() -> None:
-    """Of README.md, which readers see on its own; links within the site are checked when it is built."""
+    """README.md only, which readers see on its own; the documentation build checks links within the site."""
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         assert (ROOT / target).exists(), target
@@ -98,7 +98,7 @@ def test_links_and_files_that_pages_name_exist() -> None:
 
 
 def test_references_hold_every_command_option_and_public_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the build makes from the code, without building; the strict build is `make docs`."""
+    """The generated references, without a build; the strict build is `make docs`."""
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     hooks = importlib.import_module("build_hooks")
     commands, recipes = hooks.command_reference(), hooks.recipe_reference()
@@ -110,7 +110,7 @@ def test_references_hold_every_command_option_and_public_name(monkeypatch: pytes
 
 
 def test_the_picture_shows_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text that stands for it names every model with its figures."""
+    """The picture's alternative text names every model with its figures."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     picture = importlib.import_module("picture")
     drawn, again = picture.PICTURE.read_text(), picture.drawing()
