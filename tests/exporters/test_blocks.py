@@ -39,14 +39,14 @@ def test_it_says_what_the_layer_says_but_for_8_bit_inputs(tmp_path_factory, kind
     lowered = lower(linear_program(width), archive, products="blocks")
     assert lowered.arithmetic == {"0": "packed blocks"}
     wanted = model(x).detach()
-    # A value moves by up to half a 127th of the largest in its block.
+    # Rounding moves a value by up to half of 1/127 of the largest magnitude in its block.
     step = x.abs().max() / 127 / 2
     bound = step * archive_sum(archive) + 1e-4 * wanted.abs().max()
     assert bool(((torch.from_numpy(run(lowered, x.numpy())) - wanted).abs() <= bound).all())
 
 
 def archive_sum(archive):
-    """The largest sum of absolute weights of a row."""
+    """Largest sum of absolute weights over the rows."""
     return torch.from_numpy(archive.weight("0")).abs().sum(1).max()
 
 

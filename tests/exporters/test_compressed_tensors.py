@@ -1,4 +1,4 @@
-"""compressed-tensors: what its own package, and transformers with it, make of our files."""
+"""compressed-tensors: our files as read by its own package, and by transformers with it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ RULES = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore")  # of transformers and the package, about each other
+@pytest.mark.filterwarnings("ignore")  # transformers and the package warn about each other
 @pytest.mark.parametrize("name", RULES)
 def test_transformers_loads_it(name, tmp_path):
     from dataclasses import replace

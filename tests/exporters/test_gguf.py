@@ -1,4 +1,4 @@
-"""GGUF files: what gguf's own reader finds in them is what was trained."""
+"""GGUF files: gguf's own reader finds the trained weights in them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def archive_of(width, rule, folder, seed=0):
 
 
 def decoded(kind, blocks):
-    """By gguf's own reader, or for the type that it lacks, bit by bit."""
+    """Decode blocks with gguf's own reader; bit by bit for the type that it does not support."""
     if kind.name != "Q1_0":
         return dequantize(blocks, gguf.GGMLQuantizationType[kind.name])
     found = []
@@ -99,7 +99,7 @@ def test_learned_steps_fit(tmp_path):
 
 
 def encoder(folder, weight=None, **config):
-    """A BERT with its tokenizer, and the folder it is in."""
+    """A BERT with its tokenizer, and its folder."""
     model = tiny.model("bert", **{**WIDE, **config}).eval()
     words = ("*word_embeddings", "*token_type_embeddings")
     bitstill.prepare(model, Compression(weight=weight or Binary(), targets=("*.layer.*", *words)))
@@ -171,7 +171,7 @@ ADDED = {
 
 
 def with_tokenizer(folder, *changes):
-    """A delivered encoder whose tokenizer.json has other values at these places."""
+    """A delivered encoder whose tokenizer.json has other values at these paths."""
     path = encoder(folder) / "tokenizer.json"
     changed = json.loads(path.read_text())
     for place, value in changes:

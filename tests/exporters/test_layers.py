@@ -1,4 +1,4 @@
-"""One layer at a time in ONNX Runtime: what it says is what the layer says in torch, for every kind of weight and input."""
+"""Single layers in ONNX Runtime: the same outputs as in torch, for every kind of weight and input."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ INPUTS = {
 def delivered(network, folder, rule, start):
     """The artifact of a network with random weights, and the packed network that it was written from."""
     bitstill.prepare(network, rule)
-    network.train()(start)  # learned steps start from what they see
+    network.train()(start)  # learned steps are initialized from the first batch
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith((".low", ".high")):
-                parameter.mul_(0.2)  # so that bounds cut something off
+                parameter.mul_(0.2)  # so that the bounds clip some values
     network.eval()
     bitstill.save(network, folder)
     return bitstill.read(folder), bitstill.pack(bitstill.freeze(network))
 
 
 def run(lowered, *values):
-    """The outputs in ONNX Runtime."""
+    """Outputs in ONNX Runtime."""
     session = onnxruntime.InferenceSession(lowered.data, providers=["CPUExecutionProvider"])
     given = {each.name: value for each, value in zip(session.get_inputs(), values, strict=True)}
     return session.run(None, given)[0]
@@ -84,7 +84,7 @@ def test_a_linear_layer(kind, which, tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(19, 6, bias=which != "token"))
     x = torch.randn(5, 19)
-    x[2] = 0.0  # a token of zeros has no range
+    x[2] = 0.0  # a token of zeros has an empty range
     rule = Compression(weight=QUANTIZERS[kind](granularity=PerChannel()), input=INPUTS[which])
     archive, model = delivered(network, tmp_path / "a", rule, x)
     lowered = lower(linear_program(19), archive)
@@ -103,7 +103,7 @@ def test_pairs_of_quantizing_and_dequantizing_operators(kind, which, tmp_path):
     network, x = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 4)), torch.randn(2, 3, 9, 11)
     rule = Compression(weight=QUANTIZERS[kind](granularity=PerChannel()), input=INPUTS["sample" if which == "token" else which])
     bitstill.prepare(network, rule)
-    network[1](network[0](x).mean((2, 3)))  # learned steps start from what they see
+    network[1](network[0](x).mean((2, 3)))  # learned steps are initialized from the first batch
     bitstill.save(network.eval(), tmp_path / "a")
     packed = bitstill.pack(bitstill.freeze(network))
     lowered = lower(convolution_program(3), bitstill.read(tmp_path / "a"), products="qdq")

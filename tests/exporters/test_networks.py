@@ -1,4 +1,4 @@
-"""Whole networks: every family of encoders and every network of bitstill's own, as a user exports them."""
+"""Whole networks: every encoder family and every bitstill network, exported as a user would."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_convolutional_network_says_the_same(name, bits, tmp_path):
 
 def network_artifact(name, bits, folder):
     network = build(name)
-    with torch.no_grad():  # statistics that are not those of no data
+    with torch.no_grad():  # running statistics unlike the initial ones
         for module in network.modules():
             if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
                 module.running_mean.normal_()

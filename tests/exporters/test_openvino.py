@@ -1,4 +1,4 @@
-"""OpenVINO's own files, run there: they say what the artifact says, from constants of few bits."""
+"""OpenVINO's own files, run there: they give the artifact's outputs, from low-bit constants."""
 
 from __future__ import annotations
 
