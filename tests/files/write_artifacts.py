@@ -1,9 +1,9 @@
-"""Writes small artifacts of every kind with what they answer, for tests that later versions still read them.
+"""Writes small artifacts of every kind and their outputs, for tests that later versions still read them.
 
     python tests/files/write_artifacts.py tests/files/COMMIT.zip
 
-In the archive each has a folder of its name; `answers.safetensors` holds, by "name/what", the inputs and outputs of each in
-torch and in the runtime, by the C library and by numpy, and `weights.json` the SHA-256 of every dequantized weight.
+The archive has one folder per artifact. `answers.safetensors` holds the inputs and outputs of each by "name/what": in torch,
+and in the runtime by the C library and by numpy. `weights.json` holds the SHA-256 of every dequantized weight.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ WEIGHTS: dict[str, Any] = {
     "step-2": LearnedStep(2),
     "step-4": LearnedStep(4, granularity=PerChannel(), dead_zone=False),
 }
-"""One of each quantizer and granularity, by the name of its artifact."""
+"""One of each quantizer and granularity, by artifact name."""
 PRUNED = {name: WEIGHTS[name] for name in ("affine-4", "symmetric-4", "binary-channel", "ternary", "points-5", "split")}
 INPUTS = {
     "tokens": QuantizeInput(),
@@ -82,7 +82,7 @@ INPUTS = {
 
 
 class EveryLayer(nn.Module):
-    """One layer of every kind, a transposed one included: ids (N, 9) -> (N, 5)."""
+    """One layer of every kind, including a transposed one: ids (N, 9) -> (N, 5)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class EveryLayer(nn.Module):
 
 
 def image_network() -> ConvNet:
-    """Two convolutions and two linear layers, each behind a norm with statistics of its own: (N, 1, 8, 8) -> (N, 3)."""
+    """Two convolutions and two linear layers, each after a norm with non-trivial statistics: (N, 1, 8, 8) -> (N, 3)."""
     network = ConvNet(ConvNetConfig(((4, 5),), 3, (7,), channels=1, size=8, classes=3))
     network.train()
     with torch.no_grad():
@@ -128,7 +128,7 @@ def text_inputs() -> dict[str, Tensor]:
 
 
 def artifacts() -> Iterator[tuple[str, nn.Module, dict[str, Tensor], Storage]]:
-    """Name, prepared model, inputs, and how it is stored."""
+    """Name, prepared model, inputs and storage options of each artifact."""
     for name, weight in WEIGHTS.items():
         yield from image_artifact(name, Compression(weight=weight))
     for name, weight in PRUNED.items():
@@ -149,7 +149,7 @@ def artifacts() -> Iterator[tuple[str, nn.Module, dict[str, Tensor], Storage]]:
 def image_artifact(name: str, rule: Compression, storage: Storage | None = None) -> Iterator[Any]:
     network, x = image_network(), torch.randn(3, 1, 8, 8)
     bitstill.prepare(network, rule)
-    network.train()(x)  # learned steps and ranges start here
+    network.train()(x)  # learned steps and ranges are initialized here
     yield name, network, {"image": x}, storage or Storage()
 
 
@@ -178,7 +178,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 def write(folder: Path) -> None:
-    """Write every artifact and its answers into `folder`."""
+    """Write every artifact and its outputs into `folder`."""
     torch.manual_seed(0)
     answers: dict[str, np.ndarray] = {}
     digests: dict[str, dict[str, str]] = {}
@@ -195,7 +195,7 @@ def write(folder: Path) -> None:
 
 
 def outputs(folder: Path, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """What the artifact answers in torch, and in the runtime where there is a program for it."""
+    """Outputs of the artifact in torch, and in the runtime if there is a program for it."""
     own = EveryLayer() if folder.name.startswith("layers-") else None
     with torch.inference_mode():
         answers = {"torch": logits_of(bitstill.load(folder, own)(**named(inputs))).numpy()}
@@ -210,7 +210,7 @@ def outputs(folder: Path, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def named(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inputs by the names that networks of torch use."""
+    """Inputs by the argument names of torch networks."""
     return {"x" if name == "image" else name: value for name, value in inputs.items()}
 
 
