@@ -1,4 +1,4 @@
-"""Folders with tiny models, files and artifacts, made once; no page is drawn and no network is asked."""
+"""Folders with tiny models, files and artifacts, made once; no page is drawn and nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _quiet_and_offline(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory) -> Callable[..., Path]:
-    """`tiny.saved` in a folder of its own; equal arguments give the same folder, which nobody may change."""
+    """`tiny.saved` in its own folder; equal arguments share one folder, which is read-only."""
     folders: dict[str, Path] = {}
 
     def save(name: str, **settings: Any) -> Path:
@@ -46,7 +46,7 @@ def saved(tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def task() -> Task:
-    """Two classes, as the tiny tokenizer reads them."""
+    """A task of two classes, encoded by the tiny tokenizer."""
     return tokenize(tiny.text_task(), tiny.tokenizer())
 
 

@@ -1,4 +1,4 @@
-"""Attention that can tell its scores, against the attention of transformers itself."""
+"""Attention that exposes its scores, against transformers' own attention."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from . import tiny
 
 SHAPES = {"padded": (9, 4, 7, 1), "equal": (6, 6)}
 FLOAT32_SOFTMAX = {"atol": 1e-5, "rtol": 1e-5}
-"""Eager attention of some models computes its softmax in float32 whatever the dtype: 2**-24, for some hundred operations."""
+"""Some models' eager attention computes the softmax in float32 whatever the dtype: 2**-24, over some hundred operations."""
 QUERY_KEY = {"distilbert": ("q_lin", "k_lin"), "vit": ("q_proj", "k_proj"), "gpt2": ("c_attn", "c_attn")}
 
 
 @pytest.fixture(autouse=True)
 def _float64():
-    """In float64 no comparison depends on the order in which a processor adds up; its tolerance is torch's own, 1e-7."""
+    """float64 makes comparisons independent of the processor's summation order; the tolerance is torch's default, 1e-7."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -40,7 +40,7 @@ def hidden(model, inputs):
 
 
 def used(name, **settings):
-    """A tiny model that computes attention by `hf.attention`."""
+    """A tiny model that computes attention with `hf.attention`."""
     model = tiny.model(name, "sdpa", **settings)
     attention.use(model)
     return model
@@ -51,7 +51,7 @@ def inputs_of(name, lengths=SHAPES["padded"]):
 
 
 def scores_by_hand(name, model, inputs, index):
-    """q k^T / sqrt(width) of one block, from what its query and key layers returned."""
+    """q k^T / sqrt(width) of one block, from the outputs of its query and key layers."""
     names, kept, handles = QUERY_KEY.get(name, ("query", "key")), {}, []
     for path, module in blocks(model).modules[index].named_modules():
         leaf = path.rpartition(".")[2]
@@ -99,11 +99,11 @@ def used_or_own(name):
 @pytest.mark.parametrize("tapped", [False, True])
 @pytest.mark.parametrize("name", tiny.DISPATCHED)
 def test_what_stands_in_the_padding_changes_nothing(name, tapped):
-    """Fails where no mask function is registered for the attention: transformers then makes no mask at all."""
+    """Fails if no mask function is registered for the attention: transformers then makes no mask at all."""
     model, inputs = used(name), tiny.batch()
     real = inputs["attention_mask"].bool()
     noise = torch.randint(5, len(tiny.VOCABULARY), real.shape)
-    if name == "roberta":  # its positions are counted from the ids that are not padding
+    if name == "roberta":  # which counts positions by ids that are not padding
         inputs["position_ids"] = 1 + real.cumsum(1) * real
     with tap(model, ["scores:0", "scores:2"] if tapped else []):
         one = hidden(model, inputs)
@@ -125,7 +125,7 @@ def test_tapped_scores_are_query_times_key_over_the_root_of_the_width(name, inde
         with tap(model, [f"scores:{index}"]) as found:
             model(**inputs)
         wanted = scores_by_hand(name, model, inputs, index)
-    if name == "gpt2":  # what no query may see is nothing to imitate
+    if name == "gpt2":  # scores hidden by the causal mask are not imitated
         wanted = wanted.tril()
     torch.testing.assert_close(found[f"scores:{index}"], wanted)
 
@@ -280,7 +280,7 @@ def test_hidden_states_are_those_that_transformers_returns(name):
             model(**inputs)
     assert len(wanted) == 4 and list(found) == names
     real = inputs.get("attention_mask", torch.ones(wanted[0].shape[:2])).bool()
-    last = 3 if name == "gpt2" else 4  # GPT-2's last one is behind its final norm
+    last = 3 if name == "gpt2" else 4  # GPT-2's last hidden state comes after its final norm
     for index in range(last):
         torch.testing.assert_close(found[f"hidden:{index}"][real], wanted[index][real], **FLOAT32_SOFTMAX)
 

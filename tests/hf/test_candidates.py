@@ -1,4 +1,4 @@
-"""Candidates against slow obvious versions: the model's own predictions one by one, and a full sort by cosine."""
+"""Replacement candidates against slow, obvious versions: single predictions of the model, and a full sort by cosine."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_words_of_several_tokens_get_neighbours_of_their_pieces(language_model, 
 
 
 def test_of_a_long_text_what_is_around_the_word_is_read(language_model):
-    """The tokenizer would cut its end off, mask and all."""
+    """The tokenizer would truncate the text, the mask token included."""
     text = " ".join(["film"] * 60) + " good " + " ".join(["film"] * 60)
     words = [word for word in replaceable_words(text) if str(word) == "good"]
     (found,) = language_model.propose(words, 3)
@@ -78,11 +78,11 @@ def test_a_text_is_cut_at_spaces(characters):
 
 
 def test_neighbours_do_not_depend_on_which_words_are_asked_for_together():
-    """A run that goes on asks for others than one that was not stopped."""
+    """A resumed run asks for other words than an uninterrupted one."""
     torch.manual_seed(0)
     letters = "abcdefghij"
     names = [f"{a}{b}{c}{d}" for a in letters for b in letters for c in letters for d in letters[:2]]
-    vectors = torch.randn(len(names), 24).repeat_interleave(2, 0)[: len(names)]  # each has a twin, and all are ties by pairs
+    vectors = torch.randn(len(names), 24).repeat_interleave(2, 0)[: len(names)]  # each has a twin, so all are ties in pairs
     words = replaceable_words(" ".join(names[:64]))
     wanted = Neighbours(names, vectors, "here").propose(words, 5)
     for size in (1, 3, 17):

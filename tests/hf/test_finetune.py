@@ -1,4 +1,4 @@
-"""A teacher from a pretrained body: an ordinary Hugging Face folder whose report tells the truth."""
+"""A teacher fine-tuned from a pretrained body: an ordinary Hugging Face folder with an accurate report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, saved, data):
-    """The folder of a run, and what it reported."""
+    """Folder and report of a run."""
     out = tmp_path_factory.mktemp("finetuned") / "teacher"
     return out, run(saved("bert", body=True), out, data)
 
@@ -86,7 +86,7 @@ def load_state(folder):
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory, made, data):
-    """An artifact that was made of it, and its report."""
+    """An artifact distilled from that teacher, and its report."""
     out = tmp_path_factory.mktemp("student") / "student"
     recipe = XTC(steps=1, validations=1, batch_size=4)
     result = bitstill.compress(recipe, "text", {"teacher": made[0]}, out=out, settings=tiny.QUIET, data=data, text=TEXT)
@@ -198,7 +198,7 @@ def test_pictures_are_learned_as_well(tmp_path, saved):
 
 
 def interrupted(monkeypatch, step):
-    """Let the n-th training step be interrupted, as by Ctrl-C."""
+    """Interrupt the n-th training step, as Ctrl-C does."""
     real, calls = TrainingStep.forward, []
 
     def forward(self, batch, targets, progress, probe):

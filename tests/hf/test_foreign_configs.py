@@ -1,4 +1,4 @@
-"""Configs of strangers: nothing in them makes a library fetch code, and what transformers would not heed is refused."""
+"""Untrusted configs: nothing in them makes a library fetch code, and settings that transformers would ignore are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KERNEL = {"attn_implementation": "stranger/kernel", "auto_map": {"AutoModel": "s
 
 @pytest.fixture(autouse=True)
 def no_kernels(monkeypatch):
-    """Fetching a kernel is an error that no code of ours catches."""
+    """Makes fetching a kernel an error that our code does not catch."""
 
     def fetch(*arguments, **settings):
         raise AssertionError(f"fetched {arguments}")

@@ -1,4 +1,4 @@
-"""Artifacts read by transformers itself: the same numbers as `bitstill.load`, and no wrong model ever."""
+"""Artifacts loaded by transformers itself: the same outputs as `bitstill.load`, and never a wrong model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ RUNS = {
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory, saved, data) -> Callable[[str], Path]:
-    """The artifact of one of `RUNS`, made once; nobody may change it."""
+    """The artifact of one of `RUNS`, made once; read-only."""
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:
@@ -238,7 +238,7 @@ def test_it_is_registered_under_its_name():
 
 
 def run_child(code: str, *arguments: object) -> str:
-    """What a new process prints; `code` sees the arguments as `sys.argv[1:]`."""
+    """Output of a new process; `code` gets the arguments as `sys.argv[1:]`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "error::UserWarning", "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -256,7 +256,7 @@ print(json.dumps(model(input_ids=torch.arange(5, 15)[None]).logits.tolist()))
 
 @pytest.mark.parametrize("first", ["import sys, bitstill.hf", "import sys, bitstill; bitstill.load(sys.argv[1])"])
 def test_bitstill_may_be_imported_before_transformers(artifact, first):
-    """The other order is in test_finetune.py."""
+    """test_finetune.py covers the other order."""
     answer = torch.tensor(json.loads(run_child(first + LOADS, artifact("xtc"))))
     torch.testing.assert_close(answer, logits(bitstill.load(artifact("xtc")), {"input_ids": torch.arange(5, 15)[None]}))
 
@@ -283,7 +283,7 @@ print(json.dumps(messages))
 
 
 def test_a_process_without_bitstill_is_told_what_to_import(artifact):
-    """transformers skips a quantization method that it does not know, and would answer from random weights."""
+    """transformers skips an unknown quantization method, and would compute from random weights."""
     messages = json.loads(run_child(REFUSED, artifact("xtc")))
     assert len(messages) == 4
     for message in messages:
@@ -291,7 +291,7 @@ def test_a_process_without_bitstill_is_told_what_to_import(artifact):
 
 
 def test_an_artifact_without_the_refusal_still_loads(damaged):
-    """As those that older versions wrote."""
+    """Older versions wrote such artifacts."""
     edit_signed(damaged, config=lambda config: config.pop(TRANSFORMERS_WEIGHTS))
     model = AutoModelForSequenceClassification.from_pretrained(damaged)
     assert torch.equal(logits(model, tiny.batch()), logits(bitstill.load(damaged), tiny.batch()))

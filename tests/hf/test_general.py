@@ -1,4 +1,4 @@
-"""General distillation: what it plans, that the smaller encoder learns and loads anywhere, and a projection between widths."""
+"""General distillation: its plan, a smaller encoder that learns and loads anywhere, and a projection between widths."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _interrupted(*_arguments, **_options):
 
 
 def test_a_finished_run_is_taken_as_it_is_if_it_is_the_same(teacher, corpus, tmp_path):
-    """Also where it was killed between the delivery and the end."""
+    """Also if it was killed between delivery and exit."""
     out = tmp_path / "out"
     report = distil(teacher, corpus, out)
     checkpoint = tmp_path / ".out.checkpoint.safetensors"
@@ -137,7 +137,7 @@ def test_a_finished_run_is_taken_as_it_is_if_it_is_the_same(teacher, corpus, tmp
 
 
 def test_a_finished_run_is_another_one_once_teacher_or_corpus_have_changed(teacher, tmp_path):
-    """Also at the same paths."""
+    """Also at unchanged paths."""
     shutil.copytree(teacher, tmp_path / "teacher")
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(tiny.sentences(120)[0]))

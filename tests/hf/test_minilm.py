@@ -1,4 +1,4 @@
-"""Real pretrained weights, from the file to the pipeline: all-MiniLM-L6-v2 on sentences of SST-2."""
+"""Real pretrained weights, from file to pipeline: all-MiniLM-L6-v2 on sentences of SST-2."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def glue_data() -> Path:
 
 @pytest.fixture(scope="module")
 def sentences(glue_data, tmp_path_factory) -> Path:
-    """The first sentences of the published validation split, as somebody's own files."""
+    """First sentences of the published validation split, as a user's own files."""
     import pandas
 
     rows = pandas.read_parquet(glue_data / "sst2" / "validation.parquet")[["sentence", "label"]]
@@ -99,12 +99,12 @@ def test_the_pipeline_and_from_pretrained_predict_what_evaluate_measures(deliver
     ids=repr,
 )
 def test_splitting_changes_no_answer(granularity, iterations):
-    """Latent and ternary weights are kept to the rounding of float32, and so are vectors, where inputs stay in float."""
+    """Latent and ternary weights match to float32 rounding, and so do the vectors, with inputs in float."""
     from transformers.pytorch_utils import Conv1D
 
     model = AutoModel.from_pretrained(minilm(), add_pooling_layer=False).eval()
     model.encoder.layer = model.encoder.layer[:3]
-    turned = Conv1D(384, 1536)  # which keeps its weight the other way round
+    turned = Conv1D(384, 1536)  # which stores its weight transposed
     turned.weight.data = model.encoder.layer[2].output.dense.weight.detach().T.contiguous()
     network = nn.ModuleDict({"encoder": model, "turned": turned})
     ternary = bitstill.quant.Ternary(granularity, scale_dtype="float32", iterations=iterations)
@@ -123,7 +123,7 @@ def test_splitting_changes_no_answer(granularity, iterations):
         second = second.T if name == "turned" else second
         rounding = 2.0**-22 * float(torch.maximum(half.abs(), second.abs()).max())  # halves may be larger than their sum
         torch.testing.assert_close(half + second, latent, rtol=0, atol=rounding)
-        of_means = 2 * 2.0**-24 * math.log2(latent.numel())  # scales of both halves; torch adds up in cascades
+        of_means = 2 * 2.0**-24 * math.log2(latent.numel())  # scales of both halves; torch sums in cascades
         torch.testing.assert_close(effective(layer), quantized, rtol=of_means, atol=rounding)
         assert all(bool(each.isfinite().all()) and bool((each != 0).any()) for each in (half, second))
 

@@ -1,4 +1,4 @@
-"""Texts with any number of labels: from CSV files to the delivered artifact, and to everything that reads one."""
+"""Texts with any number of labels: from CSV files to the delivered artifact and everything that reads it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXAMPLE = Path(bitstill.__file__).parents[2] / "examples" / "serve.py"
 
 
 def rows(count: int, seed: int) -> list[tuple[str, str]]:
-    """Sentences with the words of their labels; some have none."""
+    """Sentences that contain the words of their labels; some have none."""
     draw = random.Random(seed)
     neutral = [word for word in tiny.WORDS if word not in TOPICS.values()]
     found = []

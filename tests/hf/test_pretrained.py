@@ -1,4 +1,4 @@
-"""Pretrained models from folders: what is reported, what is refused, and back from a config."""
+"""Pretrained models from folders: what is reported, what is refused, and the round trip through a config."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def logits(model, inputs):
 
 @pytest.fixture
 def copy(tmp_path, saved):
-    """A copy of the tiny BERT's folder, to be damaged."""
+    """A copy of the tiny BERT's folder for a test to damage."""
 
     def make(config=None, weights=None) -> Path:
         folder = tmp_path / "copy"
@@ -94,7 +94,7 @@ def test_a_language_model_loses_its_own_head(tmp_path, task, kind):
 
 
 def test_a_new_classifier_depends_on_the_seed_and_on_nothing_else(saved, task):
-    """Else a run would not give the same bytes twice, and a stopped one could not be continued."""
+    """Otherwise a run would not reproduce its bytes, and an interrupted one could not be resumed."""
     heads = []
     for seed in (0, 0, 1):
         torch.rand(3)
@@ -138,7 +138,7 @@ def test_a_classifier_is_refused_for_regression(saved):
 
 
 def test_labels_in_another_order_are_refused(copy, task):
-    """An NLI model whose class 0 is "contradiction" would teach the opposite of what the labels say."""
+    """An NLI model whose class 0 is "contradiction" would teach the opposite of the labels."""
     folder = copy({"id2label": {0: "POSITIVE", 1: "NEGATIVE"}, "label2id": {"POSITIVE": 0, "NEGATIVE": 1}})
     with pytest.raises(DataError, match=r"labels in the order negative, positive, got positive, negative.*Reorder"):
         load_pretrained(str(folder), task, "teacher")
@@ -161,7 +161,7 @@ def test_numbers_that_name_classes_are_compared_with_numbers_from_zero():
 
 
 def test_what_is_delivered_of_an_object_says_what_the_task_does(task, tmp_path):
-    """Not what the object was called, nor the problem that it was trained for."""
+    """Neither the object's own label names nor the problem that it was trained for."""
     network = tiny.model("bert", problem_type="multi_label_classification")
     write_artifact(tmp_path, network, task, Storage())
     config = json.loads((tmp_path / "config.json").read_text())
@@ -354,7 +354,7 @@ def test_configs_that_rebuild_nothing_are_refused(change):
 
 @pytest.mark.parametrize("words", [58, 38])
 def test_every_text_is_checked_against_what_the_model_can_read(words):
-    """The first texts are short, one is longer than the 40 positions, and the tokenizer does not know them."""
+    """The first texts are short, one exceeds the 40 positions, and the tokenizer does not know that limit."""
     found = tiny.text_task(8, max_length=128)
     long = [*found.train.texts[0][:7], " ".join(["film"] * words)]
     task = tokenize(replace(found, train=TextSplit((long,), found.train.labels)), tiny.tokenizer(limit=10**30))

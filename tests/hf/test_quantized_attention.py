@@ -1,4 +1,4 @@
-"""Quantized operands of the attention products: what is computed, trained, delivered and read back, by every way of loading."""
+"""Attention products with quantized operands: computed, trained, delivered and read back, in every way of loading."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_is_computed_is_attention_with_quantized_operands():
     torch.manual_seed(0)
     layer = nn.Module()
     layer.add_module("attention_transform", AttentionTransform(QuantizeAttention()))
-    q, k, v = (torch.randn(2, 3, 5, 4, dtype=torch.float64) for _ in range(3))  # no sum of floats decides about a code
+    q, k, v = (torch.randn(2, 3, 5, 4, dtype=torch.float64) for _ in range(3))  # no code depends on rounding in a sum
     mask = torch.tensor([[True] * 5, [True, True, True, False, False]])[:, None, None, :].expand(2, 1, 5, 5)
     output, _ = attention.attention(layer.eval(), q, k, v, mask)
     q, k, v = (dynamic_symmetric(x, bits=8, per="token") for x in (q, k, v))
@@ -74,7 +74,7 @@ def test_it_is_delivered_and_read_back_by_every_way_of_loading(spec, tmp_path):
     prepare(model, Compression(weight=Binary(), targets=("bert.encoder.*",), input=QuantizeInput()))
     quantize_attention(model, spec, run)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run(model.train()).square().sum().backward()  # a step, so that what is learned is not where it started
+    run(model.train()).square().sum().backward()  # one step, so that learned values move
     optimizer.step()
     model.eval()
     save(model, tmp_path / "out", tokenizer=tiny.tokenizer())

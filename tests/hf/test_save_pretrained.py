@@ -1,4 +1,4 @@
-"""transformers' own `save_pretrained` of models with compressed layers: refused, or never taken for a float model."""
+"""transformers' own `save_pretrained` on compressed models: refused, or never read back as a float model."""
 
 from __future__ import annotations
 

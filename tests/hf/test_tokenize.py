@@ -1,4 +1,4 @@
-"""From texts to a task: what the tokenizer itself says, padded, and nothing cut unasked."""
+"""From texts to a task: the tokenizer's own ids, padded, and never truncated unless asked."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_folder_gives_its_tokenizer(saved):
 
 
 def test_a_folder_with_a_model_and_no_tokenizer_is_refused(tmp_path):
-    """transformers makes up a tokenizer of special tokens, which reads every word as unknown."""
+    """transformers makes up a tokenizer of special tokens only, which reads every word as unknown."""
     tiny.model("bert").save_pretrained(tmp_path)
     with pytest.raises(DataError, match="a model with a tokenizer"):
         load_tokenizer(tmp_path)
@@ -224,7 +224,7 @@ ROADS = ("folder", "object", "a task and a folder", "a task and an object")
 @pytest.mark.parametrize("road", ROADS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside datasets
 def test_every_road_compares_tokenizers_on_the_texts_of_the_task(tmp_path, road):
-    """The teacher keeps capitals, of which only one text has any."""
+    """The teacher is case-sensitive; only one text has a capital letter."""
     folders = {}
     for role, tokenizer in (("student", accented()), ("teacher", cased())):
         folders[role] = tmp_path / role
@@ -257,7 +257,7 @@ def test_one_source_by_two_names_or_two_of_one_vocabulary_are_read_alike(saved, 
 
 
 def test_a_teacher_that_needs_segments_gets_them_whoever_comes_first(tmp_path):
-    """DistilBERT reads no segments; its BERT teacher must not be robbed of them."""
+    """DistilBERT reads no segments; its BERT teacher must still get them."""
     teacher, student = tiny.saved(tmp_path / "bert", "bert"), tiny.saved(tmp_path / "distilbert", "distilbert")
     words = {word: index for index, word in enumerate(tiny.VOCABULARY)}
     DistilBertTokenizerFast(vocab=words, model_max_length=tiny.LIMIT).save_pretrained(student)

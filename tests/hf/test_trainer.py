@@ -1,4 +1,4 @@
-"""A `transformers.Trainer` of one's own: its loss from our terms, its result delivered."""
+"""A plain `transformers.Trainer`: its loss from our terms, its result delivered."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_place_that_is_taken_is_refused_before_training(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
 def test_reentrant_checkpoints_keep_the_gradient_or_are_refused():
-    """Attention scores inside a reentrant checkpoint are computed without gradient, hidden states around it are not."""
+    """Attention scores inside a reentrant checkpoint have no gradient; hidden states around it do."""
     norms = {}
     for terms in (TERMS[:2], TERMS):
         for reentrant in (None, False, True):

@@ -1,4 +1,4 @@
-"""Tiny transformers with random weights, a tokenizer of some sixty words, and sentences of them."""
+"""Tiny transformers with random weights, a tokenizer of some sixty words, and sentences for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 POSITIVE, NEGATIVE = ("good", "great", "fine", "warm", "sharp", "funny"), ("bad", "awful", "poor", "cold", "dull", "sad")
 QUIET = Settings(progress=False, device="cpu", teacher_precision="float32")
 LIMIT = 32
-"""The longest text that the tokenizer's model can read, in tokens."""
+"""Longest text that the tokenizer's model can read, in tokens."""
 
 _SIZES: dict[str, Any] = {
     "vocab_size": len(VOCABULARY), "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -67,7 +67,7 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 }  # fmt: skip
 TEXT = tuple(CONFIGS)
 DISPATCHED = ("bert", "roberta", "distilbert", "electra")
-"""Those whose attention transformers dispatches, so that scores can be tapped."""
+"""Families whose attention transformers dispatches, so that scores can be tapped."""
 _OTHERS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "vit": (
         ViTConfig,
@@ -105,7 +105,7 @@ def model(name: str, attention: str = "eager", seed: int = 0, **changes: Any) ->
 
 
 def saved(folder: Path, name: str, words: Sequence[str] = VOCABULARY, body: bool = False, **changes: Any) -> Path:
-    """A folder with a model, with or without its classifier, and a tokenizer."""
+    """A folder with a tokenizer and a model, with or without its classifier."""
     network = model(name, **changes)
     (network.base_model if body else network).save_pretrained(folder)
     if name != "vit":
@@ -122,7 +122,7 @@ def saved_masked_lm(folder: Path, words: Sequence[str] = VOCABULARY) -> Path:
 
 
 def sentences(count: int, seed: int = 0, shortest: int = 3, longest: int = 12) -> tuple[list[str], list[int]]:
-    """Sentences with one word that tells their label, 1 for positive, the rest noise."""
+    """Sentences of random words in which one gives the label, 1 for positive."""
     draw = random.Random(seed)
     neutral = [word for word in WORDS if word not in (*POSITIVE, *NEGATIVE)]
     texts, labels = [], []
@@ -149,7 +149,7 @@ def text_task(
     max_length: int = LIMIT,
     truncate: bool = False,
 ) -> TextTask:
-    """Two classes by name, or regression where there are no names."""
+    """A task of two named classes, or a regression if there are no names."""
     kind = "regression" if names is None else "classification"
     options = TextOptions(("one", "two") if pair else ("text",), "label", kind, max_length, truncate)
     parts = [split(count, seed, pair, names is None) for seed, count in enumerate((train, 6, 10))]
@@ -164,7 +164,7 @@ def image_task(classes: int = 2) -> Task:
 
 
 def write_csv(folder: Path, counts: dict[str, int] | None = None, labels: Sequence[object] = (0, 1)) -> Path:
-    """A user's own files: one CSV file per part, columns "text" and "label"."""
+    """Write a user's own files: one CSV file per part, columns "text" and "label"."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (part, count) in enumerate((counts or {"train": 24, "validation": 6, "test": 10}).items()):
         texts, found = sentences(count, seed)
@@ -176,7 +176,7 @@ def write_csv(folder: Path, counts: dict[str, int] | None = None, labels: Sequen
 
 
 def batch(lengths: Sequence[int] = (9, 4, 7, 1), seed: int = 0) -> dict[str, torch.Tensor]:
-    """Ids of texts of unequal lengths, padded at the right, with their mask."""
+    """Token ids of texts of unequal length, padded on the right, with their mask."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max(lengths))
     ids = torch.randint(5, len(VOCABULARY), shape, generator=generator)
