@@ -1,4 +1,4 @@
-"""Which layer is matched to which, against the published code's lists, and that the taps of those names are what they say."""
+"""Layer mapping, against the published code's lists; and taps of the mapped names give the right outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def targets(layers, depth, layer_map):
     ("layers", "paper", "last"),
     [
         ((1, 3, 5, 7, 9, 11), [0, 2, 4, 6, 8, 10, 12], [0, 2, 4, 6, 8, 10, 12]),  # Wu et al. 2022, six layers
-        ((2, 4, 6, 8, 10), [1, 3, 5, 7, 9, 11], [0, 3, 5, 7, 9, 12]),  # and five: ends at the output of layer 10
+        ((2, 4, 6, 8, 10), [1, 3, 5, 7, 9, 11], [0, 3, 5, 7, 9, 12]),  # five layers: ends at the output of layer 10
         (tuple(range(12)), list(range(13)), list(range(13))),
         ((0, 1, 2), [0, 1, 2, 3], [0, 1, 2, 12]),
         ((9, 10, 11), [8, 10, 11, 12], [0, 10, 11, 12]),
@@ -113,7 +113,7 @@ def test_a_layer_that_is_no_number_from_0_is_refused(name):
 
 
 def test_the_blocks_are_looked_for_once_however_many_taps_there_are(monkeypatch):
-    """Each search walks all modules: for every tap of every step it took longer than a small model's forward pass."""
+    """Each search walks all modules: one for every tap of every step took longer than a small model's forward pass."""
     import bitstill.losses.taps as taps
 
     searches = []
@@ -155,6 +155,6 @@ def test_taps_see_the_hidden_states_of_transformers_and_do_not_change_what_it_co
     torch.testing.assert_close(output.logits, plain.logits)
     assert all(found[f"scores:{i}"].shape == (3, 2, 7, 7) for i in range(3))
     real = mask.bool()
-    # What transformers calls the last hidden state of a decoder is after its last norm.
+    # In transformers, a decoder's last hidden state comes after its final norm.
     for index in range(3 if family == "gpt2" else 4):
         torch.testing.assert_close(found[f"hidden:{index}"][real], plain.hidden_states[index][real])

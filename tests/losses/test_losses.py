@@ -1,4 +1,4 @@
-"""Every loss against its formula, written out with loops over numpy numbers."""
+"""Every loss against its formula, written with loops over numpy numbers."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_soft_cross_entropy_is_kl_plus_the_entropy_of_the_teacher():
 
 
 def test_soft_cross_entropy_over_one_logit_is_constant():
-    """Why regression is distilled by squared error: a softmax over one number is always 1."""
+    """The reason why regression uses squared error for distillation: a softmax over one number is always 1."""
     teacher = torch.randn(6, 1)
     student = torch.randn(6, 1, requires_grad=True)
     loss = soft_cross_entropy(student, teacher, "batchmean")

@@ -1,4 +1,4 @@
-"""Attention relations against a slow version with loops, and between models of different heads."""
+"""Attention relations, against a slow version with loops, and between models with different heads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAIR = (Pair("heads:0", "heads:0"),)
 
 
 def slow(ours: Tensor, theirs: Tensor, lengths: list[int], relation_heads: int) -> float:
-    """One sample, one head, one query at a time."""
+    """Slow version: one sample, one head, one query at a time."""
     total = 0.0
     for part in range(3):
         values = []
@@ -44,7 +44,7 @@ def loss(ours: Tensor, theirs: Tensor, lengths: list[int] | None, relation_heads
 @pytest.mark.parametrize("lengths", [[5, 5], [5, 2], [1, 4]], ids=str)
 def test_it_is_the_mean_over_real_queries(lengths, relation_heads):
     torch.manual_seed(0)
-    ours, theirs = torch.randn(3, 2, 2, 5, 4), torch.randn(3, 2, 4, 5, 6)  # other heads, and another width
+    ours, theirs = torch.randn(3, 2, 2, 5, 4), torch.randn(3, 2, 4, 5, 6)  # other heads and another width
     assert float(loss(ours, theirs, lengths, relation_heads)) == pytest.approx(slow(ours, theirs, lengths, relation_heads))
     if lengths == [5, 5]:
         assert torch.allclose(loss(ours, theirs, None, relation_heads), loss(ours, theirs, lengths, relation_heads))

@@ -1,4 +1,4 @@
-"""Losses of padded sequences against loops that visit real positions and no others."""
+"""Losses of padded sequences, against loops that visit real positions only."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def mask_of(lengths: list[int], positions: int) -> Tensor:
 
 
 def padding(kind: str, mask: Tensor) -> Tensor:
-    """Where `features` hold padding, broadcast over width or heads."""
+    """Mask of the padding in `features`, broadcast over width or heads."""
     return ~mask.unsqueeze(-1) if kind == "h" else ~(mask.unsqueeze(1) & mask.unsqueeze(2)).unsqueeze(1)
 
 
@@ -73,7 +73,7 @@ def test_the_mean_is_over_real_positions_whatever_padding_holds(kind, lengths, s
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_longer_padding_changes_nothing(kind):
-    """A batch is cut to its longest sample: what the others in it are must not matter."""
+    """A batch is padded to its longest sample: the other samples in it must not matter."""
     lengths = [3, 1, 2]
     ours, theirs = features(kind, 3, 6), features(kind, 3, 6)
     short = [x[:, :3] if kind == "h" else x[:, :, :3, :3] for x in (ours, theirs)]
@@ -93,7 +93,7 @@ def test_the_gradient_is_zero_at_padding_and_nowhere_else(kind):
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_padding_may_even_be_infinite(kind, value):
-    """As the hidden states of positions that attend to nothing are in some models."""
+    """Some models produce infinite hidden states at positions that attend to nothing."""
     mask = mask_of([4, 1, 3], 5)
     ours, theirs = features(kind, 3, 5), features(kind, 3, 5)
     wanted = loss_of(kind, ours, theirs, mask)
@@ -113,7 +113,7 @@ def test_without_a_mask_every_position_counts(kind):
 
 @pytest.mark.parametrize("shape", [(3, 7), (3, 4, 6), (3, 2, 5, 5)])
 def test_outputs_that_are_no_sequences_of_these_positions_are_compared_whole(shape):
-    """A pooled vector, say, or patches of a picture."""
+    """A pooled vector, for example, or image patches."""
     ours, theirs = torch.randn(shape), torch.randn(shape)
     found = loss_of("h", ours, theirs, mask_of([4, 1, 3], 5))
     assert float(found) == pytest.approx(float((ours - theirs).square().mean()), rel=1e-5)
@@ -155,7 +155,7 @@ def test_they_are_computed_in_float32(kind):
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("masked", [True, False])
 def test_sequences_may_count_as_padded_to_a_length_as_in_published_code(kind, masked):
-    """Padding to 64 with equal features changes a mean over everything, but no sum."""
+    """Padding to 64 with equal features changes a mean over all positions, but not a sum."""
     lengths = [5, 2, 4] if masked else [5, 5, 5]
     ours, theirs, mask = features(kind, 3, 5), features(kind, 3, 5), mask_of(lengths, 5)
     where = padding(kind, mask).expand_as(ours)
@@ -172,7 +172,7 @@ def test_sequences_may_count_as_padded_to_a_length_as_in_published_code(kind, ma
 
 
 def test_scores_of_half_as_many_positions_weigh_a_quarter_as_published():
-    """Sentences of about 32 of 64 positions: the published term is 3.9 times lighter than the mean over real positions."""
+    """Sentences of about 32 of 64 positions: the published term is 3.9 times smaller than the mean over real positions."""
     lengths = [26, 30, 32, 34, 38]
     ours, theirs = features("s", len(lengths), 38), features("s", len(lengths), 38)
     outputs = [Output(NO_LABELS, {"s": x}, mask_of(lengths, 38)) for x in (ours, theirs)]

@@ -1,4 +1,4 @@
-"""Losses of labels that are decided each by itself: a yes or no is a softmax over two logits, one of them 0."""
+"""Losses of independent labels: a yes or no is a softmax over two logits, one of them 0."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def logits(seed: int) -> Tensor:
 
 
 def as_pairs(x: Tensor) -> Tensor:
-    """Each logit beside a 0: (samples * labels, 2)."""
+    """Each logit paired with a 0: (samples * labels, 2)."""
     return torch.stack([x.flatten(), torch.zeros(x.numel())], 1)
 
 

@@ -17,7 +17,7 @@ from bitstill.train.step import run, taps
 
 
 class Cell(nn.Module):
-    """Returns what attention layers return: a tuple that begins with a tensor."""
+    """Returns a tuple that begins with a tensor, as attention layers do."""
 
     def __init__(self) -> None:
         super().__init__()
