@@ -1,4 +1,4 @@
-"""The repeated blocks of a network: found by structure, chosen by rule, copied exactly."""
+"""Repeated blocks of a network: found by structure, chosen by rule, copied exactly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitstill.quant.rules import Binary, Compression
 
 
 class Tower(nn.Module):
-    """Blocks that know their number, between an embedding and a head: ids (N, T) -> (N, 3)."""
+    """Blocks that know their index, between an embedding and a head: ids (N, T) -> (N, 3)."""
 
     def __init__(self, depth: int = 6) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ FAMILIES = {
 
 
 def test_layers_that_are_built_unlike_those_whose_place_they_take_are_refused():
-    """ModernBERT's first has no norm of its own: `from_pretrained` would build one for it, or drop one that is there."""
+    """ModernBERT's first layer has no norm of its own: `from_pretrained` would build one for it, or drop an existing one."""
     model, inputs = tiny("ModernBert")
     with pytest.raises(MatchError, match="attn_norm"):
         reduced(model, (1, 3))
@@ -258,11 +258,11 @@ def test_layers_that_are_built_unlike_those_whose_place_they_take_are_refused():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_reduced_transformer_is_an_ordinary_one_with_fewer_layers(family, tmp_path):
-    """Its blocks are the source's, and what `save_pretrained` writes `from_pretrained` reads, with nothing missing."""
+    """Its blocks are the source's; `from_pretrained` reads what `save_pretrained` writes, with nothing missing."""
     model, inputs = tiny(family)
     found = blocks(model)
     assert found.name == FAMILIES[family] or family == "ViT"
-    first = 0 if family == "ModernBert" else 1  # which it must keep
+    first = 0 if family == "ModernBert" else 1  # ModernBERT must keep its first layer
     student = reduced(model, (first, 3))
     for ours, theirs in zip(blocks(student).modules, (found.modules[first], found.modules[3]), strict=True):
         one, other = ours.state_dict(), theirs.state_dict()
@@ -296,7 +296,7 @@ def test_kept_layers_of_modernbert_keep_their_kind_of_attention():
 
 
 def test_reducing_does_not_change_how_a_kept_layer_of_gpt2_computes():
-    """It may scale its scores by its own number."""
+    """Its score scaling may depend on the layer index."""
     transformers = pytest.importorskip("transformers")
     model, _ = tiny("GPT2")
     scaled = transformers.GPT2ForSequenceClassification(

@@ -1,4 +1,4 @@
-"""Live models are delivered whatever hangs on them and around them; what hides its weights is refused by name."""
+"""Live models are delivered whatever hooks or wrappers they have; anything that hides weights is refused by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 
 
 class Net(nn.Module):
-    """x (N, 6) -> (N, 2), with a convolution-free middle that tests decorate."""
+    """x (N, 6) -> (N, 2), with a middle layer that tests decorate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def test_what_hides_its_weights_is_refused_by_name(name: str, call: Callable[...
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # warnings of the compiler
 def test_a_row_wise_embedding_computes_and_learns_the_same_in_one_graph():
     model = nn.Sequential(nn.Embedding(20, 16, padding_idx=2), nn.Linear(16, 3))
     per_group = bitstill.quant.Uniform(4, granularity=bitstill.quant.PerGroup(8))

@@ -1,4 +1,4 @@
-"""Modules of torch that read a layer's weight themselves must not get the latent one."""
+"""torch modules that read a layer's weight themselves must not get the latent one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_encoder_layers_in_eval_quantize_their_inputs(layers, tmp_path, write_ar
 
 
 def test_attention_keeps_its_own_projections_in_float():
-    """`nn.MultiheadAttention` runs `out_proj` by its weight alone; it is a subclass of Linear and therefore left alone."""
+    """`nn.MultiheadAttention` uses `out_proj` only through its weight; it is a subclass of Linear and therefore skipped."""
     model = _encoder(1)
     report = prepare(model, Compression(weight=Binary()))
     assert report.quantized == ("0.linear1.weight", "0.linear2.weight")

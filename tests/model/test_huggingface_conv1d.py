@@ -1,4 +1,4 @@
-"""Hugging Face's Conv1D, a Linear that stores its weight (in, out)."""
+"""Hugging Face's Conv1D, a Linear that stores its weight as (in, out)."""
 
 from __future__ import annotations
 

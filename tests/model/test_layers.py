@@ -1,4 +1,4 @@
-"""Compressed layers keep everything of the layers they replace; packed ones are small and complete."""
+"""Compressed layers keep everything of the layers that they replace; packed ones are small and complete."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_training_moves_the_latent_weight_while_forward_uses_the_effective_one(z
     st.sampled_from([None, 0, 3]),
 )
 def test_embedding_by_row_equals_the_whole_table(spec, seed, padding):
-    """Forward bit for bit, gradient too: only rows in use are quantized, and that must not show."""
+    """Forward bit for bit, and the gradient: quantizing only the rows in use must make no difference."""
     torch.manual_seed(seed)
     table = nn.Embedding(10, 7, padding_idx=padding)
     model = nn.Sequential(table)
@@ -222,11 +222,11 @@ def test_unpacked_layers_are_ordinary_torch_layers(zoo, ids, exact):
     ],
 )
 def test_delivered_models_export(stage, weight, inputs, zoo, ids):
-    """torch.export sees the whole of a delivered model, and its graph computes the same."""
+    """torch.export captures the whole delivered model, and its graph computes the same."""
     prepare(zoo, Compression(weight=weight, input=inputs, prune=Prune(0.2)))
     model = freeze(zoo) if stage == "frozen" else pack(freeze(zoo))
     if stage == "packed":
-        model.emb = freeze(zoo).emb  # looks up only the rows in use, whose number depends on the data
+        model.emb = freeze(zoo).emb  # looks up only the rows in use, a data-dependent number
     exported = torch.export.export(model, (ids,)).module()
     torch.testing.assert_close(exported(ids), model(ids), rtol=0, atol=0)
 
@@ -243,7 +243,7 @@ def test_frozen_models_compile_to_one_graph(inputs, zoo, ids):
 
 
 class Loud(nn.Linear):
-    """A subclass with a forward of its own."""
+    """A subclass with its own forward."""
 
     def forward(self, input):
         return super().forward(input) + 1
@@ -317,7 +317,7 @@ def test_bias_that_diverged_is_refused_when_frozen(zoo):
 
 
 def test_a_transform_can_be_a_parametrization(exact):
-    """For an odd parameter that no layer covers."""
+    """For an unusual parameter that no layer covers."""
     cell = nn.GRUCell(4, 5)
     transform = WeightTransform(Uniform(4), cell.weight_hh)
     wanted = transform(cell.weight_hh)

@@ -1,4 +1,4 @@
-"""prepare, freeze, pack and unpack as a user meets them."""
+"""prepare, freeze, pack and unpack from a user's point of view."""
 
 from __future__ import annotations
 

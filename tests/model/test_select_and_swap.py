@@ -1,4 +1,4 @@
-"""Which layers a pattern means, by name and by role, and swapping at every name."""
+"""Layer selection by name and by role, and swapping a layer at all of its names."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_roles_need_inputs_and_a_known_name():
 
 
 def test_first_and_last_tensor_is_the_literal_rule():
-    """In most networks the last tensor is a bias, so that only the first layer is left alone."""
+    """In most networks the last tensor is a bias, so only the first layer is skipped."""
     assert first_and_last_tensor(Backwards()) == ("output",)
     assert first_and_last_tensor(nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))) == ("0", "1")
     assert first_and_last_tensor(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))) == ()
@@ -127,7 +127,7 @@ def test_first_and_last_tensor_is_the_literal_rule():
 
 
 class Shared(nn.Module):
-    """One layer at three names, as in ALBERT."""
+    """One layer under three names, as in ALBERT."""
 
     def __init__(self) -> None:
         super().__init__()

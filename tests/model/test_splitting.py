@@ -1,4 +1,4 @@
-"""Splitting a ternary model: nothing that it computes changes, and everything about it goes on working."""
+"""Splitting a ternary model: its outputs stay the same, and everything else keeps working."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_kind_of_layer_computes_what_it_did(granularity, prune, iterations
 
 
 def test_inputs_are_quantized_once_for_both_planes():
-    """Bai et al.'s code copies the quantizer into each branch; here the layer keeps the one it has, learned bounds included."""
+    """Bai et al.'s code copies the quantizer into each branch; here the layer keeps its own, learned bounds included."""
     model = nn.Sequential(nn.Linear(8, 4))
     prepare(model, Compression(weight=Ternary(), input=QuantizeInput(per="tensor", range="clip")))
     transform = model[0].input_transform

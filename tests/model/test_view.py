@@ -1,4 +1,4 @@
-"""The dense view: the student's important weights as it uses them, spare weights of its own, and nothing else that learns."""
+"""The dense view: the student's effective important weights, its own spare weights, and nothing else that learns."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_only_spare_weights_own_norms_and_the_head_are_parameters_and_get_gradie
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9, weight_decay=0.1), AdamW(0.05, weight_decay=0.1)])
 @pytest.mark.parametrize("spec", QUANTIZERS)
 def test_a_warm_up_moves_nothing_of_the_student(spec: Quantizer, optimizer: Optimizer):
-    """Not by momentum, not by decay, not through running statistics; and of the view only what is its own."""
+    """Not by momentum, weight decay or running statistics; in the view, only its own parameters move."""
     net = pruned(spec)
     net.train()(torch.randn(30, 2, 8))
     models: dict[str, nn.Module] = {"student": net}

@@ -1,4 +1,4 @@
-"""Whole channels leave: the network shrinks, computes as one without them, and comes back from its file."""
+"""Removing whole channels: the network shrinks, computes as if they were absent, and reloads from its file."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_network_without_inner_layers_is_refused():
 
 
 def test_by_gradient_what_the_loss_would_miss_least_goes():
-    """Neurons whose weights are large but whose gradients are small are the first to go."""
+    """Neurons with large weights but small gradients go first."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     gradients = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
