@@ -1,4 +1,4 @@
-"""A family of BERT-shaped encoders costs one entry: it then runs in the runtime, in numpy, and as ONNX."""
+"""A new BERT-shaped family costs one entry: it then runs in the runtime, in numpy, and as ONNX."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ERNIE = replace(BERT, bare="ErnieModel", prefix="ernie", head=("ernie.pooler.den
 
 
 def artifact(network_class, folder):
-    """An encoder of a family that bitstill does not list, with ternary blocks; returns the network as it was saved."""
+    """An encoder of a family unknown to bitstill, with ternary blocks; returns the network as saved."""
     torch.manual_seed(0)
     config = ErnieConfig(
         vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
@@ -38,7 +38,7 @@ def artifact(network_class, folder):
 
 
 def answers(network, values):
-    """The network's own, without its rows for padding."""
+    """Outputs of the network, without its rows for padding."""
     with torch.inference_mode():
         output = network(**{name: torch.from_numpy(value) for name, value in values.items()})
     if "logits" in output:

@@ -1,4 +1,4 @@
-"""Every key of a transformers config that changes what is computed is known; values that no program computes are refused."""
+"""Every key of a transformers config that affects the outputs is known; values that no program supports are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_key_of_a_family_is_known(model_type):
     modeling = importlib.import_module(config_class.__module__.replace("configuration", "modeling"))
     source = Path(modeling.__file__).read_text(encoding="utf-8")
     read_by_model = set(re.findall(r"\bconfig\.(\w+)", source)) | set(re.findall(r"getattr\(config, \"(\w+)\"", source))
-    assert {"pad_token_id", "chunk_size_feed_forward"} <= read_by_model  # the pattern finds them
+    assert {"pad_token_id", "chunk_size_feed_forward"} <= read_by_model  # found by the pattern
     assert not FAMILIES[model_type].unknown(set(config_class().to_dict()) | (read_by_model - NO_KEYS.keys()))
 
 
