@@ -32,7 +32,7 @@ def groups_of(shape: tuple[int, ...], granularity: Granularity) -> list[list[int
 
 
 def rounded(x: np.float32, dtype: str) -> np.float32:
-    """To the stored precision and back, saturating."""
+    """Round to the stored precision and back, saturating."""
     if dtype == "float32":
         return x
     top = np.float32(65504)
@@ -44,13 +44,13 @@ def divisor(x: np.float32) -> np.float32:
 
 
 def significant(x: np.float32, bits: int) -> np.float32:
-    """Rounded to so many significant bits."""
+    """Round to a number of significant bits."""
     mantissa, exponent = math.frexp(float(x))
     return np.float32(math.ldexp(round(mantissa * 2**bits), exponent - bits))
 
 
 def with_zero(step: np.float32, low: np.float32, spread: np.float32, top: int, dtype: str) -> tuple[np.float32, np.float32]:
-    """Step and lowest level for a group that holds exact zeros: some code times the step is exactly minus the lowest level."""
+    """Step and lowest level of a group with exact zeros: some code times the step is exactly minus the lowest level."""
     if spread < np.float32(1e-10):
         low = np.float32(0)
     zero = np.float32(min(max(np.round(np.float32(-low / step)), 0), top))
@@ -116,7 +116,7 @@ def nearest_points(w: Array, keep: npt.NDArray[np.bool_], granularity: Granulari
 
 
 def binary(w: Array, keep: npt.NDArray[np.bool_], granularity: Granularity) -> npt.NDArray[np.float64]:
-    """In float64: sums in another order agree only to rounding."""
+    """Binary, in float64: other summation orders agree only to rounding."""
     out, flat, kept = np.zeros(w.size), w.ravel().astype(np.float64), keep.ravel()
     for group in groups_of(w.shape, granularity):
         counted = [abs(flat[i]) for i in group if kept[i]]
@@ -127,7 +127,7 @@ def binary(w: Array, keep: npt.NDArray[np.bool_], granularity: Granularity) -> n
 
 
 def ternary(w: Array, keep: npt.NDArray[np.bool_], granularity: Granularity) -> npt.NDArray[np.float64]:
-    """In float64, as `binary`."""
+    """Ternary, in float64, as `binary`."""
     out, flat, kept = np.zeros(w.size), w.ravel().astype(np.float64), keep.ravel()
     for group in groups_of(w.shape, granularity):
         counted = [abs(flat[i]) for i in group if kept[i]]

@@ -225,14 +225,14 @@ def test_points_are_put_in_order_after_a_step_and_stay_the_same_parameter():
 
 @given(st.integers(0, 2**32))
 def test_forward_is_the_quantized_weight_itself_where_the_usual_spelling_is_not(seed):
-    """Every bit of the forward is Q(w)."""
+    """The forward pass gives every bit of Q(w)."""
     w = torch.randn(64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     effective = torch.where(w.detach() >= 0, 1.0, -1.0) * w.detach().abs().mean()
     assert straight_through(w, effective).detach().numpy().tobytes() == effective.numpy().tobytes()
 
 
 def test_the_usual_spelling_would_not_be_exact():
-    """What `straight_through` is for; should this ever fail, w + (Q(w) - w).detach() would do."""
+    """The reason for `straight_through`; if this ever fails, w + (Q(w) - w).detach() is enough."""
     w = torch.randn(1000)
     effective = torch.where(w >= 0, 1.0, -1.0) * w.abs().mean()
     assert not torch.equal(w + (effective - w), effective)

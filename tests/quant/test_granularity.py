@@ -1,4 +1,4 @@
-"""Shapes of groups, against counting them."""
+"""Group shapes, against counting."""
 
 from __future__ import annotations
 

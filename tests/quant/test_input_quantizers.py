@@ -1,4 +1,4 @@
-"""Input quantizers against published formulas and by-hand versions of ONNX's operator."""
+"""Input quantizers, against published formulas and a manual version of ONNX's operator."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_8_bit_asymmetric_per_tensor_is_onnx_dynamic_quantize_linear(x):
 
 
 def test_a_worked_example():
-    """The example of the ONNX specification: x = [0, 2, -3, -2.5, 1.34, 0.5] gives scale 0.0196 and zero point 153."""
+    """The ONNX specification's example: x = [0, 2, -3, -2.5, 1.34, 0.5] gives scale 0.0196 and zero point 153."""
     x = torch.tensor([0, 2, -3, -2.5, 1.34, 0.5])
     scale = 5 / 255
     codes = [153, 255, 0, 26, 221, 179]

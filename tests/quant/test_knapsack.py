@@ -1,4 +1,4 @@
-"""The knapsack against all subsets."""
+"""The knapsack, against all subsets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scales and offsets of least squared error, against every way to give sorted weights ascending codes."""
+"""Least-squares scales and offsets, against every assignment of ascending codes to sorted weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitstill.quant.uniform import uniform_affine
 
 
 def smallest_error(weights, bits, *, symmetric):
-    """The least sum of squared errors of any step and offset: the best codes ascend with the weights, so all such are tried."""
+    """Least squared error over all steps and offsets: the best codes ascend with the weights, so all such codes are tried."""
     n = 2 ** (bits - 1) - 1
     levels = range(-n, n + 1) if symmetric else range(2**bits)
     codes = np.array(list(itertools.combinations_with_replacement(levels, len(weights))))
@@ -68,7 +68,7 @@ def test_zeros_and_pruned_weights_stay_zero_and_count_as_such(bits, dtype):
     assert not fitted.quantize(w, None, {}).dequantize()[w == 0].any()
     mask = w != 0
     pruned = fitted.quantize(w, mask, {}).dequantize()
-    others = torch.where(mask, w, 100.0)  # what is pruned takes no part
+    others = torch.where(mask, w, 100.0)  # pruned weights are left out
     assert torch.equal(pruned, fitted.quantize(others, mask, {}).dequantize())
 
 

@@ -1,4 +1,4 @@
-"""Exact counts of pruned weights, and what codes are worth in bits."""
+"""Exact counts of pruned weights, and the entropy of codes in bits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_mask_prunes_exactly_the_smallest(seed, shape, sparsity, ties):
     mask = magnitude_mask(torch.from_numpy(w), sparsity).numpy().ravel()
     pruned = round(sparsity * w.size)
     assert int((~mask).sum()) == pruned
-    # Slow version: sort by magnitude, the later of two equals goes first.
+    # Slow version: sort by magnitude; of two equals the later one goes first.
     victims = sorted(range(w.size), key=lambda i: (abs(w.ravel()[i]), -i))[:pruned]
     assert sorted(victims) == np.flatnonzero(~mask).tolist()
     assert sparsity_of(torch.from_numpy(mask)) == pytest.approx(pruned / w.size, abs=1e-6)
@@ -80,7 +80,7 @@ def test_huffman_by_hand():
 
 
 def _huffman_by_tree(counts: list[int]) -> float:
-    """The textbook way: merge the two rarest symbol sets, every symbol in them gets one bit longer."""
+    """The textbook way: merge the two rarest symbol sets; every symbol in them gets one bit longer."""
     nodes = [(n, [symbol]) for symbol, n in enumerate(counts) if n]
     lengths: Counter[int] = Counter()
     while len(nodes) > 1:

@@ -1,4 +1,4 @@
-"""The quantizer of `examples/own_quantizer.py`, which knows public names alone, from training to wherever weights go."""
+"""The quantizer of `examples/own_quantizer.py`, built from public names only, from training to every export."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_runtime_and_onnx_compute_with_its_levels(tmp_path):
         wanted = model(torch.from_numpy(picture)).numpy()
     computed = bitstill.runtime.load(tmp_path / "out")(picture)
     np.testing.assert_allclose(computed, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
-    report = bitstill.export(tmp_path / "out", tmp_path / "onnx")  # refuses a file that does not compute the same
+    report = bitstill.export(tmp_path / "out", tmp_path / "onnx")  # the export raises if its file gives other outputs
     assert report["compared"]["largest_difference"] < 1e-3
 
 

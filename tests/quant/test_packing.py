@@ -1,4 +1,4 @@
-"""Bits in and bits out, against numpy's packbits and against plain Python integers."""
+"""Bit packing, against numpy's packbits and plain Python integers."""
 
 from __future__ import annotations
 

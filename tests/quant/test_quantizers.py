@@ -1,4 +1,4 @@
-"""Every quantizer against its slow version, on ordinary and on awful weights."""
+"""Every quantizer against its slow version, on ordinary and on extreme weights."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_result_is_finite_pruned_weights_are_plus_zero_and_codes_name_levels(nam
 @pytest.mark.parametrize("name", ["affine", "symmetric", "binary", "ternary"])
 @given(weights(), granularities)
 def test_padding_never_reaches_a_statistic(name, pair, granularity):
-    """Each group quantized alone, as a tensor of its own, gives the same weights as within the whole."""
+    """Each group quantized alone, as its own tensor, gives the same weights as within the whole."""
     w, m = _torch(*pair)
     whole = QUANTIZERS[name](w, m, granularity=granularity).dequantize().flatten()
     for group in oracles.groups_of(tuple(w.shape), granularity):
@@ -169,7 +169,7 @@ def test_zero_has_the_sign_of_its_bit_in_binary_and_is_zero_in_ternary():
 
 
 def test_binary_scale_is_the_least_squares_one():
-    """No other scale, tried by brute force, comes closer to the weight (XNOR-Net, eq. 6)."""
+    """No other scale, tried by brute force, is closer to the weight (XNOR-Net, eq. 6)."""
     w = torch.randn(1, 50)
     scale = float(binary(w, granularity=PerTensor()).planes[0].scale_RG)
     errors = {s: float(((w.sign() * s - w) ** 2).sum()) for s in [scale, *torch.linspace(0, 3, 301).tolist()]}
@@ -198,7 +198,7 @@ def test_stochastic_rounding_is_unbiased_and_goes_to_a_neighbour(function):
 
 
 def test_quantizing_twice_changes_nothing_where_the_grid_is_exact():
-    """With a power-of-two step no rounding hides: Q(Q(w)) = Q(w)."""
+    """With a power-of-two step there is no rounding error: Q(Q(w)) = Q(w)."""
     w = torch.tensor([[0.0, 7.0, 2.5, 3.6, 4.5, 1.5]])
     once = uniform_affine(w, bits=3, granularity=PerTensor()).dequantize()
     assert once.tolist() == [[0.0, 7.0, 2.0, 4.0, 4.0, 2.0]], "ties go to even"
@@ -206,7 +206,7 @@ def test_quantizing_twice_changes_nothing_where_the_grid_is_exact():
 
 
 def test_initial_points_are_percentiles_of_the_scaled_weights():
-    """Against numpy's percentile, over per-bucket scaled weights, pruned ones left out."""
+    """Against numpy's percentile, over per-bucket scaled weights without the pruned ones."""
     w = torch.randn(5, 13)
     mask = torch.rand(5, 13) > 0.3
     scaled = []
@@ -228,7 +228,7 @@ def test_initial_points_of_a_fully_pruned_weight_are_even():
 
 @pytest.mark.parametrize(("bits", "dead_zone"), [(2, False), (2, True), (3, False), (8, True)])
 def test_learned_steps_start_where_the_error_is_least(bits, dead_zone):
-    """Against every step of a fine grid, group by group, over what is not pruned."""
+    """Against every step of a fine grid, group by group, over the weights that are not pruned."""
     torch.manual_seed(0)
     w, mask = torch.randn(3, 40), torch.rand(3, 40) > 0.3
 

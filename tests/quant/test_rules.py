@@ -1,4 +1,4 @@
-"""Settings that cannot be are refused where they are written; those that can are values."""
+"""Invalid settings are refused at construction; valid ones are plain values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ternary weight splitting against the identity that defines it and against the published formula."""
+"""Ternary weight splitting, against its defining identity and the published formula."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRANULARITIES: tuple[Granularity, ...] = (PerTensor(), PerChannel(), PerGroup(5)
 
 
 def check(weight: Tensor, granularity: Granularity, mask: Tensor | None = None, iterations: int = 0) -> tuple[Tensor, Tensor]:
-    """Latent and quantized sums are what was split, to float32 rounding; the two scales are equal."""
+    """Check that latent and quantized halves sum to the original, to float32 rounding, with equal scales."""
     whole = ternary(weight, mask, granularity=granularity, iterations=iterations)
     first, second = split_ternary(weight, whole)
     largest = float(weight.abs().max())
@@ -33,7 +33,7 @@ def check(weight: Tensor, granularity: Granularity, mask: Tensor | None = None, 
 
 
 def published(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Bai et al. 2021, one group, zeros dealt by sign: what the released code computes."""
+    """Bai et al. 2021, one group, zeros split by sign, as the released code computes it."""
     w = weight.double()
     magnitude = w.abs()
     inside = magnitude > 0.7 * magnitude.mean()
@@ -112,7 +112,7 @@ def test_fitted_ternary_is_nearer_to_the_weights():
 
 
 def test_fitted_ternary_is_the_published_loop():
-    """Hou and Kwok 2018 with a curvature of 1: alternate the mean over what rounds to one, and rounding."""
+    """Hou and Kwok 2018 with a curvature of 1: alternate rounding and the mean over the weights rounded to one."""
     torch.manual_seed(1)
     for weight in torch.randn(5, 60):
         levels = torch.where(weight.abs() > 0.7 * weight.abs().mean(), weight.sign(), 0.0)
@@ -125,7 +125,7 @@ def test_fitted_ternary_is_the_published_loop():
 
 
 def test_loss_aware_ternary_is_the_published_loop():
-    """Hou and Kwok 2018: alternate the mean, weighed by the curvature, over what rounds to one, and rounding."""
+    """Hou and Kwok 2018: alternate rounding and the curvature-weighted mean over the weights rounded to one."""
     torch.manual_seed(2)
     for weight, curvature in zip(torch.randn(5, 60), torch.rand(5, 60) ** 4, strict=True):
         levels = torch.where(weight.abs() > 0.7 * weight.abs().mean(), weight.sign(), 0.0)
@@ -152,7 +152,7 @@ def test_loss_aware_ternary_misses_less_where_the_loss_feels_it():
 def test_what_a_loss_aware_scale_leaves_too_little_room_for_is_made_smaller(seed, power, pruned):
     torch.manual_seed(seed % 2**31)
     weight = torch.randn(6, 40)
-    curvature = (1e-8 + torch.rand(6, 40) * weight.abs().rsqrt()) ** power  # small weights matter more: scales are small
+    curvature = (1e-8 + torch.rand(6, 40) * weight.abs().rsqrt()) ** power  # small weights matter more, so scales are small
     mask = torch.rand(6, 40) > 0.4 if pruned else None
     options = {"granularity": PerChannel(), "iterations": 10, "curvature": curvature}
     whole = ternary(weight, mask, **options)

@@ -1,4 +1,4 @@
-"""The contract of a quantizer's state, by one that keeps a tensor of each role: nothing else needs to know its kind."""
+"""The contract of quantizer state, by a quantizer with a tensor of each role: no other code needs to know its kind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Everything(Quantizer):
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Name in reports."""
         return "everything"
 
     def initial_state(self, weight: Tensor, mask: Tensor | None) -> dict[str, State]:
@@ -57,7 +57,7 @@ class Everything(Quantizer):
     def quantize(
         self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor], *, training: bool = False
     ) -> Quantized:
-        """Two levels."""
+        """Quantize to two levels."""
         grid = grid_of(weight.shape, self.granularity)
         values = torch.where(to_groups(weight + state["other"], grid) < 0, -1.0, 1.0)
         return Quantized((Plane(values, torch.tensor([-1.0, 1.0]), state["size"]),), grid, weight.shape, mask)
@@ -65,7 +65,7 @@ class Everything(Quantizer):
     def with_gradient(
         self, weight: Tensor, quantized: Quantized, effective: Tensor, state: Mapping[str, Tensor], passes: Tensor | None
     ) -> Tensor:
-        """To all that is trained, by a sum that is zero."""
+        """Pass the gradient to all trained tensors, by adding a zero sum."""
         zero = weight + state["other"] + state["size"]
         return effective + (zero - zero.detach())
 
@@ -75,11 +75,11 @@ class Everything(Quantizer):
             state[self.buffer].add_((step.gradient != 0).any(1))
 
     def never_updated(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether no row has been counted."""
+        """Whether no row has been counted yet."""
         return not bool(state[self.buffer].any())
 
     def latent(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """The sum of both."""
+        """Sum of both weights."""
         return weight + state["other"]
 
 
