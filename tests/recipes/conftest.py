@@ -1,4 +1,4 @@
-"""Runs without their page: drawing it takes longer than these runs, and tests/report looks at it."""
+"""Fixtures of recipes. Runs draw no report page: it takes longer than these runs, and tests/report covers it."""
 
 from __future__ import annotations
 

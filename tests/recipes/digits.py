@@ -1,4 +1,4 @@
-"""A few hundred of the digits and networks for them, quick enough for a test that trains."""
+"""A few hundred of the digits, and networks for them, fast enough for a test that trains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUIET = Settings(progress=False, device="cpu", teacher_precision="float32")
 
 @cache
 def task(samples: int = 256) -> Task:
-    """The digits with `samples` pictures to train on and 64 in each other split."""
+    """The digits, with `samples` training images and 64 in each other split."""
     whole = load_task("digits")
     parts = {"train": samples, "validation": 64, "test": 64}
     return replace(whole, **{name: _first(getattr(whole, name), count) for name, count in parts.items()})
@@ -41,7 +41,7 @@ def conv_net(name: str = "digits-student", role: str = "student") -> nn.Module:
 
 
 def float_layers(model: nn.Module) -> set[str]:
-    """Layers that could have been compressed and were not."""
+    """Layers that could have been compressed but were not."""
     return set(candidates(model))
 
 

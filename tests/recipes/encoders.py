@@ -1,4 +1,4 @@
-"""Encoders of text small enough to train in a test, with and without transformers, and the data that they read."""
+"""Text encoders small enough to train in a test, with and without transformers, and their data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUIET = Settings(progress=False, device="cpu", teacher_precision="float32")
 
 
 class Block(nn.Module):
-    """A transformer's layer, whose attention tells its scores as `hf.attention` does."""
+    """A transformer layer whose attention exposes its scores as `hf.attention` does."""
 
     def __init__(self, width: int = WIDTH, dropout: float = 0.0) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Word and position embeddings, blocks, and a classifier that reads the first position: ids (N, T) -> (N, classes)."""
+    """Word and position embeddings, blocks, and a classifier on the first position: ids (N, T) -> (N, classes)."""
 
     def __init__(self, classes: int = 2, layers: int = LAYERS, dropout: float = 0.0) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def split(samples: int, seed: int, *, regression: bool = False, padding: int = 0) -> Split:
-    """Random words; the class is which half of the vocabulary the first one is from, the value how far into it."""
+    """Random words; the class is the half of the vocabulary of the first word, the value its place in the vocabulary."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, LONGEST + 1, (samples,), generator=generator)
     mask = torch.arange(LONGEST) < lengths.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""BinaryBERT: what it plans, that its ternary and split models say the same, and what it delivers."""
+"""BinaryBERT: its plan, the equal outputs of its ternary and split models, and its delivery."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TERNARY = Ternary(PerChannel(), scale_dtype="float16")
 BINARY = Binary(PerChannel(), scale_dtype="float16")
 RESTING = SetDropout("student", 0.0)
 BUDGET = 0.0016
-"""Megabytes for codes and scales that let some weights be split and not others."""
+"""Megabytes for codes and scales that allow some weights to be split and not others."""
 
 
 def stages(recipe: BinaryBERT, *, student: nn.Module | None = None, objective: Objective = CLASSES, untrained=()):
@@ -120,7 +120,7 @@ def test_without_a_ternary_stretch_weights_are_split_as_soon_as_they_are_ternary
 
 
 def test_the_last_stretch_goes_on_from_the_latent_weights_of_an_earlier_run():
-    """Here without a step that could be noticed, so that it says what splitting at the end of the first run would."""
+    """With a negligible learning rate, the outputs are those of splitting at the end of the first run."""
     first = bitstill.compress(BinaryBERT(**SHORT, bits="ternary"), task(), {"teacher": bert()}, settings=QUIET)
     models = {"teacher": first.models["small"], "student": first.models["student"]}
     before = {name: tensor.clone() for name, tensor in models["student"].state_dict().items()}
@@ -182,7 +182,7 @@ def test_a_given_student_learns_in_float_first_and_keeps_its_own_layers():
 
 
 def test_a_given_student_of_fewer_layers_is_narrowed_too():
-    """Its number of heads in each layer counts, not how many layers there are."""
+    """Its heads per layer count, not its number of layers."""
     models = {"teacher": bert(), "student": bert(1, layers=2)}
     found = BinaryBERT().stages(RunContext(CLASSES, models))
     assert found[0].begin == (ReduceWidth("student", 0.5), RESTING) and found[2].begin[0] == Copy("student", "small")
@@ -339,7 +339,7 @@ def test_a_budget_decides_what_is_split(tmp_path):
 
 
 def deliver_in_steps(folder, budget=None, resume=False):
-    """The weights that two steps of each stage deliver, with a checkpoint at every step."""
+    """The weights delivered after two steps of each stage, with a checkpoint at every step."""
     recipe = BinaryBERT(**{**SHORT, "steps": 2}, budget=budget)
     settings = replace(QUIET, checkpoint_every=1)
     bitstill.compress(recipe, task(), {"teacher": bert()}, settings=settings, out=folder / "out", resume=resume)
@@ -348,7 +348,7 @@ def deliver_in_steps(folder, budget=None, resume=False):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """By budget, what runs deliver that nobody stops."""
+    """Delivered weights of uninterrupted runs, by budget."""
     return functools.cache(lambda budget: deliver_in_steps(tmp_path_factory.mktemp("whole"), budget))
 
 

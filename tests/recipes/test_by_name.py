@@ -1,4 +1,4 @@
-"""What `bitstill recipes` tells a newcomer, read from the recipes themselves."""
+"""Output of `bitstill recipes` for newcomers, read from the recipes themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BinaryBERT's whole chain, variants of texts and general distillation included, killed with SIGKILL: the same bytes."""
+"""BinaryBERT's whole chain, including variants and general distillation, killed with SIGKILL: the same bytes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.hf import tiny
 
 REPOSITORY = Path(__file__).parents[2]
 
-# As a user's shell does, in one process: variants, then the chain. It kills itself at the n-th flush of a file that is not
-# renamed yet, and says how many there were.
+# As in a user's shell, but in one process: variants, then the chain. It kills itself at the n-th flush of a file not yet
+# renamed, and prints the number of flushes.
 CHILD = """
 import os, signal, sys
 from pathlib import Path
@@ -56,7 +56,7 @@ print(f"flushes: {calls}")
 
 
 def child(folder: Path, out: Path, number: int) -> int | None:
-    """How often it flushed, or None where it was killed."""
+    """Number of flushes, or None if it was killed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", CHILD, str(folder), str(out), str(number)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -91,7 +91,7 @@ def test_the_whole_chain_killed_in_every_part_ends_in_the_same_bytes(folder: Pat
     assert flushes is not None
     wanted, out = contents(tmp_path / "whole"), tmp_path / "killed"
     deaths = 0
-    # What is done is not done again, so each of these is further on than the one before.
+    # Finished work is not repeated, so each of these kills comes later in the chain than the one before.
     for number in (2, 6, 9, 9, 9, 9):
         deaths += child(folder, out, number) is None
         assert not (out / "config.json").exists() or not deaths, "nothing half-written is delivered"

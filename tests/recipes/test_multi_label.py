@@ -1,4 +1,4 @@
-"""Recipes on samples with any number of labels: they learn, and the delivered student still does."""
+"""Recipes on samples with any number of labels: the student learns, and its delivered form still does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("first", "second", "third")
 
 
 def split(samples: int, seed: int) -> Split:
-    """Twelve numbers; a label holds where the mean of its four is above 0.3."""
+    """Twelve numbers; a label holds if the mean of its four is above 0.3."""
     x = torch.randn(samples, 12, generator=torch.Generator().manual_seed(seed))
     return Split({"x": x}, (x.unflatten(1, (3, 4)).mean(2) > 0.3).float())
 
@@ -61,7 +61,7 @@ def test_recipes_ask_for_losses_of_labels_that_are_decided_by_themselves():
 
 
 def test_class_weights_move_the_decisions_to_the_labels_that_they_favour():
-    """The same run with heavy weights finds more of the samples that have a label."""
+    """The same run with large class weights finds more of the samples that have a label."""
     recall = {}
     for weight in (1.0, 20.0):
         weighted = with_class_weights(task(), (weight,) * 3)

@@ -38,7 +38,7 @@ def test_a_run_delivers_the_bits_and_the_zeros_that_were_asked_for(tmp_path, bit
     result = bitstill.compress(recipe, task(), {"student": student()}, out=tmp_path / "out", settings=QUIET)
     archive = bitstill.read(tmp_path / "out")
     found, total = zeros(archive)
-    if bits == "ternary":  # its own threshold adds zeros
+    if bits == "ternary":  # the quantizer's own threshold adds zeros
         assert found >= round(0.7 * total)
     else:
         assert found == round(0.7 * total)

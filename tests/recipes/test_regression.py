@@ -1,4 +1,4 @@
-"""Every recipe on a task whose labels are values: nothing that is left of a classification's losses may be silent."""
+"""Every recipe on a regression task: no classification loss may remain in it unnoticed."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_every_term_has_a_gradient_in_every_stage(case):
             action.apply(models, DATA, 0)
         if not stage.terms:
             continue
-        if stage.pruning is not None:  # masks as they are when it has trained
+        if stage.pruning is not None:  # masks as at the end of training
             for number in range(10):
                 stage.pruning.before(number, 10, models[stage.pruning.model])
         batch = DATA.train.take(torch.arange(16))
         step = TrainingStep(stage, models, DATA).train()
         loss, values, norms = step(batch, Teachers(stage, models, DATA, torch.device("cpu"), False)(batch), 0.0, True)
         assert len(norms) == len(values) == len(stage.terms), "none hides another of its name"
-        if stage.name != "float student" or "xtc" not in case:  # which begins as its teacher: only other layers differ
+        if stage.name != "float student" or "xtc" not in case:  # it begins as its teacher: only other layers differ
             assert all(float(norm) > 0 for norm in norms.values()), (stage.name, norms)
         loss.backward()
         check_gradients({name: float(norm) for name, norm in norms.items()}, stage)
@@ -103,7 +103,7 @@ def test_a_short_run_trains_and_delivers(case):
 
 
 def test_the_quantized_student_learns_the_values():
-    """Better than the best constant, which is what predicting nothing comes to."""
+    """Better than predicting the best constant."""
     data = task(256, regression=True)
     fine = bitstill.compress(
         bitstill.recipes.FineTuning(steps=80, lr=0.01, validations=2), data, {"student": encoder(classes=1)}, settings=QUIET

@@ -1,4 +1,4 @@
-"""Recipes at work on digits: what changes, what must not, and that the numbers are the ones the page promises."""
+"""Recipes on digits: what changes, what must not, and that the figures match the documentation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def compress(recipe, student=None, teacher=None, settings=QUIET, on=None):
 
 
 def split_state(model):
-    """(learned by quantizers, running statistics of norms, all the rest) of a state dict."""
+    """State dict split into (learned by quantizers, running statistics of norms, the rest)."""
     learned, running, rest = {}, {}, {}
     for name, tensor in state(model).items():
         kind = learned if "weight_transform" in name else running if "running_" in name or "num_batches" in name else rest
@@ -57,7 +57,7 @@ def split_state(model):
     ],
 )
 def test_quantized_distillation_computes_its_loss_at_the_quantized_weights(bits, quantize):
-    """The first step's loss, from networks with the quantized weights written into ordinary layers; batch = all samples."""
+    """First loss, against ordinary layers that hold the quantized weights; batch = all samples."""
     student, teacher, data = conv_net(), conv_net(TEACHER, "teacher"), task()
     recipe = QuantizedDistillation(bits, PerTensor(), steps=1, batch_size=len(data.train), augment=False, skip="none")
     result = compress(recipe, student, teacher)
@@ -74,7 +74,7 @@ def test_quantized_distillation_computes_its_loss_at_the_quantized_weights(bits,
 
 
 def test_quantized_distillation_trains_at_quantized_weights_and_keeps_latent_ones(monkeypatch):
-    """Every matrix that reaches F.linear while the student trains, or rehearses a step, has at most four distinct values."""
+    """Every matrix passed to F.linear while the student trains or rehearses has at most four distinct values."""
     seen = []
     real = F.linear
     monkeypatch.setattr(F, "linear", lambda x, w, b=None: seen.append((x.requires_grad, w.unique().numel())) or real(x, w, b))
@@ -127,7 +127,7 @@ def test_a_teacher_by_name_learns_the_labels_first():
 
 
 def test_pairs_of_real_modules_add_attention_transfer_whatever_their_widths():
-    """16 channels of the student against 32 of the teacher; the logged value of the first step is the formula's."""
+    """16 channels of the student against 32 of the teacher; the logged value of the first step matches the formula."""
     student, teacher, data = conv_net(), conv_net(TEACHER, "teacher"), task()
     recipe = QuantizedDistillation(
         None, pairs=(Pair("features.5", "features.5"),), pair_weight=10.0, steps=1, batch_size=len(data.train), augment=False

@@ -1,4 +1,4 @@
-"""What each recipe plans: its stages, who trains on what, and which layers stay in float."""
+"""The plan of each recipe: its stages, who trains on what, and which layers stay in float."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_an_unknown_recipe_is_named_with_the_nearest():
 
 
 def skipping(recipe, model):
-    """Apply the recipe's own `Compress` and say which layers stayed in float."""
+    """Apply the recipe's own `Compress` and return the layers that stay in float."""
     model = copy.deepcopy(model)
     (action,) = [a for stage in recipe.stages(RunContext(CLASSES)) for a in stage.begin if isinstance(a, Compress)]
     action.apply({"student": model}, task(), 0)
@@ -188,7 +188,7 @@ def skipping(recipe, model):
 
 @pytest.mark.parametrize("kind", [QuantizedDistillation, DifferentiableQuantization, PostTraining])
 def test_which_layers_stay_in_float(kind):
-    """The paper's literal rule keeps the first tensor only: the last one is the classifier's bias."""
+    """The paper's literal rule skips the first tensor only: the last one is the classifier's bias."""
     for model, stem in ((conv_net(), "features.0"), (small_resnet(), "stem")):
         assert skipping(kind(skip="roles"), model) == {stem, "classifier"}
         assert skipping(kind(skip="paper"), model) == {stem}

@@ -1,4 +1,4 @@
-"""XTC: what it plans for each setting, which layers it touches, and what it delivers."""
+"""XTC: its plan for each setting, the layers it compresses, and its delivery."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def adamw(lr: float) -> AdamW:
     return AdamW(WarmupLinear(lr, warmup=0.1), weight_decay=0.01)
 
 
-# What is planned.
+# Plans.
 
 
 def test_by_default_the_teacher_itself_is_made_binary_in_one_stage_with_all_terms():
@@ -112,7 +112,7 @@ def test_bits_name_the_stage_and_the_quantizer(bits, name, quantizer):
 
 
 def test_rows_of_the_embedding_have_scales_of_their_own_whatever_matrices_have():
-    """And the paper's settings give the paper's scope."""
+    """The paper's settings also give the paper's scope."""
     (stage,) = stages(XTC(granularity=PerTensor(), scale_dtype="float32", input=None))
     assert stage.begin[-1] == Compress("student", rules(Binary(PerTensor()), Binary(PerChannel()), None))
     (stage,) = stages(XTC(embeddings=False))
@@ -126,7 +126,7 @@ def test_the_pooler_stays_in_float_unless_asked_for():
 
 
 def test_learned_scales_are_those_of_matrices():
-    """A learned scale for each row of the table would have the whole of it quantized at every step."""
+    """A learned scale per row of the table would quantize the whole table at every step."""
     (stage,) = stages(XTC(learned_scales=True))
     learned = Binary(PerChannel(), scale_dtype="float16", learned_scale=True)
     assert stage.begin[-1] == Compress("student", rules(learned, replace(learned, learned_scale=False)))
@@ -315,9 +315,9 @@ def test_the_given_student_names_the_layers():
         ({"layers": (2, 1)}, "ascending order"),
         ({"layers": (0, 4)}, "ascending order"),
         ({"epochs": 0}, "duration above 0"),
-        # Nothing at all would be done:
+        # Nothing to do:
         ({"bits": None, "layers": 2, "float_epochs": 0}, "XTC"),
-        # Two stages of one name, delivered to one folder:
+        # Two stages with one name, delivered to one folder:
         ({"bits": 4, "progressive": (8, 4)}, "XTC progressive"),
     ],
 )
@@ -345,7 +345,7 @@ def test_a_network_without_blocks_is_refused(role):
         XTC().stages(RunContext(CLASSES, {"teacher": encoder(), role: flat}))
 
 
-# What is touched.
+# Compressed layers.
 
 FLOAT_IN_BERT = {
     "bert.embeddings.position_embeddings.weight": "not selected",
@@ -384,7 +384,7 @@ def test_only_matrices_in_blocks_and_word_embeddings_are_quantized():
 
 def test_a_table_tied_to_the_output_is_one_parameter_that_is_reported_once(tmp_path):
     class Tied(type(encoder())):
-        """Also guesses the next word, by the table it reads with; registered first, as some models do."""
+        """Also predicts the next word, with the table of its embedding; registered first, as in some models."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -410,7 +410,7 @@ def test_a_table_tied_to_the_output_is_one_parameter_that_is_reported_once(tmp_p
 
 
 def test_only_the_rows_of_words_in_the_batch_are_quantized_in_a_step(monkeypatch):
-    """The whole table would be most of the work of a step: BERT's has 30,522 rows."""
+    """Quantizing the whole table would take most of the step: BERT's has 30,522 rows."""
     data, seen = task(), []
     student = prepared(encoder())
     (stage,) = stages(XTC(**SHORT))
@@ -442,7 +442,7 @@ def test_rows_that_were_gathered_are_those_of_the_whole_table():
     assert torch.equal(student.words(ids), student.words.effective_weight()[ids])
 
 
-# What is refused before anything has trained.
+# Refused before training.
 
 
 @pytest.fixture
@@ -526,7 +526,7 @@ def test_the_rehearsal_runs_every_term_once_without_touching_the_models(monkeypa
     assert len(models["student"].blocks) == 2 and report(models["student"]).rows[0].detail == "binary"
 
 
-# What is delivered.
+# Delivery.
 
 
 def test_what_is_delivered_is_the_packed_student_to_the_last_bit_and_as_small_as_its_bits(tmp_path):
@@ -559,7 +559,7 @@ def test_what_is_delivered_is_the_packed_student_to_the_last_bit_and_as_small_as
 
 
 def test_the_run_learns():
-    """The student's distance to its teacher falls, and a binary student of a good teacher is better than chance."""
+    """The student's distance to its teacher decreases, and a binary student of a good teacher is better than chance."""
     data = task(256)
     fine = bitstill.compress(
         bitstill.recipes.FineTuning(steps=30, lr=0.02, validations=2), data, {"student": encoder(dropout=0.1)}, settings=QUIET
@@ -625,7 +625,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def stopped_at(call, real, *, after=False):
-    """`real`, which raises KeyboardInterrupt at its `call`-th call, before or after it has done its work."""
+    """`real`, raising KeyboardInterrupt at its `call`-th call, before or after its work."""
     calls = itertools.count(1)
 
     def stopping(*arguments, **options):
@@ -645,7 +645,7 @@ def stopped_at(call, real, *, after=False):
     [("deliver", 2), *(pytest.param(*place, marks=pytest.mark.slow) for place in (("save", 2), ("save", 5), ("deliver", 3)))],
 )
 def test_a_run_stopped_anywhere_and_resumed_delivers_the_same_bytes(tmp_path, monkeypatch, uninterrupted, function, call):
-    """While a stage trains, between stages, and while what a stage left is delivered."""
+    """During a stage, between stages, and during the delivery of a stage."""
     module = checkpoint if function == "save" else bitstill.run.deliveries
     with monkeypatch.context() as patch:
         patch.setattr(module, function, stopped_at(call, getattr(module, function), after=function == "save"))
@@ -675,7 +675,7 @@ def gpt2(layers: int = 3):
 
 
 def test_gpt2_for_classification(tmp_path):
-    """Its blocks are made of Conv1D, its attention looks back only."""
+    """Its blocks consist of Conv1D, and its attention is causal."""
     data = task()
     result = bitstill.compress(XTC(**SHORT, layers=2), data, {"teacher": gpt2()}, settings=QUIET, out=tmp_path / "out")
     student = result.models["student"]
@@ -686,7 +686,7 @@ def test_gpt2_for_classification(tmp_path):
 
 
 def test_gpt2_imitates_its_teacher_as_the_teacher_is():
-    """Reading hidden states and scores must not let it look ahead, also where no sample of a batch is padded."""
+    """Reading hidden states and scores must not break causality, even if no sample of a batch is padded."""
     data, teacher = task(), gpt2().eval()
     whole = [int(index) for index in (data.train.lengths == 12).nonzero().flatten()[:4]]
     batch = data.train.take(torch.tensor(whole))
