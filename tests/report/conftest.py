@@ -1,4 +1,4 @@
-"""A small report as `compress` writes it, and the model that it is about."""
+"""A small report as written by `compress`, and its model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A strict reader of HTML, since the standard library's forgives everything."""
+"""A strict HTML parser; the standard library's accepts everything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 class Document(HTMLParser):
-    """Elements, attributes, ids and visible text of a page; fails on tags that do not match."""
+    """Elements, attributes, ids and visible text of a page; raises on mismatched tags."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -24,7 +24,7 @@ class Document(HTMLParser):
 
     @property
     def text(self) -> str:
-        """Everything a reader sees, with single spaces."""
+        """All visible text, with single spaces."""
         return " ".join(" ".join(self.words).replace("\xa0", " ").split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -55,7 +55,7 @@ class Document(HTMLParser):
 
 
 def check_self_contained(page: str) -> Document:
-    """The page parses, loads nothing, runs nothing, and its ids are unique and all that is referred to exists."""
+    """Check that the page parses, loads nothing, runs nothing, and that ids are unique and references resolve."""
     document = Document(page)
     assert not {"script", "link", "iframe", "object", "embed", "img", "base"} & set(document.tags)
     links = [value for _tag, name, value in document.attributes if name in ("src", "href", "xlink:href", "srcset", "action")]

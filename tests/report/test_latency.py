@@ -1,4 +1,4 @@
-"""What a comparison of latencies looks like."""
+"""Plots and tables of latency comparisons."""
 
 from __future__ import annotations
 

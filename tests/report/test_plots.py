@@ -47,7 +47,7 @@ def test_every_point_is_labelled_and_labels_do_not_overlap(narrow: bool) -> None
     labels = [(float(x), float(y), text) for style, x, y, text in found if "text-anchor: start" in style or "bits" in text]
     assert sum(text.endswith("bits") for *_place, text in labels) == 15
     assert "teacher" in [text for *_place, text in labels]
-    # Text is set in 8.5 points; half an em per character is what a narrow font takes at least.
+    # Text is set in 8.5 points; even a narrow font takes at least half an em per character.
     for (x0, y0, one), (x1, y1, other) in itertools.combinations(labels, 2):
         assert abs(y0 - y1) >= 8 or x0 + 3.5 * len(one) <= x1 or x1 + 3.5 * len(other) <= x0
 

@@ -1,4 +1,4 @@
-"""The figure of a recipe: who learns from whom, on what, for how long, as text and as SVG, from the stages themselves."""
+"""A recipe's figure: who learns from whom, on what, for how long, as text and as SVG, drawn from the stages themselves."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_stages_as_text():
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_has_a_figure_that_says_the_same_in_both_forms(name):
-    """Each edge of each stage is an arrow, each action is worded, and no line is wider than the box."""
+    """Each edge of each stage is an arrow, each action has its text, and no line is wider than the box."""
     stages = example_stages(RECIPES[name]())
     plans = stage_plans(stages)
     for stage, plan in zip(stages, plans, strict=True):
