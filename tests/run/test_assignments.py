@@ -1,4 +1,4 @@
-"""`--set` reaches every field of every recipe and of all settings, whole or part by part, and recipe.yaml says the same."""
+"""`--set` reaches every field of every recipe and of all settings, whole or in parts, and recipe.yaml records the same."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PLAIN = {
 
 
 def values(annotation: Any) -> st.SearchStrategy[Any]:
-    """Values of a field of this type, valid ones among them."""
+    """Values for a field of this type, including valid ones."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in PLAIN:
         return PLAIN[annotation]
@@ -52,7 +52,7 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
 
 
 def valid(cls: Any, settings: dict[str, Any]) -> Any:
-    """The dataclass, or None where it refuses its settings."""
+    """The dataclass, or None if it refuses its settings."""
     try:
         return cls(**settings)
     except BitstillError:
@@ -60,7 +60,7 @@ def valid(cls: Any, settings: dict[str, Any]) -> Any:
 
 
 def parts(key: str, plain: Any) -> list[tuple[str, Any]]:
-    """A plain value as single assignments: kinds before settings, lists emptied before they are filled."""
+    """A plain value as single assignments: kinds before settings, empty lists before their items."""
     if isinstance(plain, dict):
         ordered = sorted(plain.items(), key=lambda item: item[0] != "kind")
         return [part for name, value in ordered for part in parts(f"{key}.{name}", value)]
@@ -70,7 +70,7 @@ def parts(key: str, plain: Any) -> list[tuple[str, Any]]:
 
 
 def read(name: str, assignments: list[tuple[str, Any]]) -> tuple[Any, str]:
-    """What a run file with these assignments holds: the recipe `name`, or the section `name`; with its text."""
+    """The recipe or section `name` of a run file with these assignments, and its text."""
     recipe = name if name in RECIPES else "post-training"
     texts = [f"{key}={json.dumps(value)}" for key, value in assignments]
     run = read_run(None, {"recipe": recipe, "task": "digits"}, texts)

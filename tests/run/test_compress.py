@@ -41,7 +41,7 @@ def _no_page(request, monkeypatch):
 
 
 class Mlp(nn.Module):
-    """A user's network: three classes from six numbers, and a buffer that must travel along."""
+    """A user's network: three classes from six numbers, and a buffer that must be delivered too."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def test_a_quantized_artifact_of_a_users_network_can_teach_in_memory(networks, t
 
 
 def test_outputs_with_logits_inside_are_read_everywhere(networks):
-    """As Hugging Face models return them."""
+    """As in outputs of Hugging Face models."""
 
     class Wrapped(Mlp):
         def forward(self, x):
@@ -173,7 +173,7 @@ def test_a_users_metric_decides():
 
 @dataclass(frozen=True)
 class Mine:
-    """A user's recipe: the protocol and nothing more."""
+    """A user's recipe: just the protocol."""
 
     bits: int = 3
     needs_teacher = False
@@ -190,7 +190,7 @@ def test_a_users_recipe_runs_and_is_reported():
     assert {layer["name"] for layer in result.report["size"]["layers"]} == {"body.0", "body.2"}
 
 
-# what is refused
+# refusals
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A dry run says what would happen and changes nothing."""
+"""A dry run reports what would happen and changes nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_parameter_is_listed_with_what_would_happen_to_it():
 
 
 def test_bytes_are_the_arithmetic_of_the_plan():
-    """4 bits in groups of 32 of a row with float16 scale and minimum: rows of 108 and 256 weights."""
+    """4 bits in groups of 32 per row, with float16 scale and minimum: rows of 108 and 256 weights."""
     recipe = PostTraining(4, PerGroup(32))
     size = plan(recipe, student="digits-student")["size"]
     assert size["by_kind"]["codes"] == 16 * 108 // 2 + 48 * 256 // 2

@@ -1,4 +1,4 @@
-"""Which network plays which role."""
+"""Assignment of networks to roles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever `--set` gives an option: the recipe decodes and can be written down again, or one line names the option."""
+"""Any value that `--set` gives an option: the recipe decodes and encodes again, or a one-line error names the option."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VALUES = (
     "[-1, 1]", "{}", "{kind: 3}", "{kind: [1]}", "{kind: KL, temperature: 0}", "{1: 2}", "2001-01-01", "2001-99-99",
     "!!binary aGk=", "[1", "0x10", "~", "? [1]", "&a [*a]",
 )  # fmt: skip
-"""In YAML."""
+"""YAML text of each value."""
 
 
 def dataclasses_in(hint: Any) -> Iterator[Any]:
@@ -37,7 +37,7 @@ def dataclasses_in(hint: Any) -> Iterator[Any]:
 
 
 def keys(cls: Any, visited: set[Any]) -> Iterator[str]:
-    """Options of a recipe, and the fields of what they may hold, of each class once."""
+    """Options of a recipe, and the fields of the dataclasses they may hold, each class once."""
     if cls in visited:
         return
     visited.add(cls)
@@ -65,11 +65,11 @@ def numbers_in(value: Any) -> Iterator[float]:
 
 
 SECTIONS = {"settings": Settings, "storage": Storage, "text": TextOptions}
-"""Of a run file, beside the options of its recipe."""
+"""Sections of a run file besides the recipe's options."""
 
 
 def written(recipe: str, key: str, value: str) -> str | dict[str, Any]:
-    """The error in one line, or the run file with all options as it would be recorded."""
+    """The one-line error, or the run file with all options as recorded."""
     try:
         run = read_run(None, {"recipe": recipe, "task": "digits"}, [f"{key}={value}"])
         options = encode(run.build_recipe())

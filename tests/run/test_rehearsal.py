@@ -1,4 +1,4 @@
-"""A step of every stage is run before training: what would fail, or learn nothing, in mid-run is refused."""
+"""Rehearsal: a step of every stage runs before training, and refuses what would fail or learn nothing later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run files: what is read, what overrides what, and that what is written is read back as it was."""
+"""Run files: what is read, what overrides what, and the round trip through writing."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_flags_override_the_file_and_assignments_override_flags(tmp_path):
     ],
 )  # fmt: skip
 def test_numbers_are_read_as_people_write_them(text, value):
-    """YAML 1.1 takes 1e-4 for text; nobody means that."""
+    """YAML 1.1 reads 1e-4 as text, which no user intends."""
     assert read_run(None, BASE, [f"temperature={text}"]).build_recipe().temperature == value
 
 
