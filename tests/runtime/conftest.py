@@ -1,4 +1,4 @@
-"""Every engine that runs here: the C library on each instruction set, and numpy."""
+"""Every engine available here: the C library on each instruction set, and numpy."""
 
 from __future__ import annotations
 

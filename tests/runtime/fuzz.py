@@ -1,8 +1,8 @@
-"""Damaged and hostile artifacts for `bitstill.runtime`: each is refused with an error of bitstill's, or runs. Never a crash.
+"""Damaged and hostile artifacts for `bitstill.runtime`: each runs or raises an error of bitstill's. Never a crash.
 
     python tests/runtime/fuzz.py ARTIFACT [COUNT] [SEED] [FOLDER OF A LIBRARY]
 
-Checksums are made anew after each change, as an attacker would, so that it is the checks behind them that are tried.
+Checksums are recomputed after each change, as an attacker would, to test the checks behind them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bitstill.program.samples import random_inputs
 
 
 def numbers(value, path=()):
-    """Every leaf of a JSON value, by its path."""
+    """Every leaf of a JSON value, by path."""
     if isinstance(value, (dict, list)):
         for key, each in value.items() if isinstance(value, dict) else enumerate(value):
             yield from numbers(each, (*path, key))
@@ -65,7 +65,7 @@ def changed_tensor(tensors, draw):
 
 
 def hostile(source, target, draw):
-    """A copy of an artifact with one or two things changed, and sound checksums."""
+    """A copy of an artifact with one or two changes and valid checksums."""
     shutil.copytree(source, target)
     config, tensors = json.loads((source / CONFIG).read_text()), load_file(source / WEIGHTS)
     for _ in range(draw.randint(1, 2)):
@@ -86,7 +86,7 @@ def hostile(source, target, draw):
 
 
 def tried(source, count, seed):
-    """How many were refused, and how many ran."""
+    """Numbers of artifacts that were refused and that ran."""
     from bitstill.runtime import load
 
     values = random_inputs(read_config(source), 2, 5)

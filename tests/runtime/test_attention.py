@@ -1,4 +1,4 @@
-"""Attention whose operands are quantized: against the same in torch, alone and in networks, by every engine and export."""
+"""Attention with quantized operands, against torch, alone and in networks, in every engine and export."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ RULES = {
 
 
 class Alone(nn.Module):
-    """Queries, keys and values out of tables, and attention over them."""
+    """Attention whose queries, keys and values come from tables."""
 
     def __init__(self, heads, width, spec):
         super().__init__()
@@ -77,13 +77,13 @@ def compare(heads, width, spec, texts, length, seed, folder):
     network = Alone(heads, width, spec)
     ids, seen = torch.randint(0, 50, (texts, length)), torch.rand(texts, length) < 0.7
     seen[:, seed % length] = True
-    network.train()(ids, seen)  # steps take their first values
+    network.train()(ids, seen)  # steps are initialized here
     bitstill.prepare(network.eval(), Compression(weight=Binary(), targets=("other",)))
     bitstill.save(network, folder)
     found = Model(bitstill.read(folder), program_alone(heads, width, spec), 2)(ids.numpy(), seen.long().numpy())
     wanted = network(ids, seen).detach().numpy()
     wanted[~seen.numpy()] = 0.0
-    # A probability at the very edge between two codes may fall to either side: seldom.
+    # A probability on the edge between two codes may round either way, but rarely.
     off = (~np.isclose(found, wanted, rtol=1e-4, atol=1e-5)).any(-1)
     assert off.mean() <= 0.02, np.abs(found - wanted).max()
 
@@ -125,7 +125,7 @@ def test_a_network_says_the_same(kind, engine, tmp_path):
 
 @pytest.mark.parametrize("which", RULES)
 def test_exports_say_the_same(which, tmp_path):
-    """Or nothing would be written: the export itself compares."""
+    """The export itself compares, and would write nothing if outputs differed."""
     for seed, inputs in enumerate((None, BYTES)):
         folder = tmp_path / f"a{seed}"
         artifact("bert", folder, which, which, inputs, seed)

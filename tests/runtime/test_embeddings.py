@@ -52,7 +52,7 @@ def test_each_text_has_the_mean_or_the_first_of_its_tokens(engine, tmp_path):
     np.testing.assert_allclose(first, tokens[:, 0], atol=1e-5)
     assert mean.dtype == first.dtype == np.float32
     values["attention_mask"][:] = 1
-    values["attention_mask"][1, 3:5] = 0  # hidden in the middle
+    values["attention_mask"][1, 3:5] = 0  # masked in the middle
     values["attention_mask"][2, :3] = 0  # padding on the left
     left = bitstill.runtime.load(tmp_path / "a", pooling="first")(**values)
     np.testing.assert_allclose(left[2], in_torch(tmp_path / "a", values)[2, 3], atol=1e-5)

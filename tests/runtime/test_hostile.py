@@ -1,4 +1,4 @@
-"""What damaged and hostile artifacts do: an error of bitstill's at most, also where every access to memory is watched."""
+"""Damaged and hostile artifacts raise an error of bitstill's at worst, also with every memory access checked."""
 
 from __future__ import annotations
 

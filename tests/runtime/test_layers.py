@@ -1,4 +1,4 @@
-"""One layer at a time, on every engine: what it says is what the layer says in torch, for every kind of weight and input."""
+"""Single layers on every engine: the same outputs as in torch, for every kind of weight and input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_linear_layer(kind, which, engine, tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(19, 6, bias=which != "token"))
     x = torch.randn(5, 19)
-    x[2] = 0.0  # a token of zeros has no range
+    x[2] = 0.0  # a token of zeros has an empty range
     rule = Compression(weight=QUANTIZERS[kind](), input=INPUTS[which])
     archive, packed = delivered(network, tmp_path / "a", rule, x)
     assert_product_close(Model(archive, linear_program(19), 2)(x.numpy()), packed(x).detach(), x, archive, INPUTS[which])
@@ -90,7 +90,7 @@ def test_inputs_that_are_next_to_a_tie_between_two_codes(engine, tmp_path):
     rng = np.random.default_rng(0)
     most = rng.uniform(0.1, 10, (rows, 1)).astype(np.float32)
     x = (rng.integers(-127, 127, (rows, inputs)).astype(np.float32) + np.float32(0.5)) * (most / np.float32(127))
-    for _ in range(3):  # to the left or the right of it, or where it is
+    for _ in range(3):  # below the tie, above it, or on it
         x = np.nextafter(x, rng.choice([-np.inf, np.inf], x.shape).astype(np.float32))
     x[:, :1] = most
     inputs_of_torch, rule = torch.from_numpy(x), Compression(weight=bitstill.quant.Binary(), input=BYTES)
@@ -114,7 +114,7 @@ def test_sums_that_32_bits_cannot_hold(kind, engine, tmp_path):
 
 @pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf, 1e300])
 def test_numbers_that_are_none_are_refused(strange, engine, tmp_path):
-    """Codes cannot say them, and would say something else."""
+    """Codes cannot represent them, and would give a wrong value."""
     network = nn.Sequential(nn.Linear(19, 6))
     archive, _ = delivered(
         network, tmp_path / "a", Compression(weight=QUANTIZERS["binary"](), input=INPUTS["token"]), torch.randn(5, 19)

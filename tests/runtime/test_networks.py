@@ -1,4 +1,4 @@
-"""Whole networks on every engine: each family of encoders, each of bitstill's own, against the artifact in torch."""
+"""Whole networks on every engine: each encoder family, and each bitstill network, against the artifact in torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_encoder_says_the_same(kind, input, engine, tmp_path):
     values = random_inputs(read_config(tmp_path / "a"), 5, 11, shortest=1)
     found = bitstill.runtime.load(tmp_path / "a")(**values)
     wanted = in_torch(tmp_path / "a", values)
-    # A rounding to the other side, early on, moves what follows: a last bit of a float may do that.
+    # The last bit of a float may round an early code the other way, which moves everything after it.
     close = (1e-4 if input is None else 0.05) * np.abs(wanted).max()
     np.testing.assert_allclose(found, wanted, rtol=0, atol=close)
     assert found.dtype == np.float32
@@ -200,7 +200,7 @@ def test_engines_are_named(engine, tmp_path):
 
 @pytest.mark.skipif(not tiers(), reason="installed without a C compiler: there is no native library")
 def test_a_model_keeps_the_instruction_set_that_it_was_loaded_for(tmp_path):
-    """Its weights are packed for that one; another's reads them as something else."""
+    """Its weights are packed for that one; another would misread them."""
     encoder_artifact("bert", tmp_path / "a")
     values = random_inputs(read_config(tmp_path / "a"), 5, 11, shortest=1)
     models, wanted = {}, {}
@@ -220,7 +220,7 @@ def test_a_model_keeps_the_instruction_set_that_it_was_loaded_for(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not tiers(), reason="this system has no fork, or no native library")
 def test_a_child_does_not_wait_for_a_lock_that_nobody_holds(tmp_path):
-    """Here of a thread that planned for images of another size while its process was forked."""
+    """Here, the lock of a thread that was planning for another image size when its process forked."""
     network_artifact("resnet-20", 2, tmp_path / "a")
     model = bitstill.runtime.load(tmp_path / "a")
     with model._engine._lock:
@@ -261,7 +261,7 @@ def test_a_table_with_one_scale_stays_packed(quantizer, tmp_path):
 
 @pytest.mark.skipif(not tiers(), reason="installed without a C compiler: there is no native library")
 def test_weights_that_are_packed_are_all_that_is_held(tmp_path):
-    """Of an encoder nothing more is planned once it is loaded."""
+    """An encoder needs no more planning once it is loaded."""
     encoder_artifact("bert", tmp_path / "a")
     assert not bitstill.runtime.load(tmp_path / "a")._engine.layers.archive.tensors
 

@@ -1,4 +1,4 @@
-"""No thread reads what another may still be writing, or writes where another may still read: each plan, step by step."""
+"""No thread reads what another may still be writing, or overwrites what another may still read: each plan, step by step."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def reads(step):
 
 
 def check(made, many):
-    """Every step in order, where rows are many or few. Returns how many values are read."""
+    """Check every step in order, for few or many rows. Returns the number of values read."""
     uses = [[value.written] for value in made.values]
     for place, step in enumerate(made.steps):
         for value in (*reads(step)[0], *reads(step)[1]):
             uses[value].append(place)
-    uses[made.steps[-1].output].append(len(made.steps))  # whoever called
+    uses[made.steps[-1].output].append(len(made.steps))  # read by the caller
     shapes = [(value.shape.per, value.shape.pixels) for value in made.values]
     by_rows = [step.op in ROW_BY_ROW or (many and step.sync == Sync.FEW_ROWS) for step in made.steps]
-    last = 0  # the last step before which all threads have waited
+    last = 0  # the last step before which all threads synchronize
     for place, step in enumerate(made.steps):
         if step.sync == Sync.ALWAYS or (step.sync == Sync.FEW_ROWS and not many):
             last = place
@@ -93,6 +93,6 @@ def test_the_check_finds_what_is_wrong(tmp_path):
     attend.sync = Sync.ALWAYS
     check(made, many=True)
     norm = next(number for number, step in enumerate(made.steps) if step.op == Op.NORM)
-    made.offsets[norm + 2] = made.offsets[norm]  # which later steps add
+    made.offsets[norm + 2] = made.offsets[norm]  # read by later additions
     with pytest.raises(AssertionError, match="overwrites"):
         check(made, many=True)

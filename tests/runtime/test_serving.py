@@ -1,4 +1,4 @@
-"""The documented server: alone, under load, and when it is asked for nonsense."""
+"""The documented server: single requests, load, and invalid requests."""
 
 from __future__ import annotations
 

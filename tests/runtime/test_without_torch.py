@@ -1,4 +1,4 @@
-"""Where only the base dependencies are installed: what runs there, and what says which extra it wants."""
+"""Base dependencies only: what runs without extras, and errors that name the missing extra."""
 
 from __future__ import annotations
 

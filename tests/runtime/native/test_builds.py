@@ -1,4 +1,4 @@
-"""Builds for other processors, run by an emulator, and builds with sanitizers: where the compilers for them are at hand."""
+"""Builds for other processors, run in an emulator, and builds with sanitizers, if their compilers are installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHECK = Path(__file__).with_name("check.c")
 
 
 def built(out, compiler, tiers, *flags, sources=(CHECK,)):
-    """The library's sources and more, for one processor: a program, or with -shared a library."""
+    """Build the library with extra sources, for one processor: a program, or a library with -shared."""
     common = [compiler, *FLAGS, *flags, f"-I{NATIVE}"]
     objects, defines = [], []
     for tier, own in tiers.items():
@@ -48,7 +48,7 @@ def test_no_line_is_longer_than_120_columns():
 
 @pytest.mark.slow
 def test_newer_instructions_in_plain_c(tmp_path):
-    """The tiers that this processor may not run, with the instructions it may lack written out, and every access watched."""
+    """Tiers that this processor may not run: missing instructions are emulated in C, and every memory access is checked."""
     compiler = shutil.which("gcc")
     if not compiler or platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("no GCC on x86 here: AVX-512 and AMX are not tried")
@@ -98,5 +98,5 @@ def test_with_sanitizers(which, tmp_path):
     if not compiler:
         pytest.skip("no C compiler here: sanitizers are not tried")
     program = built(tmp_path / "check", compiler, X86, "-O1", "-g", f"-fsanitize={which}", "-fno-sanitize-recover=all")
-    plainly = [setarch, "-R"] if (setarch := shutil.which("setarch")) else []  # threads are watched at fixed addresses alone
+    plainly = [setarch, "-R"] if (setarch := shutil.which("setarch")) else []  # the thread sanitizer needs fixed addresses
     assert "portable: correct\n" in checked(*plainly, program)

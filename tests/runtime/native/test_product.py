@@ -1,4 +1,4 @@
-"""The integer product alone: on every instruction set that runs here, for every number of bits, at any size, exactly."""
+"""The integer product on its own: exact on every available instruction set, for every number of bits and any size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tier(request):
 
 
 def product(codes, rows, bits, threads=1, best=True):
-    """Rows of signed codes (m, k) times unsigned codes (n, k) of so many bits, by the library: (m, n)."""
+    """Product of rows of signed codes (m, k) and unsigned codes (n, k) of `bits` bits, by the library: (m, n)."""
     native, (n, k) = library(), codes.shape
     padded = -(-k // structures.ALIGN) * structures.ALIGN
     matrix = structures.Matrix(outputs=n, inputs=k, padded=padded, groups=1, group=k, planes=1)
