@@ -3,8 +3,8 @@
     .venv/bin/python tests/tools/compare_with.py COMMIT [CASE ...]
 
 Both sides run the same commands with the same interpreter on the same files: digits, and a tiny BERT with a few sentences. For
-each case the tool says which delivered `model.safetensors` and `config.json` are equal; exit status 1 where weights differ or a
-side fails. After a renamed command or option, the cases below hold what both commits understand.
+each case the tool prints which delivered `model.safetensors` and `config.json` are equal. The exit status is 1 if weights
+differ or a side fails. After a command or option is renamed, the cases below keep to what both commits understand.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CASES: dict[str, list[list[str]]] = {
         compress("xtc", *SHORT, "--augmented", "OUT-variants"),
     ],
 }  # fmt: skip
-"""Command lines; BERT, DATA, CORPUS and OUT stand for files of both sides and for the place of the result."""
+"""Command lines; BERT, DATA, CORPUS and OUT stand for the shared input files and the output folder."""
 
 CHILD = """
 import json, os, sys, traceback
@@ -117,7 +117,7 @@ def inputs(folder: Path) -> dict[str, str]:
 
 
 def run(source: Path, cases: dict[str, list[list[str]]], files: dict[str, str], out: Path) -> dict[str, dict[str, Any]]:
-    """Run the cases with the library in `source`: by case, digests and parsed JSON of what was delivered, or the error."""
+    """Run the cases with the library in `source`: digests and parsed JSON of the delivered files by case, or the error."""
     out.mkdir()
     command = [sys.executable, "-c", CHILD, str(source), json.dumps(cases), json.dumps(files), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(out / "cache")}
@@ -136,7 +136,7 @@ def run(source: Path, cases: dict[str, list[list[str]]], files: dict[str, str], 
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What differs between two results of one case, or an empty text."""
+    """Difference between two results of one case; empty if there is none."""
     errors = [f"fails {when}: {side['error']}" for when, side in (("there", before), ("here", after)) if "error" in side]
     if errors:
         return "; ".join(errors)
