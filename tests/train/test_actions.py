@@ -1,4 +1,4 @@
-"""What is done to the models when a stage begins: making students, compressing them, and taking that back."""
+"""Actions at the start of a stage: making students, compressing them, and undoing compression."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def logits(model: nn.Module) -> torch.Tensor:
         return forward(model.eval(), DATA.sample(6))
 
 
-# Taking compression back.
+# Undoing compression.
 
 EVERYTHING = [
     Compression(weight=Binary()),
@@ -48,7 +48,7 @@ EVERYTHING = [
 
 
 class Mixed(nn.Module):
-    """One of every kind of layer, with Hugging Face's Conv1D."""
+    """One layer of every kind, including Hugging Face's Conv1D."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def test_uncompressed_is_the_float_model_with_the_latent_weights(rule):
             (model.get_parameter(name) for name, _ in plain.named_parameters()), plain.parameters(), strict=True
         ):
             other.add_(1)
-            parameter.copy_(other)  # what training does to the latent weights
+            parameter.copy_(other)  # as training changes the latent weights
     compressed = copy.deepcopy(model)
     found = uncompressed(model)
     assert classes(found) == before, "of the very same classes, and without the quantizers' modules"
@@ -214,7 +214,7 @@ def test_dropout_is_set_in_every_layer_of_one_model(make):
 
 
 def test_without_dropout_two_runs_in_training_are_the_same():
-    """Also inside attention, where no layer but a number may say how much."""
+    """Also inside attention, where dropout is a number and not a layer."""
     models: dict[str, nn.Module] = {"student": bert(dropout=0.5).train()}
     batch = DATA.sample(4)
 
@@ -278,7 +278,7 @@ def test_freezing_after_uncompressing_is_a_float_model():
 
 
 def test_widths_by_gradient_are_those_by_magnitude_and_depend_on_the_data():
-    """What stays differs, its shape does not: a resumed run may put the structure in place without the numbers."""
+    """The kept neurons differ, the shapes do not: a resumed run may restore the structure without the numbers."""
     found = {}
     for name in ("magnitude", "gradient", "replayed"):
         models = {"student": bert()}

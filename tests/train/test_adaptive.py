@@ -1,4 +1,4 @@
-"""Splitting within a budget: what is measured is what binarizing one matrix costs, and what is chosen fits."""
+"""Splitting within a budget: the measured value is the cost of binarizing one matrix, and the selection fits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_gain_is_what_the_loss_rises_when_one_matrix_alone_becomes_binary():
     action = ChooseTernary("student", 10_000, TERMS, batches=2, batch_size=32)
     found = action.decide(models, task, 0)["units"]
     assert {name: unit["bytes"] for name, unit in found.items()} == BYTES
-    x = task.train.inputs["x"]  # two batches of 32 are all of it
+    x = task.train.inputs["x"]  # two batches of 32 cover everything
 
     def loss(model):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A stage that keeps its best weights: those that were judged best, not those of the last step."""
+"""A stage that keeps its best weights: those of the best validation, not those of the last step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .tiny import network, task
 
 CE = Term(CrossEntropy())
 QUANTIZE = Compress("student", Compression(weight=Uniform(bits=3, granularity=Bucket(8))))
-WILD = AdamW(0.5)  # so large that the metric jumps up and down
+WILD = AdamW(0.5)  # large enough for the metric to fluctuate
 
 
 def stage(steps: int = 14, **changes: Any) -> Stage:
@@ -39,7 +39,7 @@ def stage(steps: int = 14, **changes: Any) -> Stage:
 
 
 def student() -> nn.Module:
-    """With dropout, and statistics that move with every batch."""
+    """A student with dropout, and statistics that change with every batch."""
     body = network(2, dropout=0.2)
     return nn.Sequential(body[:3], nn.BatchNorm1d(8), body[3])
 
@@ -83,14 +83,14 @@ def test_keeping_the_last_ones_is_the_default_and_logs_nothing() -> None:
 
 
 def test_judging_changes_nothing_but_what_is_kept() -> None:
-    """The curve of a run that is judged at every step is that of one that is judged at the end."""
+    """Validating at every step gives the same loss curve as validating once at the end."""
     often, seldom = (go(stage(validations=number))[1] for number in (14, 1))
     assert [e["loss"] for e in often if "loss" in e] == [e["loss"] for e in seldom if "loss" in e]
     assert list(judged(seldom)) == [14]
 
 
 def test_of_equally_good_ones_the_last_is_kept() -> None:
-    """It has trained longer; where the metric is saturated, the first may hardly have trained."""
+    """It has trained longer; once the metric is saturated, the first may hardly have trained."""
     frozen = stage(6, optimizer=SGD(0.0), begin=())
     models: dict[str, nn.Module] = {"student": network(1)}
     before = copy.deepcopy(models["student"].state_dict())
@@ -130,7 +130,7 @@ def test_every_model_that_learns_goes_back_and_no_other() -> None:
     assert best < 14
     teacher = copy.deepcopy(kept["teacher"].state_dict())
     train([Stage(**{**vars(both), "steps": best, "keep": "last"})], stopped, task(), settings)
-    # Within rounding: a teacher that is asked once for all samples answers in other batches than one that is asked anew.
+    # Within rounding: cached teacher outputs are computed in other batches than fresh ones.
     ours, wanted = (state({name: found[name] for name in ("student", "peer")}) for found in (kept, stopped))
     assert ours.keys() == wanted.keys() and all(torch.allclose(ours[name], wanted[name], atol=1e-5) for name in ours)
     assert all(torch.equal(tensor, teacher[name]) for name, tensor in network(6).state_dict().items())
@@ -165,7 +165,7 @@ def test_what_is_remembered_is_a_copy_of_each_shared_tensor_once() -> None:
 
 
 def stages() -> list[Stage]:
-    """Two that keep their best, so that what one keeps must not be taken for the other's."""
+    """Two stages that keep their best weights; they must not be confused."""
     second = Stage("calm", terms=(CE,), steps=2, batch_size=16, optimizer=AdamW(0.05), validations=2, keep="best")
     return [stage(5), second]
 
@@ -178,7 +178,7 @@ def run(path: Path, resume: bool) -> tuple[dict[str, torch.Tensor], list[dict[st
 
 
 def test_what_a_stage_begins_with_is_kept_where_its_steps_are_worse() -> None:
-    """As after ternary weight splitting, where the new model computes what the old one did."""
+    """For example after ternary weight splitting, where the new model computes what the old one did."""
     first = stage(12, optimizer=AdamW(0.02))
     data, models = task(), {"student": student()}
     train([first], models, data, Settings(progress=False, device="cpu"))
@@ -193,7 +193,7 @@ def test_what_a_stage_begins_with_is_kept_where_its_steps_are_worse() -> None:
 
 
 def test_what_has_just_been_compressed_is_not_judged() -> None:
-    """Learned steps of inputs, for one, take their first value from the first batch."""
+    """Learned steps of inputs, for example, are initialized from the first batch."""
     late = Compress("student", Compression(weight=Uniform(8), input=QuantizeInput(per="tensor", range="step")))
     plain = Stage("plain", terms=(CE,), steps=1, batch_size=16)
     stepped = Stage("stepped", terms=(CE,), steps=2, batch_size=16, validations=2, keep="best", begin=(late,))
@@ -210,7 +210,7 @@ def test_a_run_that_is_stopped_at_any_save_and_resumed_keeps_the_same_bytes(tmp_
     class StoppedError(Exception):
         pass
 
-    # A save when a stage begins, one for each step, one when it has ended.
+    # One save at the start of a stage, one for each step, one at its end.
     for stop_after in range(1, 12):
         saves = 0
 
@@ -232,7 +232,7 @@ def test_a_run_that_is_stopped_at_any_save_and_resumed_keeps_the_same_bytes(tmp_
 
 
 def test_a_run_killed_while_a_better_one_is_being_saved_does_not_lose_the_step(tmp_path: Path, monkeypatch) -> None:
-    """Checkpoints are rarer than validations: the best since the last checkpoint is found again, not remembered wrongly."""
+    """Checkpoints are rarer than validations: the best since the last checkpoint is found again, not misremembered."""
 
     def once(path: Path | None, resume: bool) -> tuple[dict[str, nn.Module], list[dict[str, Any]]]:
         models: dict[str, nn.Module] = {"student": student()}

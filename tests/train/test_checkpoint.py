@@ -1,4 +1,4 @@
-"""A checkpoint is whole or refused, and says what does not fit."""
+"""A checkpoint is complete or refused, with an error that names the mismatch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def refused_flips(path: Path, positions: list[int], seed: int) -> int:
-    """How many files with one bit flipped are refused with an error of ours."""
+    """Number of files with one flipped bit that are refused with an error of ours."""
     data, draw, refused = path.read_bytes(), random.Random(seed), 0
     for position in positions:
         flipped = bytearray(data)

@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL, wherever it is, continues to the same bytes."""
+"""A run killed with SIGKILL at any point resumes to the same bytes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 import bitstill
 
-# Runs the library as a user does, once for each line of standard input, in a fork that kills itself: at the n-th flush of a
-# file that is not renamed yet, at the n-th rename, or after some seconds of training. Answers with the exit status.
+# Runs the library as a user would, once per line of standard input, in a fork that kills itself: at the n-th flush of a
+# file not yet renamed, at the n-th rename, or after some seconds of training. Prints the exit status.
 RUNS = """
 import os, signal, sys, threading, traceback
 import bitstill, bitstill.train.loop as loop
@@ -64,7 +64,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def died() -> Iterator[Callable[..., bool]]:
-    """Run until `kind` has happened `number` times, or to the end: whether it was killed."""
+    """Run until the `number`-th event of `kind`, or to the end; whether it was killed."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", RUNS], text=True, **pipes) as process:
 
@@ -88,7 +88,7 @@ def uninterrupted(died: Callable[..., bool], tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.slow
 def test_killed_again_and_again(died: Callable[..., bool], tmp_path: Path, uninterrupted: bytes) -> None:
-    """While a checkpoint is written, between stages, while training, while the artifact is written: one run, many deaths."""
+    """While writing a checkpoint, between stages, while training, while writing the artifact: one run, many kills."""
     out = tmp_path / "artifact"
     chance = random.Random(20181)
     plan = [

@@ -1,4 +1,4 @@
-"""The loop against slow, obvious versions of what it computes."""
+"""The training loop against slow, obvious versions."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_without_augmentation_the_teacher_runs_once_over_the_data() -> None:
 
 
 def test_in_a_stage_of_less_than_two_epochs_a_teacher_is_asked_batch_by_batch() -> None:
-    """The whole split would be asked for far more than the stage looks at."""
+    """Caching outputs of the whole split would evaluate far more samples than the stage uses."""
     calls: list[int] = []
     teacher = network(1)
     teacher.register_forward_pre_hook(lambda _module, args: calls.append(len(args[0])))
@@ -114,7 +114,7 @@ def test_in_a_stage_of_less_than_two_epochs_a_teacher_is_asked_batch_by_batch() 
 
 def test_cached_and_fresh_teacher_outputs_train_alike() -> None:
     results = []
-    for augment in (False, True):  # the task has no augmentation that changes anything when u is ignored
+    for augment in (False, True):  # the task has no augmentation: ignoring u changes nothing
         data = task(augmented=augment)
         if augment:
             object.__setattr__(data, "augment", lambda batch, _u: batch)

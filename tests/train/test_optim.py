@@ -1,4 +1,4 @@
-"""Optimizers against slow loops over numbers."""
+"""Optimizers, against slow loops over numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_adam_without_bias_correction_is_the_published_update_for_weights_that_m
 
 @pytest.mark.parametrize(("steps", "ratio"), [(1, 3.16), (100, 3.2), (1000, 1.26), (10_000, 1.0)])
 def test_how_much_longer_its_steps_are(steps, ratio):
-    """Under a constant gradient, where both rules say exactly how far a weight goes."""
+    """Under a constant gradient, where both rules give the exact distance that a weight moves."""
     assert step_ratio(steps, 0.9, 0.999) == pytest.approx(ratio, abs=0.05)
     if steps > 100:
         return

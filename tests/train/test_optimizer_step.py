@@ -1,4 +1,4 @@
-"""What follows an optimizer's step: curvatures are the root of Adam's second moment, and survive a stop."""
+"""After an optimizer's step: curvatures are the root of Adam's second moment, and survive an interruption."""
 
 from __future__ import annotations
 

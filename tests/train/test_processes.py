@@ -1,4 +1,4 @@
-"""Two processes at equal global batch train as one does."""
+"""Two processes with the same global batch train as one does."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Ten
 
 
 def test_two_gloo_processes_equal_one(tmp_path: Path, one_process: dict[str, torch.Tensor]) -> None:
-    """Weights, batch norm's running statistics and all, within 1e-4: sums are taken in another order."""
+    """Weights and batch norm's running statistics, within 1e-4: sums are taken in another order."""
     two = state(tmp_path / "state.safetensors", 2, 1)
     assert two.keys() == one_process.keys()
     for name, value in one_process.items():
@@ -98,7 +98,7 @@ bitstill.distill(str(folder / "teacher"), corpus, folder / sys.argv[2], recipe=r
 
 @pytest.mark.slow
 def test_two_processes_distil_an_encoder_from_a_new_corpus(tmp_path: Path) -> None:
-    """The main one tokenizes while the other waits; both must begin a new run."""
+    """The main process tokenizes while the other waits; both must begin a new run."""
     pytest.importorskip("transformers")
     from tests.hf import tiny
 

@@ -1,4 +1,4 @@
-"""Masks that move while a stage trains, and what happens to the weights behind them."""
+"""Masks that change during a stage, and the weights behind them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def stage(pruning: Pruning, steps: int = 20, **changes: Any) -> Stage:
 
 
 def sparsities(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Of every layer with a mask: how many weights are pruned, and how many there are."""
+    """For every layer with a mask: the number of pruned weights, and of all weights."""
     masks = {name: transform.mask for name, m in model.named_modules() if (transform := pruning_transform(m)) is not None}
     return {name: (int((~mask).sum()), mask.numel()) for name, mask in masks.items() if mask is not None}
 
 
 class Seen:
-    """Records the sparsity at which masks are placed."""
+    """Records the sparsity at which masks are computed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sparsities: list[float] = []
@@ -92,7 +92,7 @@ def test_masks_are_those_of_the_weights_as_they_are():
     move_masks(model, 0.5)
     for layer in (model[0], model[3]):
         assert torch.equal(layer.weight_transform.mask, magnitude_mask(layer.weight, 0.5))
-    with torch.no_grad():  # a pruned weight that has become large comes back
+    with torch.no_grad():  # a pruned weight that has grown large comes back
         place = tuple((~model[0].weight_transform.mask).nonzero()[0])
         model[0].weight[place] = 1e3
     move_masks(model, 0.5)
@@ -108,7 +108,7 @@ def test_n_of_m_holds_in_every_group_while_the_sparsity_grows():
 
 
 def test_what_momentum_and_decay_do_to_pruned_weights():
-    """They get no gradient, but are in the optimizer: momentum from before carries on, and decay shrinks them."""
+    """They get no gradient but stay in the optimizer: earlier momentum still moves them, and decay shrinks them."""
     model = network(4)
     prepare(model, rule())
     weight = model[0].weight

@@ -1,4 +1,4 @@
-"""Which samples come in which step."""
+"""Assignment of samples to steps."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_without_lengths_batches_are_cut_from_a_shuffled_order():
 
 
 def spread(data: Split, batches: list[torch.Tensor]) -> float:
-    """Mean difference between a batch's longest sample and its mean length: positions computed for nothing."""
+    """Mean difference between a batch's longest sample and its mean length: wasted positions."""
     assert data.lengths is not None
     return sum(float(data.lengths[b].max() - data.lengths[b].float().mean()) for b in batches) / len(batches)
 
@@ -87,7 +87,7 @@ def test_batches_are_made_of_samples_of_similar_length():
 
 
 def test_short_and_long_batches_come_mixed():
-    """In order of length, the last steps of an epoch would see long samples only."""
+    """Sorted by length, an epoch would end with long samples only."""
     data = split(6400)
     longest = torch.tensor([float(data.lengths[batch].max()) for batch in epoch(Sampler(data, 32, 0), 6400, 32)])
     half = len(longest) // 2
@@ -127,7 +127,7 @@ def test_evaluation_reads_samples_of_similar_length_together_and_all_of_them():
 
 
 def test_data_with_other_lengths_are_other_data():
-    """They decide which samples come together: a run on them is another run."""
+    """Lengths decide which samples share a batch: other lengths make another run."""
     one = split(10)
     other = Split(one.inputs, one.labels, one.lengths.flip(0))
     assert one.digest() != other.digest() != Split(one.inputs, one.labels).digest()

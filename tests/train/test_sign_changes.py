@@ -1,4 +1,4 @@
-"""How many signs a schedule lets change, and the warning where most cannot."""
+"""The number of signs that a schedule can flip, and the warning if most cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that is asked to stop finishes its step and writes a checkpoint; the resumed run ends in the same bytes."""
+"""A process asked to stop finishes its step and writes a checkpoint; the resumed run ends with the same bytes."""
 
 from __future__ import annotations
 

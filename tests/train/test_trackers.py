@@ -1,4 +1,4 @@
-"""What a run logs reaches the tracker that Accelerate knows by that name."""
+"""Logged values reach the tracker that Accelerate knows by that name."""
 
 from __future__ import annotations
 
