@@ -1,10 +1,10 @@
-"""Settings and small networks that several test folders share."""
+"""Settings and small networks shared by several test folders."""
 
 from __future__ import annotations
 
 import os
 
-# Before torch is imported, here and in processes that tests start: threads wait for each other longer than they compute.
+# Before torch is imported, here and in child processes: threads would wait for each other longer than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ hypothesis.settings.load_profile("bitstill")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Most runs here are a few steps on a handful of samples: their results are worth nothing, and that is warned of.
+    # Most runs here take a few steps on a handful of samples; the warning about useless results is expected.
     config.addinivalue_line("filterwarnings", "ignore::bitstill.errors.BitstillWarning")
 
 
@@ -65,7 +65,7 @@ def zoo_ids() -> Tensor:
 
 
 def write(folder: Path, model: nn.Module, storage: Storage | None = None) -> Path:
-    """Freeze and write `model`, as a delivery does."""
+    """Freeze and write `model`, as delivery does."""
     storage = storage or Storage()
     folder.mkdir(parents=True, exist_ok=True)
     frozen = bitstill.freeze(model, storage.leftovers)
@@ -94,7 +94,7 @@ def write_artifact() -> Callable[..., Path]:
 
 
 def bits_of(x: Any) -> bytes:
-    """The exact bits of a tensor or array: unlike ==, tells -0.0 from 0.0 and knows NaN."""
+    """Exact bits of a tensor or array: unlike ==, tells -0.0 from 0.0 and compares NaN."""
     array = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
     return array.tobytes()  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""A small hub on this machine, which speaks as much of the Hub's protocol as fetching and putting an artifact takes."""
+"""A small local hub that speaks enough of the Hub's protocol to fetch and push an artifact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """Files by repository and path, and what was asked for."""
+    """Files by repository and path, and the requests received."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
@@ -25,7 +25,7 @@ class Hub:
 
 @contextlib.contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub that lives as long as the block."""
+    """A hub that runs for the duration of the block."""
     hub = Hub()
 
     class Handler(_Handler):
@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Suppress the log."""
 
     def do_GET(self) -> None:
         self._answer(with_body=True)

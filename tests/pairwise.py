@@ -1,4 +1,4 @@
-"""Combinations of options in which every pair of two options' values occurs: what full cross products show, in fewer cases."""
+"""Pairwise combinations of options: every pair of values occurs, in far fewer cases than the full cross product."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def pairwise(*options: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Rows of one value per option; any two values of different options meet in some row.
+    """Rows of one value per option, in which any two values of different options occur together.
 
-    Greedy, in the order of the values: each row begins with a pair that has not been met, and takes for every other option the
-    value that meets most pairs that have not. At least as many rows as the two longest options have pairs.
+    Greedy, in the order of the values: each row begins with an uncovered pair, and takes for every other option the value that
+    covers most uncovered pairs. The number of rows is at least the number of pairs of the two longest options.
     """
     sizes = [range(len(values)) for values in options]
     if len(options) < 2:

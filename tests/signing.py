@@ -1,4 +1,4 @@
-"""Artifacts changed on purpose, with sound digests: what a forger or a defect of the writer would leave."""
+"""Artifacts changed on purpose, with valid digests, as a forger or a bug in the writer would leave them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Change = Callable[[Any], object]
 
 
 def edit_config(folder: Path, change: Change) -> None:
-    """Change `config.json` and nothing else."""
+    """Change `config.json` only."""
     config = json.loads((folder / CONFIG).read_text())
     change(config)
     (folder / CONFIG).write_text(json.dumps(config))
 
 
 def edit_signed(folder: Path, *, config: Change = id, tensors: Change = id) -> None:
-    """Change `config.json`, tensors or both, and make every digest anew, where there is a place for it."""
+    """Change `config.json`, tensors or both, and recompute every digest that is present."""
     content: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     arrays: dict[str, np.ndarray] = {name: array.copy() for name, array in load_file(folder / WEIGHTS).items()}
     config(content)

@@ -1,4 +1,4 @@
-"""Values that the annotation of a setting does not allow are refused, and every number declares a range."""
+"""Values outside a setting's annotation are refused, and every number declares a range."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ VOCABULARY = (
     "bitstill.data.augmentation", "bitstill.data.networks", "bitstill.data.res8", "bitstill.run.run_file",
 )  # fmt: skip
 ANY_NUMBER = {"Constant", "Linear", "Cubic", "Cosine", "WarmupLinear"}
-"""Schedules: whoever uses one says what it may reach."""
+"""Schedules: the setting that holds one limits its values."""
 NO_SETTINGS = {"Grid", "State", "Word", "Task", "WeightContent"}
-"""What code makes of settings and data, and nobody writes down."""
+"""Built by code from settings and data; users never write them."""
 REQUIRED: dict[str, dict[str, Any]] = {
     "Pruning": {"sparsity": 0.5}, "Prune": {"sparsity": 0.5}, "Corpus": {"source": "text"}, "Stage": {"name": "stage"},
     "ReduceWidth": {"model": "student", "fraction": 0.5}, "SetDropout": {"model": "student", "probability": 0.1},
@@ -69,7 +69,7 @@ def make(cls: type[Any], **changes: Any) -> Any:
 
 
 def outside(bounds: Range, whole: bool) -> list[Any]:
-    """Numbers that a field must refuse: none at all, just beyond each bound, of the wrong type, and text."""
+    """Values that a numeric field must refuse: non-finite, just beyond each bound, of the wrong type, and text."""
     beyond = [bounds.least - 1, bounds.most + 1, bounds.above, bounds.below]
     finite = [int(number) if whole else number for number in beyond if math.isfinite(number)]
     return [math.nan, math.inf, -math.inf, 10**400, -(10**400), True, "many", *finite, *([2.5] if whole else [])]
@@ -85,7 +85,7 @@ def test_every_number_of_every_setting_has_a_range_and_keeps_to_it(cls: type[Any
     make(cls)
     in_tuple = not constraints(cls)[name].numbers
     for value in outside(constraint.range or Range(), constraint.whole):
-        if constraint.allows(value):  # a flag or a word beside the numbers
+        if constraint.allows(value):  # a flag or a word besides the numbers
             continue
         with pytest.raises(SpecError, match=name):
             make(cls, **{name: (value,) if in_tuple else value})
@@ -101,7 +101,7 @@ def test_every_word_of_every_setting_is_one_of_those_that_it_knows(cls: type[Any
 
 @dataclass(frozen=True)
 class Example:
-    """Of each kind one."""
+    """One field of each kind."""
 
     rate: Positive = 0.1
     share: Fraction | None = None

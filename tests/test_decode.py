@@ -1,4 +1,4 @@
-"""Settings to plain values and back, and every way they can be wrong."""
+"""Settings to plain values and back, and every way in which they can be wrong."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_every_dataclass_says_its_kind():
     assert set(plain["weight"]) == {"kind", *(field.name for field in dataclasses.fields(Uniform))}
 
 
-# Classes of one's own, named by `package.module:Name`
+# User-defined classes, named by `package.module:Name`
 
 MODULE = """
 from __future__ import annotations
@@ -195,7 +195,7 @@ class Open:
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The name of a module in the current directory, which is no place that Python searches by itself."""
+    """Name of a module in the current directory, which Python does not search by itself."""
     name = f"own_{abs(hash(tmp_path))}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Errors say four things, are the built-in kinds that callers expect, and survive pickling."""
+"""Errors have four parts, are the built-in kinds that callers expect, and survive pickling."""
 
 from __future__ import annotations
 

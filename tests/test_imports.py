@@ -1,4 +1,4 @@
-"""The house of docs/design.md, held by walking the source: imports point upwards only, at any depth of a file."""
+"""The layers of docs/design.md, checked on the source: imports point upwards only, at any depth of a file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import bitstill
 
 ROOT = Path(bitstill.__file__).parent
 GROUND = ("errors", "decode", "schedules", "constraints", "rng", "import_path", "_lazy", "_version")
-"""Loose modules: nothing but Python and numpy."""
+"""Loose modules: only Python and numpy."""
 FOLDERS = (
     "quant", "artifact", "model", "losses", "data", "program", "train", "recipes", "exporters", "runtime", "hf", "report",
     "deliver", "run", "cli",
 )  # fmt: skip
-"""From the ground up: a folder imports only from those before it."""
+"""Bottom to top: a folder imports only from those before it."""
 TORCH_FREE_FOLDERS = ("artifact", "program", "exporters", "runtime")
 TORCH_FREE = (*GROUND, "quant.granularity", "quant.layouts", "deliver.inspect")
 OPTIONAL = {
@@ -40,7 +40,7 @@ REQUIRED = {
 
 
 def _modules() -> dict[str, Path]:
-    """Every module by its name below the package ("quant.uniform"); the package itself is left out."""
+    """Every module by its name below the package ("quant.uniform"), without the package itself."""
     modules = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -59,7 +59,7 @@ def _is_type_checking(node: ast.AST) -> bool:
 
 @functools.cache
 def imports(path: Path, *, top_level: bool = False) -> frozenset[str]:
-    """Modules that a file imports when it runs ("torch.nn", "bitstill.quant.uniform"); not what only type checkers see."""
+    """Modules imported by a file at run time ("torch.nn", "bitstill.quant.uniform"), without those under TYPE_CHECKING."""
     names: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -122,7 +122,7 @@ def test_imports_point_upwards_only():
 
 
 def test_folders_import_each_other_in_no_circle_and_modules_neither():
-    """Folders cannot, since imports point upwards; within a folder, modules are sorted by what they import at their top."""
+    """Folders cannot, since imports point upwards; within a folder, modules are sorted by their top-level imports."""
     above = {name: _own(path, top_level=True) & MODULES.keys() - {name} for name, path in MODULES.items()}
     while leaves := [name for name, others in above.items() if not others & above.keys()]:
         for name in leaves:
@@ -140,7 +140,7 @@ def test_optional_packages_are_imported_where_they_are_used_and_all_are_declared
 
 
 def test_transformers_is_known_to_one_folder():
-    """Whoever needs a module of that folder imports it where it is used."""
+    """Code outside that folder imports its modules where they are used."""
     for name, path in MODULES.items():
         if _folder(name) != "hf":
             assert "transformers" not in _packages(path), name
@@ -148,7 +148,7 @@ def test_transformers_is_known_to_one_folder():
 
 
 def _closure(name: str) -> tuple[set[str], set[str]]:
-    """Own modules that importing `name` runs, and the packages these import."""
+    """Own modules that importing `name` runs, and the packages that these import."""
     pending, own, packages = [name], set(), set()
     while pending:
         current = pending.pop()

@@ -1,4 +1,4 @@
-"""The helper that replaces cross products: it leaves no pair out."""
+"""The helper that replaces cross products: it leaves out no pair."""
 
 from __future__ import annotations
 

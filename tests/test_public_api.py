@@ -1,4 +1,4 @@
-"""The public names: each in one list, loaded when first used, typed for whoever installs bitstill."""
+"""Public names: each in one list, loaded on first use, typed for every user of bitstill."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIGHT = "import sys, {0}; print(sorted({{'torch', 'numpy', 'transformers'}} & se
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_stub_holds_imports_under_their_own_names_and_nothing_else(package):
-    """Else a type checker would see a name that is not there at run time, or the other way round."""
+    """Otherwise a type checker would see a name that does not exist at run time, or miss one that does."""
     stub = Path(importlib.import_module(package).__file__).with_suffix(".pyi")
     docstring, *imports = ast.parse(stub.read_text(encoding="utf-8")).body
     assert isinstance(docstring, ast.Expr)
@@ -94,7 +94,7 @@ def test_names_that_need_torch_say_so_where_it_is_missing():
 
 @pytest.mark.slow
 def test_type_checkers_see_the_names(tmp_path):
-    """What a user with mypy --strict gets from py.typed: types of attributes of packages, and errors for what is not there."""
+    """What py.typed gives a user of mypy --strict: types of package attributes, and errors for missing names."""
     script = tmp_path / "user.py"
     script.write_text(
         "import bitstill\n"

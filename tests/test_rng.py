@@ -1,4 +1,4 @@
-"""Randomness named by where it is used."""
+"""Random numbers keyed by the place where they are used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bitstill.rng import derive
 
 
 def splitmix64(state: int) -> int:
-    """One output of SplitMix64's finalizer in plain integers: the oracle."""
+    """SplitMix64's finalizer in plain integers: the oracle."""
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
     return state ^ (state >> 31)

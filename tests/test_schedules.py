@@ -32,7 +32,7 @@ def test_linear_and_cubic_are_their_formulas(start, end, window, progress):
 
 
 def test_cubic_is_the_published_sparsity_schedule():
-    """Zhu and Gupta (2017), eq. 1: from 0 to 0.9; after half of the steps 7/8 of the way is done."""
+    """Zhu and Gupta (2017), eq. 1: from 0 to 0.9; after half of the steps it has covered 7/8 of the range."""
     assert Cubic(0.0, 0.9)(0.5) == pytest.approx(0.9 * 7 / 8)
 
 

@@ -1,4 +1,4 @@
-"""The bound holds for sums in any order, and is tight enough to see a wrong term."""
+"""The bound holds for sums in any order, and is tight enough to detect a wrong term."""
 
 from __future__ import annotations
 

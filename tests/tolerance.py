@@ -1,4 +1,4 @@
-"""How far two ways of computing the same sums in float32 may differ, derived rather than guessed."""
+"""Bound on the difference between two float32 evaluations of the same sums, derived rather than guessed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 UNIT = 2.0**-24
 """Unit roundoff of float32."""
 FURTHER_ROUNDINGS = 8
-"""Of each term, at most, besides those of the sum: scales of inputs and weights, offsets, two planes, the bias."""
+"""Roundings per term, at most, besides those of the sum: scales of inputs and weights, offsets, two planes, the bias."""
 PARTS = 3
 """A weight as level times scale plus offset: the two parts are at most 2 and 1 times the largest weight."""
 
@@ -15,13 +15,13 @@ PARTS = 3
 def product_tolerance(x, weight, shift=0.0):
     """Bound on the difference of two products of rows with a weight matrix, whatever the order of their sums.
 
-    A sum of n terms is within (n - 1) u times the sum of the terms' magnitudes of the exact one, in any order, with the unit
+    In any order, a sum of n terms is within (n - 1) u times the sum of the terms' magnitudes of the exact one, with the unit
     roundoff u (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2). Two sums differ by at most twice that.
 
     Args:
         x: rows of inputs (rows, n).
         weight: effective weights (outputs, n).
-        shift: what codes of inputs are shifted by, at most.
+        shift: largest shift of input codes.
 
     Returns:
         float64 (rows, outputs).
@@ -31,13 +31,13 @@ def product_tolerance(x, weight, shift=0.0):
 
 
 def assert_product_close(actual, expected, x, archive, rule=None):
-    """The outputs of a single linear layer, named "0", of an artifact.
+    """Compare outputs of a single linear layer, named "0", of an artifact.
 
     Args:
         actual, expected: (rows, outputs).
-        x: its inputs, (rows, n).
-        archive: the artifact.
-        rule: how inputs are quantized; None where they are not.
+        x: inputs of the layer, (rows, n).
+        archive: the artifact as read.
+        rule: quantizer of the inputs, or None.
     """
     x, actual, expected = (np.asarray(each, np.float32) for each in (x, actual, expected))
     shifted = rule is not None and rule.range == "step" and not rule.symmetric
