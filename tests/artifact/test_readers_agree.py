@@ -74,9 +74,11 @@ def agreement(source: Path, scratch: Path, count: int, seed: int, monkeypatch: p
         shutil.rmtree(folder)
         outputs = {name: each for name, each in said.items() if not isinstance(each, BitstillError)}
         counts["accepted" if len(outputs) == len(said) else "split" if outputs else "refused"] += 1
+        if any(not np.isfinite(output).all() for output in outputs.values()):
+            continue  # it left float32 on the way, and where depends on the order of factors
         for name, output in outputs.items():
             first = next(iter(outputs.values()))
-            close = 1e-4 * max(1e-6, float(np.abs(first).max()))
+            close = 1e-4 * np.abs(first).max(initial=1e-6)
             np.testing.assert_allclose(output, first, rtol=0, atol=close, err_msg=f"{which}: {name}")
     return counts
 
@@ -89,9 +91,9 @@ def test_readers_agree_on_changed_artifacts(pictures, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_readers_agree_on_many_changed_artifacts(pictures, tmp_path, monkeypatch):
     counts = agreement(pictures, tmp_path, 2000, 1, monkeypatch)
-    print(
-        f"readers of 2000 changed artifacts: all refuse {counts['refused']}, all accept {counts['accepted']} with equal outputs"
-    )
+    print(f"readers of 2000 changed artifacts: {counts}")
+    # The arguments of a convolutional network are compared with the file by torch alone, since the others build no layers.
+    assert counts["split"] <= 0.05 * 2000 and counts["accepted"] > 100
 
 
 # Sizes ---------------------------------------------------------------------------------------------------------------------

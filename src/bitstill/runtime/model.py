@@ -114,7 +114,8 @@ class Model:
             DataError: an input is missing or unknown, has another shape or type, or an id or position is out of range.
         """
         values = self._by_name(arrays, named)
-        with as_artifact_error("config.json"):
+        # Numbers beyond float32 become infinite in silence, as in torch and in the C library.
+        with as_artifact_error("config.json"), np.errstate(over="ignore", invalid="ignore"):
             return self._answer_texts(values) if self._reads_texts else self._answer_images(values)
 
     def _by_name(self, arrays: tuple[npt.ArrayLike, ...], named: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
