@@ -56,7 +56,7 @@ def test_its_options_are_listed_like_those_of_any_other(cli, at_root):
     assert [option["name"] for option in describe(RECIPE)["options"]] == [
         "quantizer", "first_epochs", "second_epochs", "lr", "teacher_epochs",
     ]  # fmt: skip
-    assert "A student that learns from its teacher's logits" in " ".join(cli("recipes", RECIPE).out.split())
+    assert "peak learning rate of the first stage; the second uses half of it" in " ".join(cli("recipes", RECIPE).out.split())
 
 
 @pytest.mark.parametrize(("recipe", "message"), [
