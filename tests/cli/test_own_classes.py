@@ -56,7 +56,9 @@ def test_its_options_are_listed_like_those_of_any_other(cli, at_root):
     assert [option["name"] for option in describe(RECIPE)["options"]] == [
         "quantizer", "first_epochs", "second_epochs", "lr", "teacher_epochs",
     ]  # fmt: skip
-    assert "peak learning rate of the first stage; the second uses half of it" in " ".join(cli("recipes", RECIPE).out.split())
+    shown = " ".join(cli("recipes", RECIPE).out.split())
+    assert "Distillation from the teacher's logits, then, at half the learning rate" in shown, "the class, in a sentence"
+    assert "peak learning rate of the first stage; the second uses half of it" in shown
 
 
 @pytest.mark.parametrize(("recipe", "message"), [
